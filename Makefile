@@ -1,0 +1,41 @@
+# make sample: from a clean clone to a finished report on the embedded dataset. make test: lint and tests.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+ARGS ?=
+
+.PHONY: sample test slow lint format seeds clean
+
+sample: $(VENV)/.installed
+	$(RUN) run_sample.py $(ARGS)
+
+test: lint
+	$(RUN) -m pytest $(ARGS)
+
+slow: $(VENV)/.installed-dev
+	$(RUN) -m pytest -m slow $(ARGS)
+
+lint: $(VENV)/.installed-dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+format: $(VENV)/.installed-dev
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+# The three-seed table of the README: the whole pipeline once per seed.
+seeds: $(VENV)/.installed
+	$(RUN) -m benchmarks.shapes_seeds $(ARGS)
+
+$(VENV)/.installed: requirements.txt constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 10) else "Python 3.10 or later is needed")'
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --disable-pip-version-check -q -r requirements.txt $(CONSTRAINTS)
+	touch $@
+
+$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
+	$(RUN) -m pip install --disable-pip-version-check -q -r requirements-dev.txt
+	touch $@
+
+clean:
+	rm -rf result

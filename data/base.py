@@ -1,0 +1,83 @@
+"""What a dataset is: names, images, image-level labels and, where there are any, masks."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from misc.errors import UserError
+
+
+class DataError(UserError):
+    """The user's data are not as they must be; the message says what was found, what was wanted and what to do."""
+
+
+class Dataset:
+    """Images with image-level labels, and masks where there are any.
+
+    A dataset is a value that is passed in; nothing outside `data/` asks which one it is. A subclass sets `name`,
+    `classes` (foreground names; index c here is the mask value c + 1) and answers the questions below.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+
+    @property
+    def n_classes(self) -> int:
+        """Number of foreground classes."""
+        return len(self.classes)
+
+    def names(self, split: str) -> list[str]:
+        """Image names of a split ("train", "val", ...), in a fixed order; DataError if there is no such split."""
+        raise DataError(f"dataset {self.name} has no split {split!r}")
+
+    def image(self, name: str) -> np.ndarray:
+        """uint8 [H, W, 3], RGB."""
+        raise DataError(f"dataset {self.name} has no image {name!r}")
+
+    def label(self, name: str) -> np.ndarray:
+        """float32 [C], 1 where the class occurs."""
+        raise DataError(f"dataset {self.name} has no label for {name!r}")
+
+    def mask(self, name: str) -> np.ndarray | None:
+        """uint8 [H, W] (0 background, c + 1 class, 255 ignore), or None where there is no ground truth."""
+        return None
+
+    def names_of(self, list_or_split: str) -> list[str]:
+        """Image names of a split, or of a list file (a name, or `/JPEGImages/x.jpg /Masks/x.png`, per line)."""
+        if Path(list_or_split).suffix == ".txt" or Path(list_or_split).is_file():
+            return read_list(Path(list_or_split))
+        return self.names(list_or_split)
+
+    def check_names(self, names: Sequence[str], source: str) -> None:
+        """DataError if an image named by `source` (a split or a list file) is not in the dataset."""
+
+    def labels(self, names: Sequence[str]) -> np.ndarray:
+        """float32 [N, C]: the label of every name."""
+        return (
+            np.stack([self.label(name) for name in names]) if len(names) else np.zeros((0, self.n_classes), np.float32)
+        )
+
+
+def read_list(path: Path) -> list[str]:
+    """Image names of a list file: the stem of the first word of every line that is not empty."""
+    if not path.is_file():
+        raise DataError(f"list file {path} does not exist")
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"list file {path} is not text: {error}") from error
+    names = [Path(line.split()[0]).stem for line in lines if line.strip()]
+    if not names:
+        raise DataError(f"list file {path} names no image")
+    return names
+
+
+def voc_palette() -> np.ndarray:
+    """uint8 [256, 3]: the PASCAL VOC colour map (bits of the index spread over the three channels)."""
+    index = np.arange(256)
+    palette = np.zeros((256, 3), np.uint8)
+    for bit in range(8):
+        for channel in range(3):
+            palette[:, channel] |= (((index >> (3 * bit + channel)) & 1) << (7 - bit)).astype(np.uint8)
+    return palette

@@ -1,0 +1,147 @@
+"""The torch Datasets and their order. Every draw depends on (seed, image name, epoch or step) only."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from data.base import Dataset
+from data.transforms import crop_box, normalize, paste, pyramid, rescale_size, resize, training_crop
+from misc.torchutils import rank, rng, world_size
+
+
+class TrainingCrops(torch.utils.data.Dataset):
+    """Augmented crops of single images; an item is asked for by (name, *keys), and the keys seed its augmentation."""
+
+    def __init__(self, dataset: Dataset, long: tuple[int, int], crop: int, seed: int):
+        self.dataset, self.long, self.crop, self.seed = dataset, long, crop, seed
+
+    def __getitem__(self, item: tuple) -> tuple[torch.Tensor, torch.Tensor]:
+        """(float32 [3, crop, crop], label float32 [C])."""
+        name, *keys = item
+        image = training_crop(self.dataset.image(name), self.long, self.crop, rng(self.seed, name, *keys))
+        return torch.from_numpy(image), torch.from_numpy(self.dataset.label(name))
+
+
+class AffinityCrops(torch.utils.data.Dataset):
+    """Augmented crops of images with their CRF labels, reduced to the stride-4 grid (IRN, the affinity dataset)."""
+
+    def __init__(self, dataset: Dataset, read_label, scales: tuple[float, float], crop: int, seed: int):
+        self.dataset, self.read_label, self.scales = dataset, read_label, scales
+        self.crop, self.seed = crop, seed
+
+    def __getitem__(self, item: tuple) -> tuple[torch.Tensor, torch.Tensor]:
+        """(float32 [3, crop, crop], uint8 [crop / 4, crop / 4] with 255 for ignore and padding)."""
+        name, *keys = item
+        draw = rng(self.seed, name, *keys)
+        image = self.dataset.image(name)
+        label = self.read_label(name)
+        size = rescale_size(image.shape, draw.uniform(*self.scales))
+        image, label = normalize(resize(image, *size)), resize(label, *size, nearest=True)
+        if draw.random() < 0.5:
+            image, label = image[..., ::-1], label[..., ::-1]
+        box = crop_box(size, self.crop, draw)
+        image, label = paste(image, box, self.crop, 0.0), paste(label, box, self.crop, 255)
+        small = resize(label, self.crop // 4, self.crop // 4, nearest=True)
+        return torch.from_numpy(image), torch.from_numpy(small.copy())
+
+
+class TopLeftCrops(torch.utils.data.Dataset):
+    """The top left corner of whole images, padded to the crop where they are smaller."""
+
+    def __init__(self, dataset: Dataset, names: Sequence[str], crop: int):
+        self.dataset, self.names, self.crop = dataset, names, crop
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, i: int) -> torch.Tensor:
+        """float32 [3, crop, crop]."""
+        image = normalize(self.dataset.image(self.names[i]))
+        rows, columns = (slice(0, min(side, self.crop)) for side in image.shape[1:])
+        return torch.from_numpy(paste(image, (rows, columns, rows, columns), self.crop, 0.0))
+
+
+class Pyramids(torch.utils.data.Dataset):
+    """Whole images at several scales with their mirrors, for CAM and RIB."""
+
+    def __init__(self, dataset: Dataset, names: Sequence[str], scales: Sequence[float]):
+        self.dataset, self.names, self.scales = dataset, names, tuple(scales)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, i: int) -> tuple[str, tuple[int, int], list[torch.Tensor], torch.Tensor]:
+        """(name, (H, W), per scale float32 [2, 3, h, w], label float32 [C])."""
+        name = self.names[i]
+        image = self.dataset.image(name)
+        levels = [torch.from_numpy(level) for level in pyramid(image, self.scales)]
+        return name, image.shape[:2], levels, torch.from_numpy(self.dataset.label(name))
+
+
+def iterate_images(dataset: torch.utils.data.Dataset, num_workers: int) -> DataLoader:
+    """One item after another, unbatched, read ahead by worker processes."""
+    return DataLoader(dataset, batch_size=None, shuffle=False, num_workers=num_workers)
+
+
+def epoch_batches(names: Sequence[str], batch_size: int, seed: int, epoch: int) -> list[list[tuple]]:
+    """The (name, epoch) batches of an epoch: shuffled by (seed, epoch), the last incomplete one dropped.
+
+    With several ranks every rank takes its part of the same global batches.
+    """
+    order = rng(seed, "order", epoch).permutation(len(names))
+    batches = [order[i : i + batch_size] for i in range(0, len(names) - batch_size + 1, batch_size)]
+    return [[(names[i], epoch) for i in batch[rank() :: world_size()]] for batch in batches]
+
+
+class CompanionBatches:
+    """For each target image K batches of B (name, target, step): images that share no class with the target.
+
+    Drawn without repeats until the list of disjoint images is used up, then reshuffled; empty where there is none.
+    """
+
+    def __init__(
+        self, names: Sequence[str], labels: np.ndarray, targets: Sequence[str], target_labels: np.ndarray,
+        n_iter: int, batch_size: int, seed: int,
+    ):  # fmt: skip
+        self.names, self.labels = names, labels > 0
+        self.targets, self.target_labels = targets, target_labels > 0
+        self.n_iter, self.batch_size, self.seed = n_iter, batch_size, seed
+
+    def of(self, i: int) -> list[list[tuple]]:
+        """The batches of target i: K of them, or none where no image is disjoint."""
+        disjoint = np.flatnonzero(~(self.labels[:, self.target_labels[i]].any(1)))
+        if not len(disjoint) or not self.batch_size:
+            return []
+        draw = rng(self.seed, "companions", self.targets[i])
+        need = self.n_iter * self.batch_size
+        order = np.concatenate([draw.permutation(disjoint) for _ in range(-(-need // len(disjoint)))])[:need]
+        # FIDELITY: where the list runs out the published loop ends; here it is shuffled anew.
+        rows = order.reshape(self.n_iter, self.batch_size)
+        return [[(self.names[j], self.targets[i], k) for j in row] for k, row in enumerate(rows)]
+
+    def __iter__(self) -> Iterator[list[tuple]]:
+        for i in range(len(self.targets)):
+            yield from self.of(i)
+
+
+class CompanionStream:
+    """Companion crops of one target after another, decoded by worker processes ahead of need."""
+
+    def __init__(self, crops: TrainingCrops, batches: CompanionBatches, num_workers: int, device: torch.device):
+        self.batches, self.device = batches, device
+        pin = device.type == "cuda"
+        self.loader = iter(DataLoader(crops, batch_sampler=batches, num_workers=num_workers, pin_memory=pin))
+
+    def of(self, i: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """The batches of target i, on the device; targets are to be asked for in order. What is not used is skipped."""
+        left = len(self.batches.of(i))
+        try:
+            while left:
+                left -= 1
+                images, labels = next(self.loader)
+                yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+        finally:
+            for _ in range(left):
+                next(self.loader)

@@ -1,0 +1,40 @@
+"""From raw network outputs to the CAMs that are stored (IRN, step/make_cam.py)."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+EPSILON = 1e-5
+
+
+def merge_mirrors(cam: torch.Tensor) -> torch.Tensor:
+    """Raw CAMs of an image and its mirror [2, C, h, w] -> [C, h, w]: relu, mirror flipped back, added."""
+    cam = torch.relu(cam)
+    return cam[0] + cam[1].flip(-1)
+
+
+def strided_size(size: tuple[int, int], stride: int) -> tuple[int, int]:
+    """Height and width of the grid of a given stride: (ceil(H / stride), ceil(W / stride))."""
+    return -(-size[0] // stride), -(-size[1] // stride)
+
+
+def combine_scales(
+    cams: Sequence[torch.Tensor], keys: torch.Tensor, size: tuple[int, int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The stored CAMs of an image from its per-scale CAMs.
+
+    cams: per scale [C, h, w], not negative. keys: int64 [n], the image's classes. size: (H, W) of the image.
+    Returns cam [n, ceil(H/4), ceil(W/4)] and high_res [n, H, W], each map divided by its maximum + 1e-5.
+    """
+    small = strided_size(size, 4)
+    large = tuple(16 * n for n in strided_size(size, 16))
+    cams = [cam[keys][None] for cam in cams]
+    if not len(keys):
+        return cams[0].new_zeros((0, *small)), cams[0].new_zeros((0, *size))
+
+    def summed(target: tuple[int, int]) -> torch.Tensor:
+        resized = [F.interpolate(cam, target, mode="bilinear", align_corners=False)[0] for cam in cams]
+        return torch.stack(resized).sum(0)[:, : size[0], : size[1]]
+
+    return tuple(cam / (cam.amax((-2, -1), keepdim=True) + EPSILON) for cam in (summed(small), summed(large)))

@@ -1,0 +1,56 @@
+"""Files that are either whole or not there."""
+
+import json
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+
+def write_atomic(path: Path, write: Callable[[Any], None]) -> None:
+    """Calls write(binary file) on a temporary file beside `path` and renames it; on an error nothing is left."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_json(path: Path, value: Any) -> None:
+    """Writes `value` as indented JSON."""
+    text = json.dumps(value, indent=2, sort_keys=False) + "\n"
+    write_atomic(path, lambda file: file.write(text.encode()))
+
+
+def load_json(path: Path) -> Any:
+    """The value of a JSON file, {} where there is none."""
+    return json.loads(Path(path).read_text()) if Path(path).is_file() else {}
+
+
+def save_mask(path: Path, mask: np.ndarray, palette: np.ndarray) -> None:
+    """Writes uint8 [H, W] as a palette PNG; palette: uint8 [256, 3]."""
+    image = Image.fromarray(np.ascontiguousarray(mask, np.uint8))
+    image.putpalette(palette.astype(np.uint8).tobytes())
+    write_atomic(path, lambda file: image.save(file, format="PNG"))
+
+
+def load_mask(path: Path) -> np.ndarray:
+    """uint8 [H, W] of a palette or grey PNG."""
+    with Image.open(path) as image:
+        return np.array(image)
+
+
+def save_torch(path: Path, value: Any) -> None:
+    """torch.save, whole or not at all."""
+    write_atomic(path, lambda file: torch.save(value, file))

@@ -1,0 +1,153 @@
+"""Reducing the information bottleneck: the per-image fine-tuning that widens the CAM (RIB, section 4)."""
+
+import contextlib
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from misc.cam import merge_mirrors
+from misc.torchutils import PolyOptimizer, autocast
+from net.resnet50_cam import CAM
+
+POOLINGS = ("gndp", "gap")
+
+
+def gndrp(cam: torch.Tensor, score_th: float) -> torch.Tensor:
+    """Global non-discriminative region pooling (RIB, equation 6): [..., h, w] raw CAM -> [...].
+
+    The mean of CAM * [CAM / max(CAM) < score_th]; the mask takes no gradient.
+    """
+    # FIDELITY: the raw CAM is used, not its relu, so negative positions are kept by the mask and pull the mean down.
+    mask = (cam / cam.amax((-2, -1), keepdim=True) < score_th).detach()
+    # FIDELITY: the divisor is H * W, not the number of kept positions as in the paper's equation.
+    return (cam * mask).mean((-2, -1))
+
+
+class RIB:
+    """Fine-tunes a classifier on one image at a time and collects the CAMs of every step.
+
+    model: CAM network with the trained weights; every run starts from them and they are restored afterwards.
+    lr: learning rate of the backbone (head 10x). n_iter: steps K. pooling: "gndp" or "gap". score_th: tau of GNDRP.
+    stop_th: stop once |sum of the image's target logits| exceeds it. explode_th, explode_ratio: an image ends when the
+    normalised map exceeds explode_th on more than explode_ratio of its positions. weight_decay: of every group.
+    precision: "bf16" runs the network under autocast; weights, sums and pooling stay in float32.
+    """
+
+    def __init__(
+        self,
+        model: CAM,
+        lr: float,
+        n_iter: int,
+        pooling: str = "gndp",
+        score_th: float = 0.4,
+        stop_th: float = 600.0,
+        explode_th: float = 0.3,
+        explode_ratio: float = 0.7,
+        weight_decay: float = 1e-4,
+        precision: str = "fp32",
+    ):
+        if pooling not in POOLINGS:
+            raise ValueError(f"pooling is {pooling!r}; there are {', '.join(POOLINGS)}")
+        self.model = model.eval()
+        self.lr, self.n_iter, self.weight_decay = lr, n_iter, weight_decay
+        self.pooling, self.score_th = pooling, score_th
+        self.precision = precision
+        self.stop_th, self.explode_th, self.explode_ratio = stop_th, explode_th, explode_ratio
+        # What learns: layer3, layer4 and the classifier, batch normalisation's affine parameters among them.
+        upper = [*model.layer3.parameters(), *model.layer4.parameters()]
+        self.parameters = [*upper, *model.classifier.parameters()]
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        for parameter in self.parameters:
+            parameter.requires_grad_(True)
+        self.groups = [{"params": upper, "lr": lr}, {"params": list(model.classifier.parameters()), "lr": 10 * lr}]
+        self.trained = [parameter.detach().clone() for parameter in self.parameters]
+
+    def run(
+        self,
+        pyramid: Sequence[torch.Tensor],
+        label: torch.Tensor,
+        companions: Iterable[tuple[torch.Tensor, torch.Tensor]],
+    ) -> tuple[list[torch.Tensor], int]:
+        """The CAMs of one image, summed over the steps.
+
+        pyramid: per scale [2, 3, h, w] (image, mirror); the first entry is scale 1.0, the second 0.5. label: [C].
+        companions: one (images [B, 3, H, W], labels [B, C]) per step; when it ends early, the image learns alone.
+        Returns one [C, h', w'] per scale (relu, mirrors added, summed over steps) and the number of steps entered.
+        """
+        try:
+            return self._run(pyramid, label, iter(companions))
+        finally:
+            self.restore()
+
+    def restore(self) -> None:
+        """Puts the trained weights back."""
+        with torch.no_grad():
+            for parameter, trained in zip(self.parameters, self.trained, strict=True):
+                parameter.copy_(trained)
+
+    def _run(self, pyramid, label, companions) -> tuple[list[torch.Tensor], int]:
+        model = self.model
+        classes = label.nonzero().flatten()
+        optimizer = PolyOptimizer(
+            [{**group, "weight_decay": self.weight_decay} for group in self.groups],
+            self.lr, self.weight_decay, max_step=self.n_iter,
+        )  # fmt: skip
+        with torch.no_grad(), self._autocast(pyramid[0]):  # layers up to layer2 never change: once per image
+            lower = [model.lower(images) for images in pyramid]
+        sums: list[torch.Tensor] = []
+        for k in range(self.n_iter):
+            last = k == self.n_iter - 1
+            # One autocast per step: it keeps the cast weights until it ends, and they change with every step.
+            with self._autocast(pyramid[0]):
+                raw = []
+                for scale, features in enumerate(lower):
+                    with torch.set_grad_enabled(scale != 1 and not last):  # scale 0.5 gives a CAM but no logit
+                        raw.append(model.classifier(model.upper(features)).float())
+                    cam = merge_mirrors(raw[scale].detach())
+                    if k == 0:
+                        sums.append(cam)
+                    else:
+                        sums[scale] += cam
+                    # FIDELITY: tested once scale 1.0 has been added; the other scales of this step are then left out.
+                    if scale == 0 and k >= 1 and self._exploded(cam[classes]):
+                        return sums, k + 1
+                if last:  # its update would never be used
+                    return sums, k + 1
+                target = torch.cat([self._pool(cam[:, classes]) for scale, cam in enumerate(raw) if scale != 1])
+                loss = -target.sum()
+                images, labels = next(companions, (None, None))
+                if images is not None and len(images):
+                    loss = loss + self._companion_loss(images, labels)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            # FIDELITY: the sum over the image's six rows stands where the paper has min(m, y).
+            total = float(target.detach().sum().abs())
+            if not total < float("inf"):
+                raise FloatingPointError(f"target logits are not finite in RIB step {k + 1}; try a smaller --RIB_lr")
+            if total > self.stop_th:
+                return sums, k + 1
+        return sums, self.n_iter
+
+    def _autocast(self, tensor: torch.Tensor) -> contextlib.AbstractContextManager:
+        return autocast(tensor.device, self.precision)
+
+    def _companion_loss(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            lower = self.model.lower(images)
+        cam = self.model.classifier(self.model.upper(lower)).float()
+        rows, columns = labels.nonzero(as_tuple=True)
+        return -self._pool(cam[rows, columns]).sum()
+
+    def _pool(self, cam: torch.Tensor) -> torch.Tensor:
+        if self.pooling == "gap":
+            return cam.mean((-2, -1))
+        return gndrp(cam, self.score_th)
+
+    def _exploded(self, cam: torch.Tensor) -> bool:
+        """cam: [n, h, w], relu'd and mirror-summed, of the image's classes."""
+        if not len(cam):
+            return False
+        covered = (cam / cam.amax((-2, -1), keepdim=True) > self.explode_th).any(0)
+        return float(covered.float().mean()) > self.explode_ratio

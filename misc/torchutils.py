@@ -1,0 +1,129 @@
+"""Devices, precision, seeds, ranks and the published optimiser."""
+
+import contextlib
+import os
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from misc.errors import UserError
+
+
+class PolyOptimizer(torch.optim.SGD):
+    """SGD whose learning rates fall as (1 - step / max_step) ** power (IRN, misc/torchutils.py).
+
+    max_step: steps of the whole schedule; after it nothing changes any more. Groups carry their own `weight_decay`.
+    """
+
+    def __init__(self, params, lr: float, weight_decay: float, max_step: int, power: float = 0.9):
+        # FIDELITY: the published optimiser hands weight decay to SGD's momentum slot, so momentum is 1e-4, not 0.9.
+        super().__init__(params, lr, momentum=weight_decay)
+        self.global_step = 0
+        self.max_step = max_step
+        self.power = power
+        self.initial_lr = [group["lr"] for group in self.param_groups]
+
+    def step(self, closure=None):
+        """One step with the learning rates of this step; no change once `max_step` is reached."""
+        if self.global_step < self.max_step:
+            factor = poly_factor(self.global_step, self.max_step, self.power)
+            for group, lr in zip(self.param_groups, self.initial_lr, strict=True):
+                group["lr"] = lr * factor
+            super().step(closure)
+        self.global_step += 1
+
+    def state_dict(self) -> dict:
+        return {**super().state_dict(), "global_step": self.global_step}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        self.global_step = state_dict["global_step"]
+        super().load_state_dict({key: value for key, value in state_dict.items() if key != "global_step"})
+
+
+def poly_factor(step: int, max_step: int, power: float = 0.9) -> float:
+    """The factor of the learning rate at `step` (0-based) of `max_step`."""
+    return (1 - step / max_step) ** power
+
+
+def resolve_device(name: str) -> torch.device:
+    """torch.device of "auto", "cpu" or "cuda"; with several ranks, the local rank's GPU."""
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UserError("--device cuda, but PyTorch sees no GPU; check nvidia-smi, or use --device cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
+
+
+def set_precision(precision: str) -> None:
+    """Float32 products in full precision, or in TF32 where `--precision tf32` says so."""
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
+    """bfloat16 autocast for `--precision bf16`, nothing otherwise."""
+    if precision == "bf16":
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds torch's generators; NumPy draws come from `rng`, never from global state."""
+    torch.manual_seed(seed)
+
+
+def rng(seed: int, *keys: int | str) -> np.random.Generator:
+    """A generator that depends on the seed and the keys (an image's name, an epoch) only, not on rank or worker."""
+    words = [zlib.crc32(key.encode()) if isinstance(key, str) else int(key) for key in keys]
+    return np.random.default_rng([seed, *words])
+
+
+def rank() -> int:
+    """Rank of this process, 0 when there is one."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def barrier() -> None:
+    """Waits for the other ranks."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def shard(items: Sequence) -> list:
+    """Every R-th item, this rank's share."""
+    return list(items[rank() :: world_size()])
+
+
+def all_reduce_sum(array: np.ndarray) -> np.ndarray:
+    """Sum of an integer or float array over the ranks."""
+    if not dist.is_initialized():
+        return array
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    tensor = torch.from_numpy(np.ascontiguousarray(array)).to(device)
+    dist.all_reduce(tensor)
+    return tensor.cpu().numpy()
+
+
+def gather(values: list) -> list:
+    """The values of all ranks, one list on every rank."""
+    if not dist.is_initialized():
+        return values
+    parts: list = [None] * world_size()
+    dist.all_gather_object(parts, values)
+    return [value for part in parts for value in part]
+
+
+def init_ranks(device_name: str) -> None:
+    """Joins the process group when torchrun started this process."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if device_name != "cpu" and torch.cuda.is_available() else "gloo")

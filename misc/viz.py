@@ -1,0 +1,105 @@
+"""Pictures: maps over images, grids, curves."""
+
+import argparse
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from data.base import Dataset, voc_palette
+from misc import camfile
+from misc.files import load_mask, write_atomic
+from misc.workdir import result_file
+
+TILE = 144  # height of a picture in the overview
+GAP = 4
+
+
+def overlay_cam(image: np.ndarray, cam: np.ndarray) -> np.ndarray:
+    """uint8 [H, W, 3]: a CAM [H, W] in [0, 1] as heat over the grey image."""
+    heat = cv2.applyColorMap((np.clip(cam, 0, 1) * 255).astype(np.uint8), cv2.COLORMAP_VIRIDIS)[..., ::-1]
+    grey = np.repeat(image.mean(2, keepdims=True), 3, 2)
+    weight = 0.35 + 0.5 * np.clip(cam, 0, 1)[..., None]
+    return (heat * weight + grey * (1 - weight)).astype(np.uint8)
+
+
+def overlay_mask(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """uint8 [H, W, 3]: class colours over the image; ignored pixels (255) hatched in white."""
+    colour = voc_palette()[mask]
+    out = np.where((mask > 0)[..., None], 0.4 * image + 0.6 * colour, 0.8 * image)
+    y, x = np.indices(mask.shape)
+    hatch = (mask == 255) & ((x + y) // 2 % 3 == 0)
+    out[mask == 255] = image[mask == 255]
+    out[hatch] = 255
+    return out.astype(np.uint8)
+
+
+def overview(args: argparse.Namespace, dataset: Dataset, names: Sequence[str], rows: int = 12) -> np.ndarray:
+    """uint8 [H, W, 3]: for `rows` images, spread over the list, a row of what every step made of it.
+
+    Columns: image, ground truth, CAM, RIB, CRF label, pseudo mask; what is not there is left grey.
+    """
+    columns = ("image", "ground truth", "CAM", "RIB", "CRF label", "pseudo mask")
+    chosen = [names[i] for i in np.unique(np.linspace(0, len(names) - 1, min(rows, len(names))).round().astype(int))]
+    tiles = [[_caption(title) for title in columns]]
+    for name in chosen:
+        image = dataset.image(name)
+        truth = dataset.mask(name)
+        row = [image, None if truth is None else overlay_mask(image, truth)]
+        for folder in ("cam_out_dir", "cam_rib_out_dir"):
+            path = result_file(args, folder, name, ".npy")
+            row.append(_heat(image, camfile.load(path)["high_res"]) if path.is_file() else None)
+        for folder in ("ir_label_out_dir", "sem_seg_out_dir"):
+            path = result_file(args, folder, name, ".png")
+            row.append(overlay_mask(image, load_mask(path)) if path.is_file() else None)
+        tiles.append([_tile(picture) for picture in row])
+    return np.vstack([np.hstack(row) for row in tiles])
+
+
+def save_image(path: Path, image: np.ndarray) -> None:
+    """Writes uint8 [H, W, 3] RGB as PNG."""
+    data = cv2.imencode(".png", np.ascontiguousarray(image[..., ::-1]))[1].tobytes()
+    write_atomic(path, lambda file: file.write(data))
+
+
+def plot_thresholds(path: Path, curves: dict[str, dict[str, float]], title: str) -> None:
+    """Writes the mIoU of each named sweep (threshold -> mIoU) as one plot."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    axes = figure.subplots()
+    for (label, sweep), colour in zip(curves.items(), ("#0072B2", "#D55E00", "#009E73"), strict=False):
+        x, y = np.array([float(t) for t in sweep]), 100 * np.array(list(sweep.values()))
+        axes.plot(x, y, color=colour, label=f"{label}: best {y.max():.1f} at {x[y.argmax()]:.2f}")
+        axes.plot(x[y.argmax()], y.max(), "o", color=colour)
+    axes.set(xlabel="background threshold", ylabel="mIoU (%)", title=title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=120)
+    write_atomic(path, lambda file: file.write(data.getvalue()))
+
+
+def _heat(image: np.ndarray, maps: np.ndarray) -> np.ndarray:
+    return overlay_cam(image, maps.max(0) if len(maps) else np.zeros(image.shape[:2], np.float32))
+
+
+def _tile(picture: np.ndarray | None) -> np.ndarray:
+    """A picture fitted into a square of TILE pixels with a margin."""
+    tile = np.full((TILE + GAP, TILE + GAP, 3), 255, np.uint8)
+    if picture is None:
+        tile[:TILE, :TILE] = 225
+        return tile
+    scale = TILE / max(picture.shape[:2])
+    width, height = (max(1, round(side * scale)) for side in (picture.shape[1], picture.shape[0]))
+    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST
+    tile[:height, :width] = cv2.resize(picture, (width, height), interpolation=interpolation)
+    return tile
+
+
+def _caption(text: str) -> np.ndarray:
+    tile = np.full((28, TILE + GAP, 3), 255, np.uint8)
+    cv2.putText(tile, text, (2, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.55, (0, 0, 0), 1, cv2.LINE_AA)
+    return tile

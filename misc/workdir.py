@@ -1,0 +1,70 @@
+"""What lies under `--work_dir`, and who makes it."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from misc.errors import UserError
+from misc.files import load_json, save_json
+from misc.torchutils import rank, shard
+
+# argument of a folder or file -> (default below --work_dir, step that makes it)
+PLACES = {
+    "cam_weights_name": ("sess/res50_cam.pth", "train_cam"),
+    "irn_weights_name": ("sess/res50_irn.pth", "train_irn"),
+    "cam_out_dir": ("cam", "make_cam"),
+    "cam_rib_out_dir": ("cam_rib", "make_rib_cam"),
+    "ir_label_out_dir": ("ir_label", "cam_to_ir_label"),
+    "sem_seg_out_dir": ("sem_seg", "make_sem_seg"),
+}
+
+
+def place(args: argparse.Namespace, argument: str) -> Path:
+    """The path that an argument of PLACES names, by default below `--work_dir`."""
+    value = getattr(args, argument)
+    return Path(value) if value else Path(args.work_dir) / PLACES[argument][0]
+
+
+def seeds_argument(args: argparse.Namespace) -> str:
+    """Which folder argument `--seeds` points the steps after the seeds at."""
+    return {"cam": "cam_out_dir", "cam_rib": "cam_rib_out_dir"}[args.seeds]
+
+
+def result_file(args: argparse.Namespace, argument: str, name: str, suffix: str) -> Path:
+    """The result file of an image."""
+    return place(args, argument) / f"{name}{suffix}"
+
+
+def require(args: argparse.Namespace, argument: str, names: Sequence[str] | None = None, suffix: str = ".npy") -> None:
+    """UserError if a file that an earlier step makes is not there, saying which step makes it.
+
+    names: the images whose result files are needed; without, the argument names a single file.
+    """
+    step = PLACES[argument][1]
+    if names is None:
+        if not place(args, argument).is_file():
+            raise UserError(f"{place(args, argument)} is missing; step {step} makes it: add --steps {step}")
+        return
+    folder = place(args, argument)
+    missing = [name for name in names if not (folder / f"{name}{suffix}").is_file()]
+    if missing:
+        some = f"{len(missing)} of {len(names)} files are missing, {folder / missing[0]}{suffix} first"
+        raise UserError(f"{some}; step {step} makes them: add --steps {step}")
+
+
+def pending(args: argparse.Namespace, argument: str, names: Sequence[str], suffix: str) -> list[str]:
+    """This rank's images whose result file is still to be made (all of them with `--overwrite`)."""
+    mine = shard(names)
+    return mine if args.overwrite else [n for n in mine if not result_file(args, argument, n, suffix).is_file()]
+
+
+def record(args: argparse.Namespace, step: str, values: dict) -> None:
+    """Stores what a step measured in metrics.json."""
+    if rank() == 0:
+        path = Path(args.work_dir) / "metrics.json"
+        save_json(path, {**load_json(path), step: values})
+
+
+def metrics(args: argparse.Namespace) -> dict:
+    """The content of metrics.json."""
+    return load_json(Path(args.work_dir) / "metrics.json")

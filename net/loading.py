@@ -1,0 +1,25 @@
+"""Networks with the weights that the arguments name, ready for the device."""
+
+import argparse
+
+import torch
+
+from data.base import Dataset
+from misc.workdir import place
+from net import weights
+from net.resnet50_cam import CAM
+from net.resnet50_irn import EdgeDisplacement
+
+
+def load_cam(args: argparse.Namespace, dataset: Dataset, device: torch.device) -> CAM:
+    """The classifier as CAM network, in evaluation mode."""
+    model = CAM(dataset.n_classes, args.cam_network)
+    weights.load(model, place(args, "cam_weights_name"))
+    return model.eval().to(device, memory_format=torch.channels_last)
+
+
+def load_irn(args: argparse.Namespace, device: torch.device) -> EdgeDisplacement:
+    """The boundary network at inference, in evaluation mode."""
+    model = EdgeDisplacement(args.irn_infer_pad, arch=args.cam_network)
+    weights.load(model, place(args, "irn_weights_name"))
+    return model.eval().to(device, memory_format=torch.channels_last)

@@ -1,0 +1,148 @@
+"""Every checkpoint layout in: ours, torchvision's ImageNet files, and those of the published code."""
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from misc.errors import UserError
+
+IMAGENET = "IMAGENET1K_V1"  # what the published code was trained from
+
+
+class WeightsError(UserError):
+    """A checkpoint cannot be read or does not fit the network; the message names keys and shapes."""
+
+
+def load(model: nn.Module, source: Path | str | Mapping[str, torch.Tensor], backbone_only: bool = False) -> None:
+    """Loads a checkpoint of any known layout into `model`.
+
+    source: a file, or a state dict. Known layouts: parameter names as here (torchvision's for the backbone); with
+    `resnet50.`, `backbone.` and `newly_added.` prefixes and the published duplicates `stage*.`; each with or without
+    `module.`, alone or under "state_dict" or "model". backbone_only: the heads may be absent and are left alone.
+    Raises WeightsError naming what is missing or of the wrong shape.
+    """
+    named = "the state dict" if isinstance(source, Mapping) else str(find_file(source))
+    state = canonical(source if isinstance(source, Mapping) else read(source), model)
+    wanted = {
+        name: value for name, value in model.state_dict().items()
+        if not name.endswith("num_batches_tracked") and not (backbone_only and _is_head(name))
+    }  # fmt: skip
+    missing = [name for name in wanted if name not in state]
+    wrong = [
+        f"{name} is {tuple(state[name].shape)}, wanted {tuple(value.shape)}"
+        for name, value in wanted.items() if name in state and state[name].shape != value.shape
+    ]  # fmt: skip
+    if wrong:
+        hint = ""
+        if any(text.startswith("classifier.weight") for text in wrong):
+            hint = "; it was trained for another number of classes: check --dataset"
+        raise WeightsError(f"{named} does not fit the network: {_some(wrong)}{hint}")
+    if missing:
+        raise WeightsError(
+            f"{named} lacks {len(missing)} of {len(wanted)} tensors: {_some(missing)}; is it for this network?"
+        )
+    model.load_state_dict({name: state[name] for name in wanted}, strict=False)
+
+
+def read(path: Path | str) -> Mapping[str, torch.Tensor]:
+    """The state dict of a file; no code in it is run. WeightsError if it is not a whole checkpoint."""
+    path = find_file(path)
+    try:
+        value = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{path} holds more than tensors, or is damaged, and is refused: {str(error).splitlines()[0]}"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        raise WeightsError(
+            f"{path} is not a whole checkpoint ({str(error).splitlines()[0]}); fetch or make it again"
+        ) from error
+    for key in ("state_dict", "model"):
+        if isinstance(value, Mapping) and isinstance(value.get(key), Mapping):
+            value = value[key]
+    if not isinstance(value, Mapping) or not all(isinstance(v, torch.Tensor) for v in value.values()):
+        raise WeightsError(f"{path} holds no state dict (a mapping from names to tensors)")
+    return value
+
+
+def find_file(path: Path | str) -> Path:
+    """`path`, or the doubled `.pth.pth` that the published scripts write."""
+    path = Path(path)
+    for candidate in (path, path.with_name(path.name + ".pth")):
+        if candidate.is_file():
+            return candidate
+    raise WeightsError(f"weights file {path} does not exist")
+
+
+def canonical(state: Mapping[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
+    """The state dict with the names that `model` uses; a tensor's own name wins over its published duplicates."""
+    wanted = model.state_dict()
+    names = {name: _strip(name, ("module.", "resnet50.")) for name in state}
+    stages = _STAGES_IRN if any(n.startswith(("stage5.", "backbone.4.")) for n in names.values()) else _STAGES_CAM
+    out: dict[str, torch.Tensor] = {names[name]: state[name] for name in state if names[name] in wanted}
+    for name, value in state.items():
+        original = _original(names[name], stages)
+        if original in wanted:
+            out.setdefault(original, value)
+    return out
+
+
+def load_backbone(model: nn.Module, source: str) -> None:
+    """The backbone's start: "imagenet" through torchvision, or a file of any known layout."""
+    if source != "imagenet":
+        load(model, source, backbone_only=True)
+        return
+    from torchvision.models import get_model_weights
+
+    weights = get_model_weights(model.arch_name)[IMAGENET]
+    try:
+        state = weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
+    except (OSError, RuntimeError) as error:
+        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        raise WeightsError(
+            f"the ImageNet weights could not be fetched ({error}); without a network, put {weights.url} into {folder}"
+        ) from error
+    load(model, state, backbone_only=True)
+
+
+# The published networks register their layers a second and third time: as stages (the classifier's first one runs up to
+# layer1, the boundary network's ends at the max pooling), as the list of stages `backbone`, and the heads as lists.
+_STAGES_CAM = {
+    "stage1.0.": "conv1.", "stage1.1.": "bn1.", "stage1.4.": "layer1.",
+    "stage2.0.": "layer2.", "stage3.0.": "layer3.", "stage4.0.": "layer4.",
+}  # fmt: skip
+_STAGES_IRN = {
+    "stage1.0.": "conv1.", "stage1.1.": "bn1.", "stage2.0.": "layer1.",
+    "stage3.0.": "layer2.", "stage4.0.": "layer3.", "stage5.0.": "layer4.",
+}  # fmt: skip
+_LISTS = {"newly_added.0.": "classifier.", "mean_shift.": "fc_dp7.4."}
+
+
+def _strip(name: str, prefixes: tuple[str, ...]) -> str:
+    while name.startswith(prefixes):
+        name = name.split(".", 1)[1]
+    return name
+
+
+def _original(name: str, stages: Mapping[str, str]) -> str:
+    """The name under which a published duplicate stands here; other names as they are, less a `backbone.` in front."""
+    parts = name.split(".", 2)
+    if parts[0] in ("edge_layers", "dp_layers") and len(parts) == 3:
+        return f"fc_{parts[0].split('_')[0]}{int(parts[1]) + 1}.{parts[2]}"
+    if parts[0] == "backbone" and parts[1].isdigit():
+        name = f"stage{int(parts[1]) + 1}.{parts[2]}"
+    for duplicate, original in {**stages, **_LISTS}.items():
+        if name.startswith(duplicate):
+            return original + name[len(duplicate) :]
+    return name.removeprefix("backbone.")
+
+
+def _is_head(name: str) -> bool:
+    return name.startswith(("classifier.", "fc_edge", "fc_dp"))
+
+
+def _some(items: list[str], n: int = 4) -> str:
+    return ", ".join(items[:n]) + (f" and {len(items) - n} more" if len(items) > n else "")

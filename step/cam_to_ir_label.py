@@ -1,0 +1,37 @@
+"""Labels for the boundary network: CAMs through two dense-CRF runs (IRN, step/cam_to_ir_label.py)."""
+
+import argparse
+from functools import partial
+
+import numpy as np
+
+from data import image_names, open_dataset
+from data.base import Dataset, voc_palette
+from misc import camfile, crf, torchutils
+from misc.files import save_mask
+from misc.pool import map_items
+from misc.progress import bar
+from misc.workdir import pending, require, result_file, seeds_argument
+
+
+def run(args: argparse.Namespace) -> dict:
+    """Writes `ir_label/NAME.png` for every image of the inference list; returns the share of ignored pixels."""
+    dataset = open_dataset(args)
+    names = image_names(args, dataset, "infer")
+    require(args, seeds_argument(args), names)
+    todo = pending(args, "ir_label_out_dir", names, ".png")
+    shares = []
+    with bar(len(todo), "cam_to_ir_label") as progress:
+        for share in map_items(partial(_label, args, dataset), todo, args.num_workers):
+            shares.append(share)
+            progress.set_postfix_str(f"{np.mean(shares):.0%} ignored", refresh=False)
+            progress.update()
+    shares = torchutils.gather(shares)
+    return {"images": len(shares), "ignored": float(np.mean(shares)) if shares else None}
+
+
+def _label(args: argparse.Namespace, dataset: Dataset, name: str) -> float:
+    seeds = camfile.load(result_file(args, seeds_argument(args), name, ".npy"))
+    label = crf.ir_label(dataset.image(name), seeds["high_res"], seeds["keys"], args.conf_fg_thres, args.conf_bg_thres)
+    save_mask(result_file(args, "ir_label_out_dir", name, ".png"), label, voc_palette())
+    return float((label == 255).mean())

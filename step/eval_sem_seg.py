@@ -1,0 +1,52 @@
+"""Scores pseudo masks (IRN, step/eval_sem_seg.py)."""
+
+import argparse
+import logging
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+
+from data import image_names, open_dataset
+from data.base import Dataset
+from misc import torchutils
+from misc.files import load_mask
+from misc.metrics import confusion, iou_table, mean_iou
+from misc.pool import chunks, map_items
+from misc.progress import bar
+from misc.workdir import require, result_file
+
+IMAGES_PER_CALL = 16
+
+
+def run(args: argparse.Namespace) -> dict:
+    """Returns mIoU, IoU per class and the confusion of the pseudo masks; 255 in a mask counts as background."""
+    dataset = open_dataset(args)
+    names = [name for name in image_names(args, dataset, "eval") if dataset.mask(name) is not None]
+    require(args, "sem_seg_out_dir", names, ".png")
+    mine = torchutils.shard(names)
+    total = np.zeros((dataset.n_classes + 1,) * 2, np.int64)
+    parts = chunks(mine, IMAGES_PER_CALL)
+    with bar(len(mine), "eval_sem_seg") as progress:
+        for part, counts in zip(parts, map_items(partial(_count, args, dataset), parts, args.num_workers), strict=True):
+            total += counts
+            progress.update(len(part))
+    total = torchutils.all_reduce_sum(total)
+    logging.info("pseudo mask mIoU %.1f", 100 * mean_iou(total))
+    return {
+        "images": len(names),
+        "miou": mean_iou(total),
+        "iou": iou_table(total, dataset.classes),
+        "confusion": total.tolist(),
+    }
+
+
+def _count(args: argparse.Namespace, dataset: Dataset, names: Sequence[str]) -> np.ndarray:
+    n = dataset.n_classes + 1
+    return sum(
+        (
+            confusion(load_mask(result_file(args, "sem_seg_out_dir", name, ".png")), dataset.mask(name), n)
+            for name in names
+        ),
+        np.zeros((n, n), np.int64),
+    )

@@ -1,0 +1,35 @@
+"""Class activation maps of every image, over scales and mirrors (IRN, step/make_cam.py)."""
+
+import argparse
+
+import torch
+
+from data import image_names, open_dataset
+from data.loaders import Pyramids, iterate_images
+from misc import camfile, torchutils
+from misc.cam import combine_scales, merge_mirrors
+from misc.progress import bar
+from misc.workdir import pending, require, result_file
+from net.loading import load_cam
+
+
+@torch.inference_mode()
+def run(args: argparse.Namespace) -> dict:
+    """Writes `cam/NAME.npy` for every image of the inference list."""
+    require(args, "cam_weights_name")
+    dataset = open_dataset(args)
+    names = image_names(args, dataset, "infer")
+    todo = pending(args, "cam_out_dir", names, ".npy")
+    device = torchutils.resolve_device(args.device)
+    model = load_cam(args, dataset, device)
+    with bar(len(todo), "make_cam") as progress:
+        for name, size, levels, label in iterate_images(Pyramids(dataset, todo, args.cam_scales), args.num_workers):
+            with torchutils.autocast(device, args.precision):
+                cams = [merge_mirrors(model(level.to(device)).float()) for level in levels]
+            keys = label.nonzero().flatten()
+            cam, high_res = combine_scales(cams, keys.to(device), size)
+            camfile.save(
+                result_file(args, "cam_out_dir", name, ".npy"), keys.numpy(), cam.cpu().numpy(), high_res.cpu().numpy()
+            )
+            progress.update()
+    return {"images": len(todo)}

@@ -1,0 +1,93 @@
+"""Trains the multi-label classifier whose CAMs are the first seeds (RIB, section 5.1; IRN, step/train_cam.py)."""
+
+import argparse
+import logging
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader
+
+from data import image_names, open_dataset
+from data.base import Dataset
+from data.loaders import Pyramids, TrainingCrops, epoch_batches, iterate_images
+from misc import torchutils
+from misc.errors import UserError
+from misc.files import save_torch
+from misc.metrics import average_precision
+from misc.progress import bar
+from misc.training import fit
+from misc.workdir import place
+from net import weights
+from net.resnet50_cam import Net
+
+
+def run(args: argparse.Namespace) -> dict:
+    """Writes `sess/res50_cam.pth`; returns the loss of every epoch and the average precision per class."""
+    target = place(args, "cam_weights_name")
+    if target.is_file() and not args.overwrite:
+        logging.info("%s is there already", target)
+        return {}
+    dataset = open_dataset(args)
+    names = image_names(args, dataset, "train")
+    steps = len(names) // args.cam_batch_size
+    if not steps:
+        raise UserError(f"{len(names)} training images do not fill one batch of --cam_batch_size {args.cam_batch_size}")
+    device = torchutils.resolve_device(args.device)
+    scratch = args.cam_init == "scratch"
+    torchutils.seed_everything(args.seed)
+    model = Net(dataset.n_classes, args.cam_network, scratch=scratch)
+    if not scratch:
+        weights.load_backbone(model, args.cam_init)
+    model.to(device)
+    optimizer, scheduler = _optimizer(args, model, steps * args.cam_num_epoches)
+    crops = TrainingCrops(dataset, args.cam_resize_long, args.cam_crop_size, args.seed)
+
+    def loader_of(epoch: int) -> DataLoader:
+        batches = epoch_batches(names, args.cam_batch_size, args.seed, epoch)
+        return DataLoader(crops, batch_sampler=batches, num_workers=args.num_workers, pin_memory=device.type == "cuda")
+
+    def loss_of(model: torch.nn.Module, batch: tuple) -> torch.Tensor:
+        images, labels = (part.to(device, non_blocking=True) for part in batch)
+        with torchutils.autocast(device, args.precision):
+            logits = model(images)
+        return F.multilabel_soft_margin_loss(logits.float(), labels)
+
+    checkpoint = target.with_suffix(".checkpoint")
+    if args.overwrite and torchutils.rank() == 0:
+        checkpoint.unlink(missing_ok=True)
+    torchutils.barrier()
+    losses = fit(model, loss_of, optimizer, loader_of, args.cam_num_epoches, checkpoint, "train_cam", scheduler)
+    precision = _validate(args, model, dataset, device)
+    if torchutils.rank() == 0:
+        save_torch(target, model.cpu().state_dict())
+        checkpoint.unlink(missing_ok=True)
+    torchutils.barrier()
+    return {"images": len(names), "loss": losses, "average_precision": precision}
+
+
+def _optimizer(args: argparse.Namespace, model: Net, steps: int):
+    """The published optimiser with its own schedule, or AdamW with a one-cycle schedule for training from scratch."""
+    if args.cam_optimizer == "sgd":
+        groups = model.parameter_groups(args.cam_learning_rate, args.cam_weight_decay)
+        return torchutils.PolyOptimizer(groups, args.cam_learning_rate, args.cam_weight_decay, max_step=steps), None
+    optimizer = torch.optim.AdamW(model.parameters(), args.cam_learning_rate, weight_decay=args.cam_weight_decay)
+    return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, args.cam_learning_rate, total_steps=steps)
+
+
+@torch.inference_mode()
+def _validate(args: argparse.Namespace, model: Net, dataset: Dataset, device: torch.device) -> dict[str, float]:
+    """Average precision per class on the validation images (None for a class that does not occur there)."""
+    names = torchutils.shard(image_names(args, dataset, "val"))
+    model.eval()
+    truth, scores = [], []
+    with bar(len(names), "validate") as progress:
+        for _, _, (images,), label in iterate_images(Pyramids(dataset, names, (1.0,)), args.num_workers):
+            with torchutils.autocast(device, args.precision):
+                scores.append(model(images[:1].to(device))[0].float().cpu().numpy())
+            truth.append(label.numpy())
+            progress.update()
+    truth, scores = torchutils.gather(truth), torchutils.gather(scores)
+    values = average_precision(np.array(truth), np.array(scores))
+    logging.info("train_cam: mean average precision %.3f on %d validation images", np.nanmean(values), len(truth))
+    return {name: None if np.isnan(v) else float(v) for name, v in zip(dataset.classes, values, strict=True)}

@@ -1,0 +1,95 @@
+"""Trains the boundary and displacement branches on the CRF labels (IRN, step/train_irn.py)."""
+
+import argparse
+import logging
+from functools import partial
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from data import image_names, open_dataset
+from data.base import Dataset
+from data.loaders import AffinityCrops, TopLeftCrops, epoch_batches
+from misc import torchutils
+from misc.errors import UserError
+from misc.files import load_mask, save_torch
+from misc.indexing import PathIndex
+from misc.progress import bar
+from misc.training import fit
+from misc.workdir import place, require, result_file
+from net import weights
+from net.resnet50_irn import AffinityDisplacementLoss, total_loss
+
+
+def run(args: argparse.Namespace) -> dict:
+    """Writes `sess/res50_irn.pth`; returns the loss of every epoch."""
+    target = place(args, "irn_weights_name")
+    if target.is_file() and not args.overwrite:
+        logging.info("%s is there already", target)
+        return {}
+    dataset = open_dataset(args)
+    names = image_names(args, dataset, "infer")
+    require(args, "ir_label_out_dir", names, ".png")
+    steps = len(names) // args.irn_batch_size
+    if not steps:
+        raise UserError(f"{len(names)} labelled images do not fill one batch of --irn_batch_size {args.irn_batch_size}")
+    device = torchutils.resolve_device(args.device)
+    torchutils.seed_everything(args.seed)
+    side = args.irn_crop_size // 4
+    model = AffinityDisplacementLoss(PathIndex(args.irn_radius, (side, side)), args.cam_network)
+    if args.irn_backbone == "cam":
+        require(args, "cam_weights_name")
+        weights.load_backbone(model, str(place(args, "cam_weights_name")))
+    else:
+        weights.load_backbone(model, args.irn_backbone)
+    model.to(device)
+    groups = model.parameter_groups(args.irn_learning_rate, args.irn_weight_decay)
+    optimizer = torchutils.PolyOptimizer(
+        groups, args.irn_learning_rate, args.irn_weight_decay, max_step=steps * args.irn_num_epoches
+    )
+    crops = AffinityCrops(dataset, partial(_read_label, args), args.irn_rescale, args.irn_crop_size, args.seed)
+
+    def loader_of(epoch: int) -> DataLoader:
+        batches = epoch_batches(names, args.irn_batch_size, args.seed, epoch)
+        return DataLoader(crops, batch_sampler=batches, num_workers=args.num_workers, pin_memory=device.type == "cuda")
+
+    def loss_of(model: torch.nn.Module, batch: tuple) -> torch.Tensor:
+        images, labels = (part.to(device, non_blocking=True) for part in batch)
+        with torchutils.autocast(device, args.precision):
+            return total_loss(model(images, labels))
+
+    checkpoint = target.with_suffix(".checkpoint")
+    if args.overwrite and torchutils.rank() == 0:
+        checkpoint.unlink(missing_ok=True)
+    torchutils.barrier()
+    losses = fit(model, loss_of, optimizer, loader_of, args.irn_num_epoches, checkpoint, "train_irn")
+    shift = _mean_displacement(args, model, dataset, names, device)
+    model.mean_shift.running_mean.copy_(shift)
+    if torchutils.rank() == 0:
+        save_torch(target, model.cpu().state_dict())
+        checkpoint.unlink(missing_ok=True)
+    torchutils.barrier()
+    return {"images": len(names), "loss": losses, "mean_displacement": shift.tolist()}
+
+
+@torch.inference_mode()
+def _mean_displacement(
+    args: argparse.Namespace, model: AffinityDisplacementLoss, dataset: Dataset, names: list[str], device: torch.device
+) -> torch.Tensor:
+    """float32 [2]: mean displacement over the top left corners of the inference images (IRN, step/train_irn.py)."""
+    mine = torchutils.shard(names)
+    model.eval()
+    means = []
+    crops = TopLeftCrops(dataset, mine, args.irn_crop_size)
+    with bar(len(mine), "mean displacement") as progress:
+        for images in DataLoader(crops, args.irn_batch_size, num_workers=args.num_workers):
+            with torchutils.autocast(device, args.precision):
+                _, displacement = model(images.to(device))
+            means += displacement.float().mean((2, 3)).tolist()
+            progress.update(len(images))
+    return torch.tensor(np.mean(torchutils.gather(means), 0), dtype=torch.float32)
+
+
+def _read_label(args: argparse.Namespace, name: str) -> np.ndarray:
+    return load_mask(result_file(args, "ir_label_out_dir", name, ".png"))

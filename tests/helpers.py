@@ -1,0 +1,48 @@
+"""What several tests share: golden files and the seeded weights they were recorded with."""
+
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def golden(name: str) -> dict[str, np.ndarray]:
+    """The arrays of tests/golden/NAME.npz: outputs of the published code on small seeded inputs, float32, CPU."""
+    with np.load(GOLDEN / f"{name}.npz") as file:
+        return dict(file)
+
+
+def golden_tensor(name: str, shape: tuple[int, ...], seed: int = 1) -> torch.Tensor:
+    """The seeded weight that the golden files were recorded with, by parameter name."""
+    z = np.random.RandomState((zlib.crc32(name.encode()) + 7919 * seed) % 2**32).randn(*shape)
+    if name.endswith("running_mean"):
+        z = 0.1 * z
+    elif name.endswith("running_var"):
+        z = 1 + 0.1 * np.abs(z)
+    elif name.endswith("bias"):
+        z = 0.05 * z
+    elif len(shape) == 1:
+        z = 0.3 + 0.05 * z if "bn3" in name else 1 + 0.1 * z
+    elif name == "classifier.weight":
+        z = 0.02 * z + 0.005
+    else:
+        z = z * np.sqrt(2 / np.prod(shape[1:]))
+    return torch.from_numpy(z.astype(np.float32))
+
+
+def golden_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A state dict for `model` of golden weights; counters stay as they are."""
+    return {
+        name: value if name.endswith("num_batches_tracked") else golden_tensor(name, tuple(value.shape))
+        for name, value in model.state_dict().items()
+    }
+
+
+def relative_error(got, wanted) -> float:
+    """Largest absolute difference over the largest absolute value wanted."""
+    got, wanted = (np.asarray(torch.as_tensor(x).detach().double()) for x in (got, wanted))
+    assert got.shape == wanted.shape, f"{got.shape} against {wanted.shape}"
+    return float(np.abs(got - wanted).max() / np.abs(wanted).max())

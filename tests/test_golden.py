@@ -1,0 +1,153 @@
+"""Every stage against recorded outputs of the published code."""
+
+import numpy as np
+import pytest
+import torch
+
+from data.transforms import normalize, pyramid, with_mirror
+from misc import crf, metrics
+from misc.cam import combine_scales, merge_mirrors
+from misc.indexing import PathIndex, propagate_to_edge
+from misc.rib import RIB
+from net.resnet50_cam import CAM, Net
+from net.resnet50_irn import AffinityDisplacementLoss, EdgeDisplacement, total_loss
+from tests.helpers import golden, golden_state, relative_error
+
+SCALES = (1.0, 0.5, 1.5, 2.0)
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def cam_model():
+    model = CAM(20)
+    model.load_state_dict(golden_state(model))
+    return model.eval()
+
+
+@pytest.mark.parametrize("i", range(3))
+def test_logits(cam_model, i):
+    data = golden("cam")
+    net = Net(20)
+    net.load_state_dict(cam_model.state_dict())
+    with torch.no_grad():
+        logits = net.eval()(torch.from_numpy(with_mirror(data[f"image{i}"])))
+    assert relative_error(logits, data[f"logits{i}"]) < TOLERANCE
+
+
+@pytest.mark.parametrize("i", range(3))
+def test_cam_file(cam_model, i):
+    data = golden("cam")
+    image = data[f"image{i}"]
+    keys = torch.from_numpy(data[f"label{i}"]).nonzero().flatten()
+    with torch.no_grad():
+        cams = [merge_mirrors(cam_model(torch.from_numpy(level))) for level in pyramid(image, SCALES)]
+    cam, high_res = combine_scales(cams, keys, image.shape[:2])
+    np.testing.assert_array_equal(keys, data[f"keys{i}"])
+    assert relative_error(cam, data[f"cam{i}"]) < TOLERANCE
+    assert relative_error(high_res, data[f"high_res{i}"]) < TOLERANCE
+
+
+def run_rib(model, case, data, n_iter=4):
+    arguments = {name: data[f"{case}.arg.{name}"].item() for name in
+                 ("lr", "pooling", "score_th", "stop_th", "explode_th", "explode_ratio")}  # fmt: skip
+    rib = RIB(model, n_iter=n_iter, weight_decay=1e-4, **arguments)
+    levels = [torch.from_numpy(level) for level in pyramid(data["image"], SCALES)]
+    companions = list(
+        zip(torch.from_numpy(data["companions"]).float(), torch.from_numpy(data["companion_labels"]), strict=True)
+    )
+    label = torch.from_numpy(data["label"])
+    cams, entered = rib.run(levels, label, companions)
+    return combine_scales(cams, label.nonzero().flatten(), data["image"].shape[:2]), entered
+
+
+@pytest.mark.parametrize("case", ["gndp", "gap", "stop", "explode"])
+def test_rib(cam_model, case):
+    data = golden("rib")
+    (cam, high_res), entered = run_rib(cam_model, case, data)
+    assert entered == data[f"{case}.steps_entered"]
+    assert relative_error(cam, data[f"{case}.cam"]) < TOLERANCE
+    assert relative_error(high_res, data[f"{case}.high_res"]) < TOLERANCE
+
+
+@pytest.fixture(scope="module")
+def irn():
+    data = golden("irn")
+    model = AffinityDisplacementLoss(PathIndex(radius=10, default_size=(32, 32)))
+    model.load_state_dict(golden_state(model))
+    images = torch.stack([torch.from_numpy(normalize(image)) for image in data["images"]])
+    return data, model.train(), images
+
+
+def test_irn_outputs(irn):
+    data, model, images = irn
+    with torch.no_grad():
+        edge, displacement = model(images)
+    assert relative_error(edge, data["edge"]) < TOLERANCE
+    assert relative_error(displacement, data["displacement"]) < TOLERANCE
+
+
+def test_irn_losses_and_gradients(irn):
+    data, model, images = irn
+    segmentation = torch.from_numpy(data["segmentation"])
+    np.testing.assert_array_equal([pairs.sum() for pairs in model.pair_labels(segmentation)], data["pair_counts"])
+    losses = model(images, segmentation)
+    total = total_loss(losses)
+    got = {
+        "pos_aff": (losses["bg_positive"] + losses["fg_positive"]) / 2,
+        "neg_aff": losses["negative"],
+        "dp_fg": losses["displacement_fg"],
+        "dp_bg": losses["displacement_bg"],
+        "total": total,
+    }
+    for name, wanted in zip(data["loss_names"], data["losses"], strict=True):
+        assert got[str(name)].item() == pytest.approx(wanted, rel=TOLERANCE), name
+    model.zero_grad()
+    total.backward()
+    parameters = dict(model.named_parameters())
+    for name, wanted in zip(data["grad_names"], data["grad_norms"], strict=True):
+        assert parameters[str(name)].grad.norm().item() == pytest.approx(wanted, rel=1e-3), name
+
+
+def test_irn_inference():
+    data = golden("irn")
+    model = EdgeDisplacement(crop_size=int(data["infer_crop_size"]), stride=4)
+    model.load_state_dict(golden_state(model))
+    with torch.no_grad():
+        edge, displacement = model.eval()(torch.from_numpy(with_mirror(data["infer_image"])))
+    assert relative_error(edge, data["infer_edge"]) < TOLERANCE
+    assert relative_error(displacement, data["infer_displacement"]) < TOLERANCE
+
+
+def test_pairs():
+    data = golden("walk")
+    for radius in (5, 10):
+        np.testing.assert_array_equal(PathIndex(radius, (24, 32)).destinations, data[f"radius{radius}_destinations"])
+    sources, destinations = PathIndex(5, (20, 24)).pairs()
+    np.testing.assert_array_equal(sources, data["radius5_src"])
+    np.testing.assert_array_equal(destinations, data["radius5_dst"])
+
+
+@pytest.mark.parametrize("i", range(3))
+def test_random_walk(i):
+    data = golden("walk")
+    walk = propagate_to_edge(
+        torch.from_numpy(data[f"cam{i}"]), torch.from_numpy(data[f"edge{i}"]), radius=5,
+        beta=float(data[f"beta{i}"]), exp_times=int(data[f"exp_times{i}"]),
+    )  # fmt: skip
+    assert relative_error(walk, data[f"walk{i}"]) < 1e-3
+
+
+@pytest.mark.parametrize("i", range(3))
+def test_ir_label(i):
+    pytest.importorskip("pydensecrf")
+    data = golden("ir_label")
+    label = crf.ir_label(data[f"image{i}"], data[f"cams{i}"], data[f"keys{i}"], fg_thres=0.35, bg_thres=0.17)
+    assert (label == data[f"label{i}"]).mean() >= 0.999
+
+
+def test_confusion_and_iou():
+    data = golden("chainercv")
+    total = sum(metrics.confusion(data[f"pred{i}"], data[f"label{i}"], 21) for i in range(int(data["n"])))
+    np.testing.assert_array_equal(total, data["confusion"])
+    np.testing.assert_allclose(metrics.iou(total), data["iou"], rtol=0, atol=1e-9)
+    assert metrics.mean_iou(total) == pytest.approx(float(data["miou"]), abs=1e-9)

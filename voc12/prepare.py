@@ -1,0 +1,174 @@
+"""Makes SegmentationClassAug and train_aug.txt of VOC 2012 out of VOC's own masks and those of SBD.
+
+`python -m voc12.prepare --data_root DIR [--sbd_root DIR]`. The union follows the published set: VOC's own mask wins
+where both have one, and images of VOC val have VOC masks only (SBD: Hariharan et al., ICCV 2011).
+"""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from scipy.io import loadmat
+
+from data.base import DataError, read_list, voc_palette
+from data.reading import check_same_size, image_size, read_mask, shortened
+from misc.files import save_mask, write_atomic
+from misc.progress import bar
+from voc12.dataset import CLASSES, LISTS, MASK_FOLDERS, N_TRAIN_AUG, find_folder
+
+SBD_LAYOUTS = ("benchmark_RELEASE/dataset/cls", "dataset/cls", "cls")
+
+
+class Job(NamedTuple):
+    """One mask to be made: `source` is a PNG of VOC or a .mat of SBD."""
+
+    source: Path
+    jpeg: Path
+    target: Path
+    overwrite: bool
+
+
+class Summary(NamedTuple):
+    """What was done: masks by origin, how many of them were made in this run, and the names of train_aug."""
+
+    n_voc: int
+    n_sbd: int
+    n_made: int
+    train_aug: list[str]
+
+
+def prepare(data_root: Path, sbd_root: Path | None = None, num_workers: int = 0, overwrite: bool = False) -> Summary:
+    """Writes SegmentationClassAug/*.png and ImageSets/Segmentation/train_aug.txt into the VOC 2012 of `data_root`.
+
+    sbd_root: where SBD lies (default: data_root); num_workers: processes, 0 or 1 for this one alone. Masks that are
+    there and whole are kept unless `overwrite`. DataError names a file that is missing, damaged or of a wrong size.
+    """
+    folder = find_folder(Path(data_root))
+    mat_folder = find_sbd(Path(sbd_root or data_root))
+    own = {path.stem: path for path in (folder / "SegmentationClass").glob("*.png")}
+    val = set(read_list(folder / LISTS / "val.txt"))
+    _check_own(folder, own, [*val, *read_list(folder / LISTS / "train.txt")])
+    sbd = {path.stem: path for path in mat_folder.glob("*.mat") if path.stem not in own and path.stem not in val}
+    jpegs = {path.stem: path for path in (folder / "JPEGImages").glob("*.jpg")}
+    orphans = sorted(name for name in sbd if name not in jpegs)
+    if orphans:
+        logging.warning(f"{len(orphans)} masks of SBD have no JPEG in {folder}, left out: {shortened(orphans)}")
+    sources = own | {name: path for name, path in sbd.items() if name in jpegs}
+    target = folder / MASK_FOLDERS[0]
+    jobs = [
+        Job(source, folder / "JPEGImages" / f"{name}.jpg", target / f"{name}.png", overwrite)
+        for name, source in sorted(sources.items())
+    ]
+    with bar(len(jobs), "masks") as progress, _pool(num_workers) as run:
+        n_made = 0
+        for made in run(_make, jobs):
+            n_made += made
+            progress.update()
+    train_aug = sorted(set(sources) - val)
+    write_atomic(folder / LISTS / "train_aug.txt", lambda file: file.write("\n".join([*train_aug, ""]).encode()))
+    return Summary(len(own), len(sources) - len(own), n_made, train_aug)
+
+
+def find_sbd(root: Path) -> Path:
+    """The folder of SBD's .mat files in `root`, in any of the SBD_LAYOUTS."""
+    for layout in SBD_LAYOUTS:
+        if next((root / layout).glob("*.mat"), None) is not None:
+            return root / layout
+    raise DataError(
+        f"no SBD in {root}: wanted .mat files in {', '.join(SBD_LAYOUTS)}. Get it with "
+        f"`python -m data.download sbd --data_root {root}`, or say where it lies with --sbd_root"
+    )
+
+
+def read_mat(path: Path) -> np.ndarray:
+    """uint8 [H, W], the mask (0 background, 1..20) of a .mat file of SBD: GTcls.Segmentation.
+
+    scipy.io.loadmat reads numbers, text and structs; it runs nothing that stands in the file.
+    """
+    try:
+        with open(path, "rb") as file:
+            mask = np.asarray(loadmat(file, variable_names=["GTcls"])["GTcls"]["Segmentation"][0, 0])
+    except Exception as error:  # scipy meets a damaged file with whatever it stumbles over
+        problem = f"{type(error).__name__}: {error}"
+        raise DataError(f"SBD file {path} is damaged ({problem}); unpack SBD again or delete the file") from error
+    if mask.ndim != 2 or mask.dtype.kind not in "ui" or mask.size == 0:
+        raise DataError(f"SBD file {path}: GTcls.Segmentation is {mask.dtype} {mask.shape}, wanted integers [H, W]")
+    if mask.min() < 0 or mask.max() > len(CLASSES):
+        raise DataError(f"SBD file {path} holds values {mask.min()}..{mask.max()}; wanted 0..{len(CLASSES)}")
+    return mask.astype(np.uint8)
+
+
+def _check_own(folder: Path, own: dict[str, Path], wanted: list[str]) -> None:
+    absent = sorted(name for name in wanted if name not in own)
+    if absent:
+        raise DataError(
+            f"{len(absent)} images of train and val have no mask in {folder / 'SegmentationClass'}: "
+            f"{shortened(absent)}; get VOC's own masks with `python -m data.download voc2012 --data_root DIR`"
+        )
+
+
+def _make(job: Job) -> bool:
+    """Writes one mask; False if it was there and whole."""
+    size = image_size(job.jpeg)
+    if not job.overwrite and _whole(job.target, size):
+        return False
+    from_sbd = job.source.suffix == ".mat"
+    mask = read_mat(job.source) if from_sbd else read_mask(job.source, len(CLASSES))
+    check_same_size(job.jpeg, size, job.source, mask.shape)
+    save_mask(job.target, mask, voc_palette())
+    return True
+
+
+def _whole(path: Path, size: tuple[int, int]) -> bool:
+    try:
+        return read_mask(path, len(CLASSES)).shape == size
+    except DataError:
+        return False
+
+
+@contextmanager
+def _pool(num_workers: int) -> Iterator:
+    """A function like `map`, in this process or spread over `num_workers` others; the first error ends it."""
+    if num_workers <= 1:
+        yield map
+        return
+    with ProcessPoolExecutor(num_workers) as pool:
+
+        def run(function, items: Iterable) -> Iterator:
+            return pool.map(function, items, chunksize=32)
+
+        yield run
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; 0, or 2 after a message where something is missing or damaged."""
+    parser = argparse.ArgumentParser(prog="python -m voc12.prepare", description=__doc__.splitlines()[0])
+    parser.add_argument("--data_root", type=Path, required=True, help="the folder in which VOC 2012 lies")
+    parser.add_argument("--sbd_root", type=Path, help="the folder in which SBD lies (default: data_root)")
+    parser.add_argument("--num_workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    parser.add_argument("--overwrite", action="store_true", help="make masks again that are already there")
+    args = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        done = prepare(args.data_root, args.sbd_root, args.num_workers, args.overwrite)
+    except (DataError, OSError) as error:
+        print(f"voc12.prepare: {error}", file=sys.stderr)
+        return 2
+    n = len(done.train_aug)
+    verdict = "as published" if n == N_TRAIN_AUG else f"but the published set has {N_TRAIN_AUG:,}: is SBD complete?"
+    print(
+        f"SegmentationClassAug: {done.n_voc + done.n_sbd:,} masks ({done.n_voc:,} of VOC, {done.n_sbd:,} of SBD; "
+        f"{done.n_made:,} made now). train_aug: {n:,} images, {verdict}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
