@@ -4,7 +4,7 @@
 import argparse
 import sys
 
-from misc.cli import Step, floats, integers, main, positive
+from misc.cli import Step, floats, integers, main, not_negative, positive
 
 STEPS = (
     Step(1, "train_cam", "step.train_cam", "images, labels", "sess/res50_cam.pth"),
@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("RIB (steps 4 and 5)")
     group.add_argument("--RIB_lr", type=float, metavar="LR", help="learning rate of the backbone (head 10x)")
     group.add_argument("--RIB_iter", type=positive, metavar="K", help="steps per image")
-    group.add_argument("--RIB_batch_size", type=int, metavar="B", help="companion images per step; 0: none")
+    group.add_argument("--RIB_batch_size", type=not_negative, metavar="B", help="companion images per step; 0: none")
     group.add_argument("--RIB_crop_size", type=positive, metavar="PX", help="side of the companions' crops")
     group.add_argument("--RIB_resize_long", type=integers(2), metavar="LO,HI", help="range of their long side, pixels")
     group.add_argument("--RIB_weight_decay", type=float, metavar="W", help="weight decay")
@@ -84,12 +84,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--irn_weight_decay", type=float, metavar="W", help="weight decay")
     group.add_argument("--irn_radius", type=positive, metavar="R", help="radius of the training pairs, stride-4 steps")
     group.add_argument(
-        "--irn_infer_pad", type=int, metavar="PX", help="side to which images are padded at inference; 0: no"
+        "--irn_infer_pad", type=not_negative, metavar="PX", help="side to which images are padded at inference; 0: no"
     )
 
     group = parser.add_argument_group("pseudo masks (steps 8 and 9)")
     group.add_argument("--beta", type=float, metavar="B", help="power of the affinity in the random walk")
-    group.add_argument("--exp_times", type=int, metavar="N", help="the walk takes 2^N steps")
+    group.add_argument("--exp_times", type=not_negative, metavar="N", help="the walk takes 2^N steps")
     group.add_argument("--cam_power", type=float, metavar="P", help="power of the CAM before the walk")
     group.add_argument("--walk_radius", type=positive, metavar="R", help="radius of the walk, stride-4 steps")
     group.add_argument("--sem_seg_bg_thres", type=float, metavar="T", help="background score of the pseudo masks")

@@ -207,6 +207,8 @@ def unpack(archive: Path, root: Path, target: str) -> None:
     temporary.mkdir(parents=True)
     try:
         _extract(archive, temporary)
+        if next(temporary.iterdir(), None) is None:
+            raise DataError(f"{archive} holds no file; delete it and run the same command again")
         _move(_contents(temporary, target), root / target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

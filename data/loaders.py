@@ -112,10 +112,10 @@ class CompanionBatches:
     def of(self, i: int) -> list[list[tuple]]:
         """The batches of target i: K of them, or none where no image is disjoint."""
         disjoint = np.flatnonzero(~(self.labels[:, self.target_labels[i]].any(1)))
-        if not len(disjoint) or not self.batch_size:
+        need = self.n_iter * self.batch_size
+        if not len(disjoint) or not need:
             return []
         draw = rng(self.seed, "companions", self.targets[i])
-        need = self.n_iter * self.batch_size
         order = np.concatenate([draw.permutation(disjoint) for _ in range(-(-need // len(disjoint)))])[:need]
         # FIDELITY: where the list runs out the published loop ends; here it is shuffled anew.
         rows = order.reshape(self.n_iter, self.batch_size)
@@ -133,15 +133,17 @@ class CompanionStream:
         self.batches, self.device = batches, device
         pin = device.type == "cuda"
         self.loader = iter(DataLoader(crops, batch_sampler=batches, num_workers=num_workers, pin_memory=pin))
+        self.left = 0  # batches of the last target that were not taken
 
     def of(self, i: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """The batches of target i, on the device; targets are to be asked for in order. What is not used is skipped."""
-        left = len(self.batches.of(i))
-        try:
-            while left:
-                left -= 1
-                images, labels = next(self.loader)
-                yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
-        finally:
-            for _ in range(left):
-                next(self.loader)
+        for _ in range(self.left):
+            next(self.loader)
+        self.left = len(self.batches.of(i))
+        return self._take()
+
+    def _take(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        while self.left:
+            self.left -= 1
+            images, labels = next(self.loader)
+            yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)

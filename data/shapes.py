@@ -28,10 +28,10 @@ HEAD_COLOURS = np.array(
     np.float32,
 )
 REFERENCE_PX = 96  # lengths below are given at this image size
-LONG_AXIS, SHORT_AXIS = (31, 40), (21, 28)  # semi-axes of a body
+LONG_AXIS, SHORT_AXIS = (33, 42), (23, 30)  # semi-axes of a body
 HEAD_RADIUS = (10, 12)
 HUE_SPREAD = 0.10  # deviation of a body's hue, in turns; classes lie 1/6 apart
-COUNTS = (0.86, 0.11, 0.03)  # share of images with one, two and three objects
+COUNTS = (0.9, 0.08, 0.02)  # share of images with one, two and three objects
 SPLITS = ("train", "val")
 INFER = 96  # of the training images get pseudo masks by default, enough to see what happens
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
+from typing import NoReturn
 
 import yaml
 
@@ -50,7 +51,15 @@ def positive(text: str) -> int:
     return value
 
 
-positive.__name__ = "whole number"
+def not_negative(text: str) -> int:
+    """A whole number of at least 0."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is below 0")
+    return value
+
+
+positive.__name__ = not_negative.__name__ = "whole number"
 
 
 def floats(count: int | None = None) -> Callable[[str], tuple[float, ...]]:
@@ -85,7 +94,7 @@ def build_parser(
     steps: Sequence[Step], add_arguments: Callable[[argparse.ArgumentParser], None]
 ) -> argparse.ArgumentParser:
     """The whole parser; values of the method have no default yet."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         "run_sample.py", description=DESCRIPTION, formatter_class=_Help, allow_abbrev=False, add_help=False
     )
     group = parser.add_argument_group("what to run")
@@ -114,7 +123,7 @@ def build_parser(
     )
     workers = min(8, os.cpu_count() or 1)
     group.add_argument(
-        "--num_workers", type=int, default=workers, metavar="N", help="processes that read images; 0: none"
+        "--num_workers", type=not_negative, default=workers, metavar="N", help="processes that read images; 0: none"
     )
     add_arguments(parser)
 
@@ -129,6 +138,13 @@ def build_parser(
     return parser
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose complaints are one line, without the pages of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see --help")
+
+
 class _Help(argparse.RawDescriptionHelpFormatter):
     """Help that shows the value each argument would have."""
 
@@ -137,7 +153,7 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
-        if action.default in (None, False, argparse.SUPPRESS) or "default" in text:
+        if action.default is None or isinstance(action.default, bool) or "default" in text:
             return text
         default = ",".join(f"{v:g}" for v in action.default) if isinstance(action.default, tuple) else action.default
         return f"{text} (default: {default})".replace("%", "%%")
@@ -199,12 +215,14 @@ def _read_config(path: str, parser: argparse.ArgumentParser) -> dict:
         action = actions.get(str(name))
         if action is None or name in ("help", "config"):
             raise UserError(f"--config {path}: there is no argument {name!r}; see --help")
+        if value is None:  # `name:` alone, as if it were not there
+            continue
         text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
         try:
-            if isinstance(action.default, bool) or isinstance(value, bool):
+            if isinstance(action.default, bool) or name.endswith("_pass"):
                 values[name] = _boolean(text)
             else:
-                values[name] = None if value is None else action.type(text) if action.type else text
+                values[name] = action.type(text) if action.type else text
         except (ValueError, argparse.ArgumentTypeError) as error:
             raise UserError(f"--config {path}: {name} cannot be {value!r}: {error}") from error
         if action.choices and values[name] not in action.choices:
@@ -227,7 +245,7 @@ def _check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
 def choose(steps: Sequence[Step], args: argparse.Namespace) -> list[Step]:
     """The steps to run, in order. UserError for a step that there is not."""
     flags = {step.name: getattr(args, f"{step.name}_pass") for step in steps}
-    if args.steps:
+    if args.steps is not None:
         chosen = _select(steps, args.steps)
         chosen |= {name for name, flag in flags.items() if flag}
     elif any(flags.values()):

@@ -128,9 +128,8 @@ def test_splits(kit, caplog):
     assert voc.names("trainval") == kit.train + kit.val
     with caplog.at_level(logging.WARNING):
         assert voc.names("train_aug") == voc.names("train_aug") == kit.train_aug
-    assert [r.message for r in caplog.records] == [
-        f"{kit.folder}/SegmentationClassAug gives {len(kit.train_aug)} images for train_aug; the published set has 10,582"
-    ]
+    said = f"SegmentationClassAug gives {len(kit.train_aug)} images for train_aug; the published set has 10,582"
+    assert [r.message for r in caplog.records] == [f"{kit.folder}/{said}"]
 
 
 @pytest.mark.parametrize("split", ["train_aug", "trainaug"])
@@ -184,6 +183,8 @@ def test_an_incomplete_root_gives_one_error_with_everything_missing(kit):
     for word in ("no JPEGImages", "no Annotations", "no ImageSets/Segmentation/val.txt", "data.download voc2012"):
         assert word in str(error.value)
     assert "no ImageSets/Segmentation/train.txt" not in str(error.value) and str(kit.folder) in str(error.value)
+    with pytest.raises(DataError, match=f"--data_root {kit.root}`"):  # not into the devkit that is there
+        VOC12(kit.folder)
 
 
 def test_open_dataset_takes_the_data_root(kit):

@@ -205,6 +205,8 @@ def _missing(folder: Path) -> list[str]:
 
 
 def _how_to_get(root: Path) -> str:
+    while root.name in ("VOCdevkit", "VOC2012", "VOC2012_SEG_AUG"):  # the data root is what these lie in
+        root = root.parent
     return (
         f"Get VOC 2012 with `python -m data.download voc2012 --data_root {root}`; it must lie as "
         f"{root}/VOCdevkit/VOC2012/ with JPEGImages, Annotations, SegmentationClass and {LISTS}"

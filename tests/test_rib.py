@@ -1,0 +1,272 @@
+"""GNDRP by hand, and RIB against a plain form written from FIDELITY.md: nothing cached, nothing left out."""
+
+import copy
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from data.transforms import pyramid
+from misc.rib import RIB, gndrp
+from net.resnet50_cam import CAM
+from tests.helpers import golden_state, relative_error
+
+SCALES = (1.0, 0.5, 1.5, 2.0)
+N_CLASSES = 4
+SETTINGS = dict(
+    lr=3e-5, n_iter=5, pooling="gndp", score_th=0.4, stop_th=1e9, explode_th=0.3, explode_ratio=1.1, weight_decay=1e-4
+)
+
+
+# pooling
+
+
+def test_gndrp_by_hand():
+    cam = torch.tensor([[1.0, 2.0], [-3.0, 4.0]])
+    # Over the maximum: 0.25, 0.5, -0.75, 1. Below 0.4 lie 1 and -3, so (1 - 3) / 4 positions.
+    assert gndrp(cam, 0.4).item() == -0.5
+    # Strictly below: 0.5 is not below 0.5. Below 0.6 lie 1, 2 and -3.
+    assert gndrp(cam, 0.5).item() == -0.5
+    assert gndrp(cam, 0.6).item() == 0.0
+
+
+def test_gndrp_keeps_negative_positions_and_divides_by_all():
+    # Only -6 is below 0.4 of the maximum 2: (-6) / 6 positions, not (-6) / 1, and not 0 as with a relu.
+    assert gndrp(torch.tensor([[2.0, 1.0, 1.0], [2.0, -6.0, 1.0]]), 0.4).item() == -1.0
+
+
+def test_gndrp_mask_takes_no_gradient():
+    cam = torch.tensor([[1.0, 2.0], [-3.0, 4.0]], requires_grad=True)
+    gndrp(cam, 0.4).backward()
+    assert cam.grad.tolist() == [[0.25, 0.0], [0.25, 0.0]]  # 1 / (H W) where kept; none through the maximum
+
+
+def test_gndrp_treats_every_map_by_itself():
+    one, other = torch.tensor([[1.0, 2.0], [-3.0, 4.0]]), torch.tensor([[1.0, 8.0], [0.0, 2.0]])
+    # other: only 8 is not below 0.4 * 8, so (1 + 0 + 2) / 4.
+    assert gndrp(torch.stack([one, other])[:, None], 0.4).tolist() == [[-0.5], [0.75]]
+
+
+# the plain form
+
+
+@dataclasses.dataclass
+class Plain:
+    cams: list[torch.Tensor]
+    entered: int
+    totals: list[float]  # per step the sum of the six rows' target logits
+    coverage: list[float]  # per step the share of the map that the explosion guard looks at
+
+
+def plain_rib(
+    model, images, label, companions, lr, n_iter, pooling, score_th, stop_th, explode_th, explode_ratio, weight_decay
+) -> Plain:
+    net = copy.deepcopy(model).eval()
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad_(name.startswith(("layer3", "layer4", "classifier")))
+    head = list(net.classifier.parameters())
+    rest = [*net.layer3.parameters(), *net.layer4.parameters()]
+    optimizer = torch.optim.SGD(
+        [{"params": rest}, {"params": head}], lr, momentum=weight_decay, weight_decay=weight_decay
+    )
+    companions = iter(companions)
+    out = Plain([], 0, [], [])
+
+    def logits(cam, row):  # [C, h, w] -> [C]
+        values = []
+        for c in range(N_CLASSES):
+            keep = torch.ones_like(cam[c])
+            if pooling == "gndp" and row[c]:
+                keep = (cam[c] / cam[c].max() < score_th).float().detach()
+            values.append((cam[c] * keep).sum() / cam[c].numel())
+        return torch.stack(values)
+
+    for k in range(n_iter):
+        out.entered = k + 1
+        cams = [net(level) for level in images]
+        for scale, cam in enumerate(cams):
+            added = cam.detach().relu()[0] + cam.detach().relu()[1].flip(-1)
+            if k == 0:
+                out.cams.append(torch.zeros_like(added))
+            out.cams[scale] = out.cams[scale] + added
+            if scale == 0:
+                covered = torch.zeros(added.shape[1:], dtype=torch.bool)
+                for c in label.nonzero().flatten():
+                    covered |= added[c] / added[c].max() > explode_th
+                out.coverage.append(covered.float().mean().item())
+                if k >= 1 and out.coverage[-1] > explode_ratio:
+                    return out
+        rows = [logits(cam, label) for scale in (0, 2, 3) for cam in cams[scale]]
+        labels = [label] * 6
+        others, other_labels = next(companions, ((), ()))
+        if len(others):
+            rows += [logits(cam, row) for cam, row in zip(net(others), other_labels, strict=True)]
+            labels += list(other_labels)
+        loss = -(torch.stack(rows) * torch.stack(labels)).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        for group, base in zip(optimizer.param_groups, (lr, 10 * lr), strict=True):
+            group["lr"] = base * (1 - k / n_iter) ** 0.9
+        optimizer.step()
+        out.totals.append((torch.stack(rows[:6]).detach() * label).sum().item())
+        if abs(out.totals[-1]) > stop_th:
+            break
+    return out
+
+
+@pytest.fixture(scope="module")
+def model():
+    model = CAM(N_CLASSES, "resnet14")
+    state = golden_state(model)
+    state["classifier.weight"] -= 0.005  # mean 0: raw CAMs of both signs
+    model.load_state_dict(state)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def images():
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 256, (5, 7, 3)).astype(np.uint8)
+    image = np.kron(coarse, np.ones((8, 8, 1), np.uint8))  # 40 x 56
+    return [torch.from_numpy(level) for level in pyramid(image, SCALES)]
+
+
+LABEL = torch.tensor([0.0, 1.0, 0.0, 1.0])
+
+
+def make_companions(n, batch=3, seed=0):
+    """`n` batches: images of class 0, of class 2, of both, and one of none."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.tensor([[1.0, 0, 0, 0], [1.0, 0, 1, 0], [0.0, 0, 0, 0]])[:batch]
+    return [(torch.randn(batch, 3, 48, 48, generator=generator), labels) for _ in range(n)]
+
+
+def run(model, images, label, companions, precision="fp32", **changes):
+    return RIB(model, **{**SETTINGS, **changes}, precision=precision).run(images, label, companions)
+
+
+def check(model, images, label, companions, entered=None, **changes):
+    """Runs both forms on the same input and holds them equal; returns the plain one's outcome."""
+    companions = list(companions)
+    wanted = plain_rib(model, images, label, companions, **{**SETTINGS, **changes})
+    cams, steps = run(model, images, label, companions, **changes)
+    assert steps == wanted.entered == (entered or wanted.entered)
+    for got, want in zip(cams, wanted.cams, strict=True):
+        assert relative_error(got, want) < 1e-5
+    return wanted
+
+
+@pytest.mark.parametrize("pooling", ["gndp", "gap"])
+def test_equals_the_plain_form(model, images, pooling):
+    wanted = check(model, images, LABEL, make_companions(5), pooling=pooling, entered=5)
+    first, _ = run(model, images, LABEL, [], n_iter=1)
+    for total, one in zip(wanted.cams, first, strict=True):  # the weights do move
+        assert relative_error(total, 5 * one) > 0.3
+
+
+def test_poolings_companions_and_weight_decay_change_the_result(model, images):
+    base, _ = run(model, images, LABEL, make_companions(5))
+    for changes in ({"pooling": "gap"}, {"score_th": 0.6}, {"weight_decay": 1e-1}, {"n_iter": 4}):
+        other, _ = run(model, images, LABEL, make_companions(5), **changes)
+        assert relative_error(other[0], base[0]) > 0.01, changes
+    alone, _ = run(model, images, LABEL, [])
+    assert relative_error(alone[0], base[0]) > 0.01
+
+
+def test_weight_decay_in_the_momentum_slot_equals_the_plain_form(model, images):
+    check(model, images, LABEL, make_companions(5), weight_decay=0.2)  # large enough for momentum to tell
+
+
+def test_goes_on_alone_when_companions_end(model, images):
+    check(model, images, LABEL, make_companions(2), entered=5)
+    check(model, images, LABEL, [], entered=5)
+
+
+def test_takes_one_batch_a_step_and_none_for_the_last(model, images):
+    stream = iter(make_companions(9))
+    run(model, images, LABEL, stream)
+    assert len(list(stream)) == 9 - (SETTINGS["n_iter"] - 1)
+
+
+@pytest.mark.parametrize("companions", [0, 5])
+def test_image_without_a_label(model, images, companions):
+    check(model, images, torch.zeros(N_CLASSES), make_companions(companions), entered=5, explode_ratio=0.0)
+
+
+def test_stops_after_the_step_whose_logits_exceed_the_threshold(model, images):
+    totals = [abs(total) for total in check(model, images, LABEL, make_companions(5)).totals]
+    assert totals[0] < totals[1] < totals[2]
+    check(model, images, LABEL, make_companions(5), stop_th=(totals[1] + totals[2]) / 2, entered=3)
+    check(model, images, LABEL, make_companions(5), stop_th=totals[0] * 0.99, entered=1)
+
+
+def test_explosion_ends_the_image_after_scale_one(model, images):
+    coverage = check(model, images, LABEL, make_companions(5)).coverage
+    assert coverage[0] > 0
+    # Step 0 is exempt, so 2 are entered; of the second only scale 1.0 is added.
+    check(model, images, LABEL, make_companions(5), explode_ratio=0.0, entered=2)
+    first, _ = run(model, images, LABEL, make_companions(5), n_iter=1)
+    cams, _ = run(model, images, LABEL, make_companions(5), explode_ratio=0.0)
+    assert not torch.equal(cams[0], first[0])
+    for got, one in zip(cams[1:], first[1:], strict=True):
+        torch.testing.assert_close(got, one, rtol=1e-6, atol=1e-6)
+
+
+def test_explosion_counts_the_union_of_the_classes(model, images):
+    coverage = check(model, images, LABEL, make_companions(5)).coverage
+    for c in (1, 3):
+        one = torch.nn.functional.one_hot(torch.tensor(c), N_CLASSES).float()
+        assert check(model, images, one, make_companions(5)).coverage[0] < coverage[0]
+    assert coverage[0] < coverage[1] < coverage[2]
+    check(model, images, LABEL, make_companions(5), explode_ratio=(coverage[1] + coverage[2]) / 2, entered=3)
+    check(model, images, LABEL, make_companions(5), explode_th=0.6, explode_ratio=0.7)
+
+
+def test_weights_are_restored_bit_for_bit(model, images):
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+
+    def broken():
+        yield from make_companions(2)
+        raise OSError("gone")
+
+    run(model, images, LABEL, make_companions(5))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    with pytest.raises(OSError, match="gone"):
+        run(model, images, LABEL, broken())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_an_image_does_not_depend_on_the_one_before(model, images):
+    rib = RIB(model, **SETTINGS)
+    first, _ = rib.run(images, LABEL, make_companions(5))
+    rib.run(images, 1 - LABEL, make_companions(5, seed=1))
+    again, _ = rib.run(images, LABEL, make_companions(5))
+    assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
+
+
+def test_only_the_upper_layers_learn(model):
+    RIB(model, **SETTINGS)
+    learning = {name.split(".")[0] for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert learning == {"layer3", "layer4", "classifier"}
+
+
+def test_logits_that_are_not_finite_stop_the_image(model, images):
+    with pytest.raises(FloatingPointError, match="not finite in RIB step"):
+        run(model, images, LABEL, [], lr=1e30)
+
+
+def test_bf16_follows_the_weights_and_stays_near_fp32(model, images):
+    """Autocast keeps the weights it has cast; kept from step to step they would never seem to change."""
+    first, _ = run(model, images, LABEL, [], precision="bf16", n_iter=1)
+    half, _ = run(model, images, LABEL, make_companions(5), precision="bf16")
+    full, _ = run(model, images, LABEL, make_companions(5))
+    assert all(cam.dtype == torch.float32 for cam in half)
+    for one, got, wanted in zip(first, half, full, strict=True):
+        assert relative_error(got, 5 * one) > 0.5  # with frozen weights exactly 0
+        assert relative_error(got, wanted) < 0.02
+
+
+def test_unknown_pooling_is_refused(model):
+    with pytest.raises(ValueError, match="'max'; there are gndp, gap"):
+        RIB(model, **{**SETTINGS, "pooling": "max"})
