@@ -30,7 +30,15 @@ def main() -> int:
     metrics = {}
     for seed in args.seeds:
         folder = args.work_dir / f"seed{seed}"
-        command = [sys.executable, str(ROOT / "run_sample.py"), "--seed", str(seed), "--work_dir", str(folder), *args.rest]
+        command = [
+            sys.executable,
+            str(ROOT / "run_sample.py"),
+            "--seed",
+            str(seed),
+            "--work_dir",
+            str(folder),
+            *args.rest,
+        ]
         code = subprocess.run(command, check=False).returncode
         if code:
             return code

@@ -29,7 +29,7 @@ HEAD_COLOURS = np.array(
 )
 REFERENCE_PX = 96  # lengths below are given at this image size
 LONG_AXIS, SHORT_AXIS = (33, 42), (23, 30)  # semi-axes of a body
-HEAD_RADIUS = (10, 12)
+HEAD_RADIUS = (11.5, 13.5)
 HUE_SPREAD = 0.10  # deviation of a body's hue, in turns; classes lie 1/6 apart
 COUNTS = (0.9, 0.08, 0.02)  # share of images with one, two and three objects
 SPLITS = ("train", "val")
@@ -48,24 +48,25 @@ PRESET: dict[str, tuple[object, str]] = {
     "cam_num_epoches": (17, _TUNED),
     "cam_learning_rate": (1e-3, _TUNED),
     "cam_weight_decay": (1e-2, _TUNED),
-    "cam_eval_sweep": ((0.01, 0.30, 0.01), _TUNED),
+    "cam_eval_sweep": ((0.0, 0.30, 0.01), _TUNED),
     "RIB_lr": (3e-4, _TUNED),
     "RIB_batch_size": (4, _TUNED),
     "RIB_crop_size": (96, _TUNED),
     "RIB_resize_long": ((72, 144), _TUNED),
     "stop_th": (1e9, "never: the published value belongs to the published network"),
     "explode_ratio": (1.1, "never, likewise"),
-    "conf_fg_thres": (0.12, _TUNED),
+    "conf_fg_thres": (0.05, _TUNED),
     "conf_bg_thres": (0.03, _TUNED),
     "irn_backbone": ("cam", "no ImageNet weights needed"),
     "irn_crop_size": (96, _TUNED),
     "irn_rescale": ((0.75, 1.5), _TUNED),
     "irn_batch_size": (8, _TUNED),
-    "irn_num_epoches": (6, _TUNED),
+    "irn_num_epoches": (24, _TUNED),
+    "irn_learning_rate": (1.0, _TUNED),
     "irn_radius": (5, _TUNED),
     "irn_infer_pad": (0, "all images have one size"),
-    "exp_times": (6, _TUNED),
-    "sem_seg_bg_thres": (0.05, _TUNED),
+    "exp_times": (5, _TUNED),
+    "sem_seg_bg_thres": (0.25, _TUNED),
     "infer_list": ("infer", "the first training images"),
     "eval_list": ("infer", "the first training images"),
 }

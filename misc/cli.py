@@ -303,6 +303,9 @@ def main(steps: Sequence[Step], add_arguments: Callable, argv: Sequence[str] | N
     except UserError as error:
         print(f"run_sample.py: {error}", file=sys.stderr)
         return 2
+    except FloatingPointError as error:
+        print(f"run_sample.py: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("run_sample.py: interrupted; the same command goes on where it stopped", file=sys.stderr)
         return 130

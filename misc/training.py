@@ -12,10 +12,6 @@ from misc.files import save_torch
 from misc.progress import bar
 
 
-class NonFiniteLoss(FloatingPointError):
-    """The loss became infinite or NaN."""
-
-
 def fit(
     model: nn.Module,
     loss_of: Callable[[nn.Module, tuple], torch.Tensor],
@@ -30,7 +26,7 @@ def fit(
 
     loss_of(model, batch): the loss of a batch as the loader gives it. loader_of(epoch): that epoch's batches, which
     must depend on nothing but the epoch. checkpoint: where the state after each epoch is kept, so that a run that was
-    cut off goes on there; removed by the caller once the result is stored.
+    cut off goes on there; removed by the caller once the result is stored. FloatingPointError if a loss is not finite.
     """
     first, losses = 0, []
     if checkpoint.is_file():
@@ -55,7 +51,7 @@ def fit(
                     scheduler.step()
                 value = loss.item()
                 if not abs(value) < float("inf"):
-                    raise NonFiniteLoss(
+                    raise FloatingPointError(
                         f"{title}: the loss is {value} in epoch {epoch + 1}, batch {i + 1}; lower the learning rate"
                     )
                 total += value

@@ -42,8 +42,8 @@ class Arch:
 ARCHS = {
     # IRN: strides (2, 2, 2, 1), the first being the stem's max pooling; the last stage keeps stride 1 and dilation 1.
     "resnet50": Arch(blocks=(3, 4, 6, 3)),
-    # One block per stage, three eighths of the width, no max pooling: overall stride 8, for images of about 100 px.
-    "resnet14": Arch(blocks=(1, 1, 1, 1), width=24, max_pool=False),
+    # One block per stage, half the width, no max pooling: overall stride 8, for images of about 100 px.
+    "resnet14": Arch(blocks=(1, 1, 1, 1), width=32, max_pool=False),
 }
 
 

@@ -1,0 +1,145 @@
+"""Confusion, IoU, sweep and average precision by hand and against the plain way."""
+
+import numpy as np
+import pytest
+
+from misc import metrics
+from misc.metrics import ThresholdSweep, average_precision, confusion, iou, iou_table, mean_iou
+
+
+def test_confusion_by_hand():
+    label = np.array([[0, 0, 1], [1, 2, 255]], np.uint8)
+    pred = np.array([[0, 1, 1], [2, 2, 2]], np.uint8)
+    assert confusion(pred, label, 3).tolist() == [[1, 1, 0], [0, 1, 1], [0, 0, 1]]  # the pixel with 255 is left out
+
+
+def test_confusion_takes_255_in_the_prediction_for_background():
+    label, pred = np.array([[0, 1, 1]], np.uint8), np.array([[255, 255, 1]], np.uint8)
+    assert confusion(pred, label, 2).tolist() == [[1, 0], [1, 1]]
+    assert pred.tolist() == [[255, 255, 1]]  # the caller's array is left alone
+
+
+def test_confusion_of_nothing():
+    assert confusion(np.zeros((2, 2), np.uint8), np.full((2, 2), 255, np.uint8), 2).tolist() == [[0, 0], [0, 0]]
+
+
+def test_confusion_refuses_other_shapes_and_values():
+    mask = np.zeros((2, 3), np.uint8)
+    with pytest.raises(ValueError, match=r"prediction is \(3, 2\), ground truth \(2, 3\)"):
+        confusion(mask.T, mask, 2)
+    for pair in ((mask + 2, mask), (mask, mask + 2)):
+        with pytest.raises(ValueError, match="a mask holds the value 2, but there are 2 classes with background"):
+            confusion(*pair, 2)
+
+
+COUNTS = np.array([[3, 1, 0, 0], [2, 4, 0, 0], [0, 0, 0, 0], [0, 0, 0, 5]])
+
+
+def test_iou_by_hand():
+    # 3 / (3 + 1 + 2), 4 / (4 + 1 + 2), never, 5 / 5
+    np.testing.assert_allclose(iou(COUNTS), [1 / 2, 4 / 7, np.nan, 1])
+    np.testing.assert_allclose(iou(np.stack([COUNTS, COUNTS.T]))[1], [1 / 2, 4 / 7, np.nan, 1])
+
+
+def test_iou_of_a_class_only_predicted_is_zero():
+    np.testing.assert_allclose(iou(np.array([[3, 1], [0, 0]])), [3 / 4, 0])
+
+
+def test_mean_iou_skips_classes_that_never_occur():
+    assert mean_iou(COUNTS) == pytest.approx((1 / 2 + 4 / 7 + 1) / 3)
+    assert np.isnan(mean_iou(np.zeros((2, 2), np.int64)))
+
+
+def test_iou_table():
+    table = iou_table(COUNTS, ("a", "b", "c"))
+    assert list(table) == ["background", "a", "b", "c"]
+    assert table["background"] == 0.5 and table["b"] is None and table["c"] == 1.0
+
+
+# the sweep
+
+THRESHOLDS = (0.1, 0.2, 0.25, 0.5)
+
+
+def plain_sweep(images, thresholds, n_classes):
+    """The confusion at every threshold, one threshold after another, as the published code goes about it."""
+    totals = []
+    for t in thresholds:
+        total = np.zeros((n_classes, n_classes), np.int64)
+        for keys, cams, label in images:
+            stack = np.concatenate([np.full((1, *label.shape), t, np.float32), cams])
+            pred = np.concatenate([[0], np.asarray(keys) + 1])[stack.argmax(0)]
+            total += confusion(pred, label, n_classes)
+        totals.append(total)
+    return np.stack(totals)
+
+
+def random_images(n, n_classes, rng, thresholds):
+    """Images of different sizes; half of the values are exactly a threshold or equal in several classes."""
+    images = []
+    for i in range(n):
+        shape = (11 + i, 13)
+        keys = rng.permutation(n_classes - 1)[: i % n_classes]  # the first has none
+        cams = rng.random((len(keys), *shape)).astype(np.float32)
+        exact = rng.choice(np.asarray(thresholds, np.float32), cams.shape)
+        cams = np.where(rng.random(cams.shape) < 0.5, exact, cams)
+        label = rng.choice([*range(n_classes), 255], shape).astype(np.uint8)
+        images.append((keys, cams, label))
+    return images
+
+
+@pytest.mark.parametrize("thresholds", [THRESHOLDS, tuple(np.arange(0.01, 0.3, 0.01)), (0.3,)])
+def test_sweep_equals_one_confusion_per_threshold(thresholds):
+    images = random_images(6, 4, np.random.default_rng(0), thresholds)
+    sweep = ThresholdSweep(thresholds, 4)
+    for image in images:
+        sweep.add(*image)
+    wanted = plain_sweep(images, thresholds, 4)
+    np.testing.assert_array_equal(sweep.confusions(), wanted)
+    assert len({matrix.tobytes() for matrix in wanted}) == len(thresholds)  # the thresholds do differ
+
+
+def test_a_tie_goes_to_background():
+    sweep = ThresholdSweep(THRESHOLDS, 2)
+    sweep.add(np.array([0]), np.array([[[0.2, 0.25]]], np.float32), np.array([[1, 1]], np.uint8))
+    # Foreground strictly above the threshold: both at 0.1, only 0.25 at 0.2, none from 0.25 on.
+    assert sweep.confusions()[:, 1].tolist() == [[0, 2], [1, 1], [2, 0], [2, 0]]
+
+
+def test_between_classes_a_tie_goes_to_the_first():
+    sweep = ThresholdSweep((0.1,), 4)
+    sweep.add(np.array([2, 0]), np.full((2, 1, 1), 0.5, np.float32), np.array([[3]], np.uint8))
+    assert sweep.confusions()[0, 3].tolist() == [0, 0, 0, 1]
+
+
+def test_images_without_keys_are_background():
+    sweep = ThresholdSweep(THRESHOLDS, 3)
+    sweep.add(np.zeros(0, np.int64), np.zeros((0, 1, 3), np.float32), np.array([[0, 2, 255]], np.uint8))
+    assert (sweep.confusions() == np.array([[1, 0, 0], [0, 0, 0], [1, 0, 0]])).all()
+
+
+def test_sweep_refuses_other_shapes_and_values():
+    sweep = ThresholdSweep(THRESHOLDS, 2)
+    cams = np.zeros((1, 2, 3), np.float32)
+    with pytest.raises(ValueError, match=r"the CAM is \(2, 3\), the ground truth \(3, 2\)"):
+        sweep.add([0], cams, np.zeros((3, 2), np.uint8))
+    with pytest.raises(ValueError, match="a mask holds the value 2, but there are 2 classes"):
+        sweep.add([0], cams, np.full((2, 3), 2, np.uint8))
+    assert not sweep.counts.any()
+    with pytest.raises(ValueError, match="thresholds must ascend"):
+        ThresholdSweep((0.2, 0.2), 2)
+
+
+def test_average_precision_by_hand():
+    truth = np.array([[1, 0, 0], [0, 1, 0], [1, 1, 0], [0, 0, 0]])
+    scores = np.array([[0.9, 0.9, 0.1], [0.8, 0.2, 0.2], [0.7, 0.1, 0.3], [0.6, 0.8, 0.4]])
+    # Class 0: positives rank 1 and 3: (1/1 + 2/3) / 2. Class 1: ranks 3 and 4: (1/3 + 2/4) / 2. Class 2: no positive.
+    np.testing.assert_allclose(average_precision(truth, scores), [5 / 6, 5 / 12, np.nan])
+
+
+def test_average_precision_of_a_perfect_and_of_the_worst_ranking():
+    truth = np.array([[1], [1], [0], [0]])
+    assert metrics.average_precision(truth, np.array([[4.0], [3.0], [2.0], [1.0]])) == [1.0]
+    assert metrics.average_precision(truth, np.array([[1.0], [2.0], [3.0], [4.0]])) == pytest.approx(
+        (1 / 3 + 2 / 4) / 2
+    )
