@@ -49,6 +49,14 @@ class Dataset:
             return read_list(Path(list_or_split))
         return self.names(list_or_split)
 
+    def has_mask(self, name: str) -> bool:
+        """Whether there is ground truth, without reading it."""
+        return self.mask(name) is not None
+
+    def instances(self, name: str) -> tuple[np.ndarray, np.ndarray] | None:
+        """Instances: map uint8 [H, W] (0 background, i + 1 instance i) and mask values uint8 [n], or None."""
+        return None
+
     def check_names(self, names: Sequence[str], source: str) -> None:
         """DataError if an image named by `source` (a split or a list file) is not in the dataset."""
 

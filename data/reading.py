@@ -113,4 +113,6 @@ def _opened(path: Path) -> Iterator[Image.Image]:
             f"down or take it off the list"
         ) from error
     except BROKEN as error:
-        raise DataError(f"{path} cannot be read as an image ({error}); fetch or make the file again") from error
+        raise DataError(
+            f"{path} cannot be read as an image ({error}); fetch or make the file again, or add --skip_bad"
+        ) from error

@@ -122,6 +122,9 @@ class Shapes(Dataset):
     def mask(self, name: str) -> np.ndarray:
         return self._make(name)[1].copy()
 
+    def has_mask(self, name: str) -> bool:
+        return True
+
     def instances(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Visible instances of an image: map uint8 [H, W] (0 background, i + 1 instance i), mask values uint8 [n]."""
         _, _, instances, values = self._make(name)

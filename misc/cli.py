@@ -111,6 +111,12 @@ def build_parser(
     group.add_argument("--dry_run", action="store_true", help="print the plan and do nothing")
     group.add_argument("--overwrite", action="store_true", help="make files anew that are there already")
 
+    group.add_argument(
+        "--skip_bad",
+        action="store_true",
+        help="read every image and mask first; go on without those that cannot be read and list them at the end",
+    )
+
     group = parser.add_argument_group("machine")
     group.add_argument(
         "--device", default="auto", choices=("auto", "cpu", "cuda"), help="auto takes a GPU if there is one"
@@ -238,8 +244,6 @@ def _check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         parser.error(f"--irn_crop_size is {args.irn_crop_size}; it must be a multiple of 4")
     if args.cam_eval_sweep[0] > args.cam_eval_sweep[1] or args.cam_eval_sweep[2] <= 0:
         parser.error(f"--cam_eval_sweep is {args.cam_eval_sweep}; wanted LO <= HI and STEP above 0")
-    if args.num_workers < 0 or args.RIB_batch_size < 0:
-        parser.error("--num_workers and --RIB_batch_size cannot be negative")
 
 
 def choose(steps: Sequence[Step], args: argparse.Namespace) -> list[Step]:
@@ -321,6 +325,7 @@ def _run(args: argparse.Namespace, sources: dict[str, str], chosen: Sequence[Ste
     _start_log(Path(args.work_dir), first)
     if first:
         save_json(Path(args.work_dir) / "args.json", _provenance(args, sources, argv))
+    args.bad_images = _bad_images(args) if args.skip_bad else {}
     for step in chosen:
         logging.info("step %d %s", step.number, step.name)
         begin = time.perf_counter()
@@ -330,6 +335,22 @@ def _run(args: argparse.Namespace, sources: dict[str, str], chosen: Sequence[Ste
         if values:
             workdir.record(args, step.name, {"seconds": round(seconds, 2), **values})
         logging.info("step %d %s took %.1f s", step.number, step.name, seconds)
+    for name, problem in args.bad_images.items():
+        logging.warning("left out %s: %s", name, problem)
+
+
+def _bad_images(args: argparse.Namespace) -> dict[str, str]:
+    """The images that `--skip_bad` leaves out, also stored in bad_images.json."""
+    from data import find_bad_images
+    from misc import torchutils
+    from misc.files import save_json
+
+    args.bad_images = {}
+    bad = find_bad_images(args)
+    if torchutils.rank() == 0:
+        save_json(Path(args.work_dir) / "bad_images.json", bad)
+    logging.info("%d images cannot be read and are left out", len(bad))
+    return bad
 
 
 def _start_log(work_dir: Path, first: bool) -> None:

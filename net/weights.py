@@ -54,11 +54,11 @@ def read(path: Path | str) -> Mapping[str, torch.Tensor]:
         value = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(
-            f"{path} holds more than tensors, or is damaged, and is refused: {str(error).splitlines()[0]}"
+            f"{path} holds more than tensors, or is damaged, and is refused: {_first_line(error)}"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+    except Exception as error:  # a damaged file can raise anything
         raise WeightsError(
-            f"{path} is not a whole checkpoint ({str(error).splitlines()[0]}); fetch or make it again"
+            f"{path} is not a whole checkpoint ({_first_line(error)}); fetch or make it again"
         ) from error
     for key in ("state_dict", "model"):
         if isinstance(value, Mapping) and isinstance(value.get(key), Mapping):
@@ -130,14 +130,18 @@ def _strip(name: str, prefixes: tuple[str, ...]) -> str:
 def _original(name: str, stages: Mapping[str, str]) -> str:
     """The name under which a published duplicate stands here; other names as they are, less a `backbone.` in front."""
     parts = name.split(".", 2)
-    if parts[0] in ("edge_layers", "dp_layers") and len(parts) == 3:
-        return f"fc_{parts[0].split('_')[0]}{int(parts[1]) + 1}.{parts[2]}"
-    if parts[0] == "backbone" and parts[1].isdigit():
-        name = f"stage{int(parts[1]) + 1}.{parts[2]}"
+    if len(parts) == 3 and parts[1].isdecimal():
+        branch = {"edge_layers": "fc_edge", "dp_layers": "fc_dp", "backbone": "stage"}.get(parts[0])
+        if branch:
+            name = f"{branch}{int(parts[1]) + 1}.{parts[2]}"
     for duplicate, original in {**stages, **_LISTS}.items():
         if name.startswith(duplicate):
             return original + name[len(duplicate) :]
     return name.removeprefix("backbone.")
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _is_head(name: str) -> bool:

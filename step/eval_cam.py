@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 
-from data import image_names, open_dataset
+from data import open_dataset, scored_names
 from data.base import Dataset
 from misc import camfile, torchutils
 from misc.metrics import ThresholdSweep, iou_table, mean_iou
@@ -24,7 +24,7 @@ def run(args: argparse.Namespace, folder: str = "cam_out_dir") -> dict:
     folder: the argument that names the folder of CAM files to score.
     """
     dataset = open_dataset(args)
-    names = [name for name in image_names(args, dataset, "eval") if dataset.mask(name) is not None]
+    names = scored_names(args, dataset)
     require(args, folder, names)
     low, high, step = args.cam_eval_sweep
     swept = np.round(np.arange(low, high + step / 2, step), 6)

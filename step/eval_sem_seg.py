@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 
-from data import image_names, open_dataset
+from data import open_dataset, scored_names
 from data.base import Dataset
 from misc import torchutils
 from misc.files import load_mask
@@ -22,7 +22,7 @@ IMAGES_PER_CALL = 16
 def run(args: argparse.Namespace) -> dict:
     """Returns mIoU, IoU per class and the confusion of the pseudo masks; 255 in a mask counts as background."""
     dataset = open_dataset(args)
-    names = [name for name in image_names(args, dataset, "eval") if dataset.mask(name) is not None]
+    names = scored_names(args, dataset)
     require(args, "sem_seg_out_dir", names, ".png")
     mine = torchutils.shard(names)
     total = np.zeros((dataset.n_classes + 1,) * 2, np.int64)

@@ -173,7 +173,7 @@ def test_affinity_crops_keep_image_and_label_aligned_when_rescaled(scales):
         np.testing.assert_array_equal(label[flat], blocks[flat, 0] / 10)
         assert (label[outside.all(2)] == 255).all()
         compared += flat.sum()
-    assert compared > 12 * 30
+    assert compared > 200
 
 
 def test_affinity_crops_are_mirrored_half_of_the_time():

@@ -188,7 +188,7 @@ def test_an_incomplete_root_gives_one_error_with_everything_missing(kit):
 
 
 def test_open_dataset_takes_the_data_root(kit):
-    args = argparse.Namespace(dataset="voc12", data_root=str(kit.root), train_list="train", limit=2)
+    args = argparse.Namespace(dataset="voc12", data_root=str(kit.root), train_list="train", limit=2, bad_images={})
     dataset = data.open_dataset(args)
     assert dataset.folder == kit.folder and data.image_names(args, dataset, "train") == kit.train[:2]
     with pytest.raises(DataError, match="needs --data_root DIR"):

@@ -78,11 +78,11 @@ class VOC12(Dataset):
 
     def mask(self, name: str) -> np.ndarray | None:
         """uint8 [H, W] of SegmentationClassAug, else of SegmentationClass, else None; DataError if it does not fit."""
-        for folder in MASK_FOLDERS:
-            path = self.folder / folder / f"{name}.png"
-            if path.is_file():
-                return self._read_mask(name, path, self.n_classes)
-        return None
+        path = self._mask_path(name)
+        return None if path is None else self._read_mask(name, path, self.n_classes)
+
+    def has_mask(self, name: str) -> bool:
+        return self._mask_path(name) is not None
 
     def instances(self, name: str) -> tuple[np.ndarray, np.ndarray] | None:
         """Objects of an image: map uint8 [H, W] (0 background, i + 1 instance i), mask values uint8 [n]; None without.
@@ -108,6 +108,10 @@ class VOC12(Dataset):
 
     def _jpeg(self, name: str) -> Path:
         return self.folder / "JPEGImages" / f"{name}.jpg"
+
+    def _mask_path(self, name: str) -> Path | None:
+        paths = (self.folder / folder / f"{name}.png" for folder in MASK_FOLDERS)
+        return next((path for path in paths if path.is_file()), None)
 
     def _read_mask(self, name: str, path: Path, n_classes: int) -> np.ndarray:
         mask = read_mask(path, n_classes)

@@ -1,0 +1,378 @@
+"""The command line: which steps run, which values win and where they come from, and what a mistake looks like."""
+
+import json
+import logging
+import re
+import sys
+import types
+
+import pytest
+import yaml
+
+from data import preset
+from misc.cli import Step, choose, main, parse
+from misc.errors import UserError
+from run_sample import STEPS, add_arguments
+
+ALL = [step.name for step in STEPS]
+
+
+def parsed(*argv):
+    args, sources, _ = parse(STEPS, add_arguments, argv)
+    return args, sources
+
+
+def chosen(*argv):
+    return [step.name for step in choose(STEPS, parsed(*argv)[0])]
+
+
+def run(*argv):
+    return main(STEPS, add_arguments, argv)
+
+
+@pytest.fixture
+def config(tmp_path):
+    def write(content):
+        path = tmp_path / "config.yaml"
+        path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+        return f"--config={path}"
+
+    return write
+
+
+# which steps
+
+
+def test_without_arguments_every_step_runs():
+    assert chosen() == ALL
+
+
+@pytest.mark.parametrize(
+    "argv", [["--train_cam_pass"], ["--train_cam_pass", "True"], ["--train_cam_pass=true"], ["--train_cam_pass", "1"]]
+)
+def test_a_flag_runs_just_its_step(argv):
+    assert chosen(*argv) == ["train_cam"]
+    assert chosen(*argv, "--overwrite", "--eval_cam_pass") == ["train_cam", "eval_cam"]
+
+
+@pytest.mark.parametrize(
+    "argv", [["--train_cam_pass", "False"], ["--train_cam_pass=no"], ["--no-train_cam_pass"], ["--train_cam_pass", "0"]]
+)
+def test_a_flag_leaves_its_step_out(argv):
+    assert chosen(*argv) == [name for name in ALL if name != "train_cam"]
+    assert chosen(*argv, "--steps", "1-2") == ["make_cam"]
+    assert chosen(*argv, "--eval_cam_pass") == ["eval_cam"]
+
+
+def test_flags_add_to_a_list_of_steps():
+    assert chosen("--steps", "3", "--train_cam_pass") == ["train_cam", "eval_cam"]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_step_has_its_flag(name):
+    assert chosen(f"--{name}_pass") == [name]
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("3-6", ["eval_cam", "make_rib_cam", "eval_rib_cam", "cam_to_ir_label"]),
+        ("2", ["make_cam"]),
+        ("make_cam", ["make_cam"]),
+        ("make_cam-make_rib_cam", ["make_cam", "eval_cam", "make_rib_cam"]),
+        ("2-eval_cam", ["make_cam", "eval_cam"]),
+        ("eval_cam,1", ["train_cam", "eval_cam"]),  # always in their own order
+        ("1, 1 - 2 ,", ["train_cam", "make_cam"]),
+    ],
+)
+def test_steps(text, wanted):
+    assert chosen("--steps", text) == chosen(f"--steps={text}") == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("99", "there is no step '99'; there are 1 train_cam, 2 make_cam,"),
+        ("train", "there is no step 'train'; there are"),
+        ("1-nosuch", "there is no step 'nosuch'; there are"),
+        ("-3", "there is no step ''"),
+        ("6-3", "6-3 runs backwards"),
+        ("make_rib_cam-make_cam", "make_rib_cam-make_cam runs backwards"),
+        ("", "names no step"),
+        (" , ", "names no step"),
+    ],
+)
+def test_steps_that_cannot_be(text, message):
+    with pytest.raises(UserError, match=f"--steps:? {re.escape(message)}"):
+        chosen(f"--steps={text}")
+
+
+# which values
+
+
+def test_values_of_the_dataset_win_over_the_published_ones():
+    args, sources = parsed()
+    values = preset("shapes")
+    assert values["cam_network"] == ("resnet14", "found on shapes") and values["explode_th"][0] == 0.3
+    for name, (value, source) in values.items():
+        assert getattr(args, name) == value and sources[name] == source, name
+    assert (args.dataset, args.work_dir, args.seed) == ("shapes", "result/shapes", 0)
+    assert sources["seed"] == sources["dataset"] == "default"
+
+
+def test_values_of_voc12_are_the_published_ones():
+    args, sources = parsed("--dataset", "voc12")
+    assert (args.RIB_lr, args.RIB_iter, args.RIB_batch_size, args.score_th, args.stop_th) == (8e-6, 10, 20, 0.4, 600)
+    assert (args.cam_network, args.infer_list, args.work_dir) == ("resnet50", "train_aug", "result/voc12")
+    assert sources["dataset"] == "command line" and sources["score_th"] == "RIB, section 5.1: tau"
+
+
+def test_command_line_wins_over_config_over_preset(config):
+    given = config({"RIB_lr": 0.5, "RIB_iter": 7, "cam_scales": [1.0, 0.5, 2.0], "overwrite": True})
+    args, sources = parsed(given, "--RIB_iter=3", "--cam_resize_long", "10,20")
+    path = given.removeprefix("--config=")
+    assert (args.RIB_lr, sources["RIB_lr"]) == (0.5, f"config {path}")
+    assert (args.RIB_iter, sources["RIB_iter"]) == (3, "command line")
+    assert (args.cam_scales, args.overwrite) == ((1.0, 0.5, 2.0), True)
+    assert (args.cam_resize_long, sources["cam_resize_long"]) == ((10, 20), "command line")
+    assert (args.score_th, sources["score_th"]) == preset("shapes")["score_th"]
+
+
+def test_the_dataset_of_the_config_brings_its_preset(config):
+    given = config({"dataset": "voc12", "RIB_iter": 7})
+    args, _ = parsed(given)
+    assert (args.dataset, args.cam_network, args.RIB_iter) == ("voc12", "resnet50", 7)
+    args, _ = parsed(given, "--dataset", "shapes")
+    assert (args.dataset, args.cam_network, args.RIB_iter) == ("shapes", "resnet14", 7)
+
+
+def test_config_of_steps_and_flags(config):
+    assert chosen(config({"steps": 3})) == ["eval_cam"]
+    assert chosen(config({"steps": [3, "train_cam"]})) == ["train_cam", "eval_cam"]
+    assert chosen(config({"steps": "2-3", "make_cam_pass": False})) == ["eval_cam"]
+    assert chosen(config({"make_cam_pass": "no"})) == [name for name in ALL if name != "make_cam"]
+    assert chosen(config({"steps": "2-3"}), "--steps", "1") == ["train_cam"]
+
+
+def test_empty_configs_and_empty_values_change_nothing(config):
+    plain = vars(parsed()[0])
+    for content in ("", "# nothing\n", "limit:\nRIB_lr: null\ndataset: ~\n"):
+        args, sources = parsed(config(content))
+        assert {**vars(args), "config": None} == plain and sources["RIB_lr"] == preset("shapes")["RIB_lr"][1]
+
+
+def test_numbers_of_a_config_may_be_words_of_yaml(config):
+    assert parsed(config("RIB_lr: 1e-4\nstop_th: 5\n"))[0].RIB_lr == 1e-4  # YAML reads 1e-4 as text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("RIB_itre: 3", "there is no argument 'RIB_itre'; see --help"),
+        ("help: true", "there is no argument 'help'"),
+        ("3: 4", "there is no argument 3"),
+        ("RIB_iter: many", "RIB_iter cannot be 'many'"),
+        ("RIB_iter: 2.5", "RIB_iter cannot be 2.5"),
+        ("RIB_iter: 0", "RIB_iter cannot be 0: 0 is not at least 1"),
+        ("beta: true", "beta cannot be True"),
+        ("overwrite: maybe", "overwrite cannot be 'maybe': 'maybe' is neither True nor False"),
+        ("train_cam_pass: 7", "train_cam_pass cannot be 7"),
+        ("cam_resize_long: [1, 2, 3]", "cam_resize_long cannot be [1, 2, 3]: '1,2,3' has 3 values, wanted 2"),
+        ("pooling: max", "pooling is 'max'; there are gndp, gap"),
+        ("dataset: imagenet", "dataset is 'imagenet'; there are shapes, voc12"),
+        ("[1, 2]", "holds no mapping"),
+        ("just text", "holds no mapping"),
+        ("a: [1", "is not YAML"),
+        ("a: \x00", "is not YAML"),
+    ],
+)
+def test_bad_configs(config, content, message):
+    with pytest.raises(UserError) as error:
+        parsed(config(content))
+    assert message in str(error.value) and "config.yaml" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_config_that_cannot_be_read(tmp_path):
+    with pytest.raises(UserError, match=r"none\.yaml cannot be read: No such file"):
+        parsed("--config", str(tmp_path / "none.yaml"))
+    (tmp_path / "latin.yaml").write_bytes(b"a: \xe9\xff")
+    with pytest.raises(UserError, match=r"latin\.yaml is not YAML"):
+        parsed("--config", str(tmp_path / "latin.yaml"))
+
+
+# mistakes
+
+MISTAKES = [
+    (["--steps", "99"], "there is no step '99'"),
+    (["--beta", "x"], "argument --beta: invalid float value: 'x'"),
+    (["--RIB_iter", "0"], "argument --RIB_iter: 0 is not at least 1"),
+    (["--RIB_batch_size", "-1"], "argument --RIB_batch_size: -1 is below 0"),
+    (["--exp_times=-1"], "argument --exp_times: -1 is below 0"),
+    (["--num_workers", "-2"], "argument --num_workers: -2 is below 0"),
+    (["--RIB_iter", "ten"], "argument --RIB_iter: invalid whole number value: 'ten'"),
+    (["--RIB_iter"], "argument --RIB_iter: expected one argument"),
+    (["--cam_resize_long", "320"], "argument --cam_resize_long: '320' has 1 values, wanted 2 joined by commas"),
+    (["--cam_scales", "1.0,x"], "argument --cam_scales: invalid list of numbers joined by commas value"),
+    (["--cam_scales", "0.5,1.0"], "RIB reads the first as scale 1.0 and the second as 0.5"),
+    (["--cam_eval_sweep", "0.5,0.1,0.1"], "wanted LO <= HI and STEP above 0"),
+    (["--irn_crop_size", "97"], "must be a multiple of 4"),
+    (["--pooling", "max"], "argument --pooling: invalid choice: 'max'"),
+    (["--precision", "fp16"], "argument --precision: invalid choice: 'fp16'"),
+    (["--train_cam_pass", "maybe"], "'maybe' is neither True nor False"),
+    (["--dataset", "imagenet"], "there are shapes, voc12"),
+    (["--no_such", "1"], "unrecognized arguments: --no_such 1"),
+    (["--prec", "bf16"], "unrecognized arguments: --prec bf16"),  # nothing is guessed
+    (["--config", "no.yaml"], "--config no.yaml cannot be read"),
+]
+
+
+@pytest.mark.parametrize(("argv", "message"), MISTAKES, ids=[" ".join(argv) for argv, _ in MISTAKES])
+def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, argv, message):
+    monkeypatch.chdir(tmp_path)
+    assert run(*argv) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("run_sample.py: ") and err.count("\n") == 1 and err.endswith("\n")
+    assert message in err
+    assert list(tmp_path.iterdir()) == []
+
+
+# what is only said
+
+
+def test_dry_run_says_the_plan_and_does_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run("--dry_run", "--steps", "2-3", "--work_dir", "out") == 0
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert lines[0] == "dataset shapes, results in out" and err == ""
+    assert [line.split()[:2] for line in lines[2:]] == [["2", "make_cam"], ["3", "eval_cam"]]
+    assert "sess/res50_cam.pth" in lines[2] and "cam/NAME.npy" in lines[2]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_list_steps_shows_every_step_and_does_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run("--list_steps") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines[1:]] == [[str(step.number), step.name] for step in STEPS]
+    assert all(step.reads in line and step.writes in line for step, line in zip(STEPS, lines[1:], strict=True))
+    assert list(tmp_path.iterdir()) == []
+
+
+def help_text(capsys, *argv):
+    with pytest.raises(SystemExit) as exit_:
+        run(*argv)
+    assert exit_.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_help_is_grouped(capsys):
+    text = help_text(capsys, "--help")
+    titles = re.findall(r"^(\S.*):$", text, re.MULTILINE)
+    for title in ("what to run", "machine", "data", "classifier and CAM (steps 1 to 3)", "RIB (steps 4 and 5)",
+                  "pseudo masks (steps 8 and 9)", "steps one by one"):  # fmt: skip
+        assert title in titles
+    assert "--STEP_pass alone or with True" in text and "--train_cam_pass" not in text
+
+
+def shown_default(text, flag):
+    """What the help says of one argument, up to the next one."""
+    entry = re.search(rf"^  {flag}\b.*\n(?:   .*\n)*", text, re.MULTILINE).group()
+    found = re.search(r"\(default: ([^)]*)\)", " ".join(entry.split()))
+    return found and found.group(1)
+
+
+def test_help_shows_the_values_of_the_dataset(capsys, config):
+    text = help_text(capsys, "-h", "--dataset", "voc12")
+    shown = {flag: shown_default(text, flag) for flag in ("--RIB_batch_size", "--cam_scales", "--infer_list", "--seed")}
+    assert shown == {
+        "--RIB_batch_size": "20", "--cam_scales": "1,0.5,1.5,2", "--infer_list": "train_aug", "--seed": "0"
+    }  # fmt: skip
+    assert shown_default(text, "--limit") is None and shown_default(text, "--overwrite") is None
+    assert shown_default(help_text(capsys, "--help"), "--infer_list") == "infer"
+    assert shown_default(help_text(capsys, "--help", config({"RIB_batch_size": 3})), "--RIB_batch_size") == "3"
+
+
+# running steps
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """Steps `one`, `two`, `three` of a module made up here; gives what was called."""
+    calls = []
+
+    def step(args, say="", error=None, values=None):
+        calls.append((say, args.seed))
+        if error is not None:
+            raise error
+        return values
+
+    module = types.ModuleType("made_up_step")
+    module.run = step
+    monkeypatch.setitem(sys.modules, "made_up_step", module)
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+    yield calls
+    for handler in root.handlers:
+        if handler not in before:
+            handler.close()
+    root.handlers[:] = before
+    root.setLevel(level)
+
+
+def made_up(**errors):
+    names = ("one", "two", "three")
+    options = {name: {"say": name, "error": errors.get(name), "values": {"images": 4}} for name in names}
+    options["two"]["values"] = None
+    return [Step(i + 1, name, "made_up_step", "", "", options[name]) for i, name in enumerate(names)]
+
+
+def run_made_up(tmp_path, *argv, **errors):
+    return main(made_up(**errors), add_arguments, ["--work_dir", str(tmp_path / "out"), *argv])
+
+
+def test_steps_run_in_order_and_what_they_measure_is_kept(ran, tmp_path):
+    assert run_made_up(tmp_path, "--seed", "3", "--steps", "3,1-2") == 0
+    assert ran == [("one", 3), ("two", 3), ("three", 3)]
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert list(metrics) == ["one", "three"] and metrics["one"]["images"] == 4 and metrics["one"]["seconds"] >= 0
+    assert "step 2 two took" in (tmp_path / "out" / "log.txt").read_text()
+
+
+def test_arguments_and_their_sources_are_kept(ran, tmp_path):
+    assert run_made_up(tmp_path, "--seed", "3") == 0
+    kept = json.loads((tmp_path / "out" / "args.json").read_text())
+    assert kept["arguments"]["seed"] == kept["seed"] == 3 and kept["sources"]["seed"] == "command line"
+    assert kept["arguments"]["RIB_iter"] == preset("shapes")["RIB_iter"][0]
+    assert kept["sources"]["RIB_iter"] == preset("shapes")["RIB_iter"][1]
+    assert kept["command"] == f"python run_sample.py --work_dir {tmp_path / 'out'} --seed 3"
+    assert kept["versions"]["torch"] and kept["hardware"]["cores"]
+
+
+def test_metrics_of_earlier_runs_stay(ran, tmp_path):
+    run_made_up(tmp_path, "--steps", "1")
+    run_made_up(tmp_path, "--steps", "3")
+    assert list(json.loads((tmp_path / "out" / "metrics.json").read_text())) == ["one", "three"]
+
+
+def test_a_mistake_found_by_a_step_ends_with_code_2(ran, tmp_path, capsys):
+    assert run_made_up(tmp_path, two=UserError("cam/x.npy is missing; add --steps make_cam")) == 2
+    assert [name for name, _ in ran] == ["one", "two"]
+    assert capsys.readouterr().err.splitlines()[-1] == "run_sample.py: cam/x.npy is missing; add --steps make_cam"
+
+
+def test_an_interrupt_ends_with_code_130(ran, tmp_path, capsys):
+    assert run_made_up(tmp_path, one=KeyboardInterrupt()) == 130
+    assert "goes on where it stopped" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_other_errors_are_not_hidden(ran, tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        run_made_up(tmp_path, one=ZeroDivisionError())
+
+
+def test_a_work_dir_that_cannot_be_written(ran, tmp_path, capsys):
+    (tmp_path / "out").write_text("a file")
+    assert run_made_up(tmp_path) == 2
+    assert re.search(r"--work_dir .*out cannot be written: .*; choose another", capsys.readouterr().err)
+    assert not ran

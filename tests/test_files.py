@@ -1,0 +1,96 @@
+"""Files that are either whole or not there."""
+
+import os
+import stat
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data.base import voc_palette
+from misc.files import load_json, load_mask, save_json, save_mask, save_torch, write_atomic
+
+
+def test_write_atomic_makes_folders_and_leaves_only_the_file(tmp_path):
+    write_atomic(tmp_path / "a" / "b" / "x.bin", lambda file: file.write(b"new"))
+    assert os.listdir(tmp_path / "a" / "b") == ["x.bin"]
+    assert (tmp_path / "a" / "b" / "x.bin").read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_error_while_writing_keeps_the_old_file(tmp_path, error):
+    def write(file):
+        file.write(b"half of")
+        raise error("no more")
+
+    path = tmp_path / "x.bin"
+    with pytest.raises(error, match="no more"):
+        write_atomic(path, write)
+    assert os.listdir(tmp_path) == []
+    path.write_bytes(b"old")
+    with pytest.raises(error, match="no more"):
+        write_atomic(path, write)
+    assert os.listdir(tmp_path) == ["x.bin"] and path.read_bytes() == b"old"
+
+
+def test_the_old_file_is_there_until_the_new_one_is_whole(tmp_path):
+    path = tmp_path / "x.bin"
+    path.write_bytes(b"old")
+    seen = []
+
+    def write(file):
+        file.write(b"new")
+        file.flush()
+        seen.append(path.read_bytes())
+
+    write_atomic(path, write)
+    assert seen == [b"old"] and path.read_bytes() == b"new"
+
+
+def test_others_may_read_the_file(tmp_path):
+    umask = os.umask(0o022)
+    try:
+        save_json(tmp_path / "x.json", 1)
+    finally:
+        os.umask(umask)
+    assert stat.S_IMODE((tmp_path / "x.json").stat().st_mode) == 0o644
+
+
+def test_masks_round_trip_with_palette(tmp_path):
+    mask = np.array([[0, 1, 20], [255, 7, 0]], np.uint8)
+    save_mask(tmp_path / "m.png", mask, voc_palette())
+    loaded = load_mask(tmp_path / "m.png")
+    assert loaded.dtype == np.uint8 and np.array_equal(loaded, mask)
+    with Image.open(tmp_path / "m.png") as image:
+        assert image.mode == "P"
+        colours = np.array(image.convert("RGB"))
+    # The colours of PASCAL VOC: background, aeroplane, tvmonitor, ignore.
+    assert colours[0].tolist() == [[0, 0, 0], [128, 0, 0], [0, 64, 128]] and colours[1, 0].tolist() == [224, 224, 192]
+
+
+def test_masks_of_every_value_round_trip(tmp_path):
+    mask = np.arange(256, dtype=np.int64).reshape(8, 32)
+    save_mask(tmp_path / "m.png", mask.T, voc_palette())
+    np.testing.assert_array_equal(load_mask(tmp_path / "m.png"), mask.T)
+
+
+def test_grey_masks_are_read_as_they_are(tmp_path):
+    mask = np.array([[0, 3, 255]], np.uint8)
+    Image.fromarray(mask).save(tmp_path / "grey.png")
+    np.testing.assert_array_equal(load_mask(tmp_path / "grey.png"), mask)
+
+
+def test_json(tmp_path):
+    value = {"b": 1, "a": [1.5, None, "\u00e9"], "c": {"0.15": 0.5}}
+    save_json(tmp_path / "x.json", value)
+    assert load_json(tmp_path / "x.json") == value and list(load_json(tmp_path / "x.json")) == ["b", "a", "c"]
+    assert load_json(tmp_path / "none.json") == {}
+    with pytest.raises(TypeError):
+        save_json(tmp_path / "x.json", {"a": object()})
+    assert load_json(tmp_path / "x.json") == value and os.listdir(tmp_path) == ["x.json"]
+
+
+def test_torch_files(tmp_path):
+    save_torch(tmp_path / "x.pth", {"a": torch.arange(3)})
+    assert torch.load(tmp_path / "x.pth", weights_only=True)["a"].tolist() == [0, 1, 2]

@@ -1,0 +1,84 @@
+"""Each oddity of the published code, "fixed" in a copy of the project: some test must notice.
+
+make slow                              all of it
+python -m tests.test_mutations         the table: which test caught which mutation
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TESTS = ("tests/test_golden.py", "tests/test_rib.py", "tests/test_torchutils.py", "tests/test_metrics.py")
+
+# what is "fixed": file, then (as it is, as mutated) pairs
+MUTATIONS = {
+    "momentum 0.9 instead of the weight decay": (
+        "misc/torchutils.py",
+        [("lr, momentum=weight_decay)", "lr, momentum=0.9)")],
+    ),
+    "GNDRP divided by the kept positions": (
+        "misc/rib.py",
+        [("return (cam * mask).mean((-2, -1))", "return (cam * mask).sum((-2, -1)) / mask.sum((-2, -1)).clamp(min=1)")],
+    ),
+    "all scales added at an explosion": (
+        "misc/rib.py",
+        [("if scale == 0 and k >= 1 and", "if scale == len(lower) - 1 and k >= 1 and")],
+    ),
+    "relu before pooling": (
+        "misc/rib.py",
+        [("self._pool(cam[:, classes])", "self._pool(torch.relu(cam[:, classes]))")],
+    ),
+    "stop threshold on the smallest logit, as in the paper": (
+        "misc/rib.py",
+        [("float(target.detach().sum().abs())", "float(target.detach().min().abs())")],
+    ),
+    "scale 0.5 in the loss": (
+        "misc/rib.py",
+        [
+            ("torch.set_grad_enabled(scale != 1 and not last)", "torch.set_grad_enabled(not last)"),
+            ("for scale, cam in enumerate(raw) if scale != 1", "for scale, cam in enumerate(raw)"),
+        ],
+    ),
+    "ties to the class in the sweep": (
+        "misc/metrics.py",
+        [('value, side="left")', 'value, side="right")')],
+    ),
+    "loss averaged instead of summed": (
+        "misc/rib.py",
+        [("loss = -target.sum()", "loss = -target.mean()")],
+    ),
+}
+
+
+def caught_by(name):
+    """The tests that fail when a mutation is applied to a copy of the project."""
+    file, replacements = MUTATIONS[name]
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "copy"
+        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".venv", ".git", "result", "__pycache__"))
+        text = (copy / file).read_text()
+        for old, new in replacements:
+            assert text.count(old) == 1, f"{file} no longer holds {old!r} once"
+            text = text.replace(old, new)
+        (copy / file).write_text(text)
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rf", "--tb=no", *TESTS]
+        printed = subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=900).stdout
+    assert re.search(r"\d+ passed", printed), printed
+    return re.findall(r"^FAILED \S+::(\S+)", printed, re.MULTILINE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_mutation_is_noticed(name):
+    assert caught_by(name)
+
+
+if __name__ == "__main__":
+    for mutation in MUTATIONS:
+        print(f"| {mutation} | {', '.join(caught_by(mutation))} |", flush=True)

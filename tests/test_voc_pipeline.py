@@ -1,0 +1,198 @@
+"""VOC 2012 through the command line: a tiny devkit, a checkpoint in the published layout, bad input."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torchvision.models import resnet50
+
+from misc import camfile
+from net.resnet50_cam import Net
+from tests.helpers import golden_state, golden_tensor, relative_error
+from tests.voc_devkit import make_devkit
+
+ROOT = Path(__file__).parent.parent
+SMALL = (
+    "--dataset voc12 --num_workers 2 --RIB_iter 2 --RIB_batch_size 2 --RIB_crop_size 64 --RIB_resize_long 64,96 "
+    "--irn_backbone cam --irn_crop_size 64 --irn_batch_size 4 --irn_num_epoches 1 --irn_radius 4 --irn_infer_pad 96 "
+    "--exp_times 3 --irn_learning_rate 0.01"
+).split()
+
+
+def run(work_dir, data_root, *arguments, code=0):
+    command = [sys.executable, "run_sample.py", "--work_dir", str(work_dir), "--data_root", str(data_root), *SMALL]
+    done = subprocess.run([*command, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=500)
+    assert done.returncode == code, done.stderr[-3000:]
+    assert code == 0 or "Traceback" not in done.stderr
+    return done.stdout + done.stderr
+
+
+def published_checkpoint(path, n_classes=20):
+    """Seeded weights with the names the published classifier is saved under: everything two or three times."""
+    plain = golden_state(Net(n_classes))
+    stages = {"conv1": "0.0", "bn1": "0.1", "layer1": "0.4", "layer2": "1.0", "layer3": "2.0", "layer4": "3.0"}
+    state = {}
+    for name, value in plain.items():
+        layer, _, rest = name.partition(".")
+        if layer == "classifier":
+            state |= {f"module.{name}": value, f"module.newly_added.0.{rest}": value}
+            continue
+        stage, index = stages[layer].split(".")
+        state[f"module.resnet50.{name}"] = value
+        state[f"module.stage{int(stage) + 1}.{index}.{rest}"] = value
+        state[f"module.backbone.{stage}.{index}.{rest}"] = value
+    state |= {"module.resnet50.fc.weight": torch.zeros(1000, 2048), "module.resnet50.fc.bias": torch.zeros(1000)}
+    torch.save(state, path)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("voc")
+    kit = make_devkit(folder / "data")
+    published_checkpoint(folder / "res50_cam.pth")
+    weights = ("--cam_weights_name", str(folder / "res50_cam.pth"))
+    printed = run(folder / "work", kit.root, *weights, "--steps", "make_cam-report")
+    return kit, folder, weights, printed
+
+
+def independent_cam(path, keys):
+    """CAMs of an image from torchvision's network, Pillow and the text of the method, without the project's code."""
+    network = resnet50(weights=None)
+    network.layer4[0].conv2.stride = network.layer4[0].downsample[0].stride = (1, 1)
+    network.load_state_dict({
+        name: value if name.endswith("num_batches_tracked") else golden_tensor(name, tuple(value.shape))
+        for name, value in network.state_dict().items()
+    })  # fmt: skip
+    classifier = golden_tensor("classifier.weight", (20, 2048, 1, 1))
+    layers = torch.nn.Sequential(*list(network.children())[:-2]).eval()
+    image = Image.open(path).convert("RGB")
+    width, height = image.size
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    small, large = 0, 0
+    for scale in (1.0, 0.5, 1.5, 2.0):
+        scaled = image.resize((round(width * scale), round(height * scale)), Image.BICUBIC)
+        x = ((torch.from_numpy(np.array(scaled)).float() / 255 - mean) / std).permute(2, 0, 1)[None]
+        with torch.no_grad():
+            one, two = (F.relu(F.conv2d(layers(view), classifier))[0, keys] for view in (x, x.flip(3)))
+        cam = (one + two.flip(2))[None]
+        small = small + F.interpolate(cam, (-(-height // 4), -(-width // 4)), mode="bilinear", align_corners=False)[0]
+        padded = (-(-height // 16) * 16, -(-width // 16) * 16)
+        large = large + F.interpolate(cam, padded, mode="bilinear", align_corners=False)[0, :, :height, :width]
+    return tuple(cam / (cam.amax((1, 2), keepdim=True) + 1e-5) for cam in (small, large))
+
+
+def test_cams_equal_an_independent_computation(finished):
+    kit, folder, _, _ = finished
+    for name in [*kit.train_aug[:3], kit.extra[-1]]:
+        file = camfile.load(folder / "work" / "cam" / f"{name}.npy")
+        keys = sorted(kit.labels[name])
+        assert file["keys"].tolist() == keys
+        small, large = independent_cam(kit.folder / "JPEGImages" / f"{name}.jpg", keys)
+        assert relative_error(file["cam"], small) < 1e-4
+        assert relative_error(file["high_res"], large) < 1e-4
+    assert kit.grey in kit.train_aug[:3]
+
+
+def test_every_image_gets_its_files(finished):
+    kit, folder, _, _ = finished
+    for kind, suffix in (("cam", ".npy"), ("cam_rib", ".npy"), ("ir_label", ".png"), ("sem_seg", ".png")):
+        there = sorted(path.name for path in (folder / "work" / kind).iterdir())
+        assert there == [f"{name}{suffix}" for name in kit.train_aug]
+    for name in kit.train_aug:
+        mask = np.array(Image.open(folder / "work" / "sem_seg" / f"{name}.png"))
+        assert mask.shape == kit.masks[name].shape
+        assert set(np.unique(mask)) <= {0, *(c + 1 for c in kit.labels[name])}
+
+
+def test_scores_are_those_of_the_files(finished):
+    kit, folder, _, printed = finished
+    metrics = json.loads((folder / "work" / "metrics.json").read_text())
+    confusion = np.zeros((21, 21), np.int64)
+    for name in kit.train:
+        mask = np.array(Image.open(folder / "work" / "sem_seg" / f"{name}.png"))
+        valid = kit.masks[name] != 255
+        np.add.at(confusion, (kit.masks[name][valid], mask[valid]), 1)
+    assert metrics["eval_sem_seg"]["confusion"] == confusion.tolist()
+    assert metrics["eval_sem_seg"]["images"] == len(kit.train) == metrics["eval_cam"]["images"]
+    assert metrics["make_cam"]["images"] == len(kit.train_aug)
+    assert list(metrics["eval_cam"]["sweep"])[1:3] == ["0.2", "0.21"] and "0.49" in metrics["eval_cam"]["sweep"]
+    assert "the published set has 10,582" in printed
+
+
+def test_a_second_run_gives_the_same_bytes(finished, tmp_path):
+    kit, folder, weights, _ = finished
+    (tmp_path / "sess").mkdir()
+    shutil.copy(folder / "work" / "sess" / "res50_irn.pth", tmp_path / "sess")
+    steps = ("--steps", "make_cam,make_rib_cam,cam_to_ir_label,make_sem_seg", "--num_workers", "0")
+    run(tmp_path, kit.root, *weights, *steps)
+    for kind in ("cam", "cam_rib", "ir_label", "sem_seg"):
+        for path in (folder / "work" / kind).iterdir():
+            assert (tmp_path / kind / path.name).read_bytes() == path.read_bytes(), path
+
+
+def test_flat_layout_and_lists(finished, tmp_path):
+    kit, folder, weights, _ = finished
+    shutil.copytree(kit.folder, tmp_path / "data" / "VOC2012_SEG_AUG")
+    chosen = kit.extra[:2]
+    (tmp_path / "some.txt").write_text("".join(f"/JPEGImages/{n}.jpg /SegmentationClassAug/{n}.png\n" for n in chosen))
+    arguments = ("--infer_list", str(tmp_path / "some.txt"), "--eval_list", str(tmp_path / "some.txt"))
+    run(tmp_path / "work", tmp_path / "data", *weights, *arguments, "--steps", "2-3")
+    assert sorted(path.stem for path in (tmp_path / "work" / "cam").iterdir()) == chosen
+    for name in chosen:
+        path = Path("cam") / f"{name}.npy"
+        assert (tmp_path / "work" / path).read_bytes() == (folder / "work" / path).read_bytes()
+
+
+@pytest.fixture
+def damaged(tmp_path, finished):
+    kit, _, weights, _ = finished
+    shutil.copytree(kit.root, tmp_path / "data")
+    return kit, tmp_path, tmp_path / "data" / "VOCdevkit" / "VOC2012", weights
+
+
+def test_an_unreadable_jpeg_is_named_and_can_be_skipped(damaged):
+    kit, folder, voc, weights = damaged
+    bad = voc / "JPEGImages" / f"{kit.extra[1]}.jpg"
+    bad.write_bytes(bad.read_bytes()[:400])
+    printed = run(folder / "work", folder / "data", *weights, "--steps", "make_cam", code=2)
+    assert bad.name in printed and "--skip_bad" in printed
+    printed = run(folder / "work", folder / "data", *weights, "--steps", "make_cam", "--skip_bad")
+    made = sorted(path.stem for path in (folder / "work" / "cam").iterdir())
+    assert made == [name for name in kit.train_aug if name != kit.extra[1]]
+    assert f"left out {kit.extra[1]}" in printed.splitlines()[-1]
+    assert list(json.loads((folder / "work" / "bad_images.json").read_text())) == [kit.extra[1]]
+
+
+def test_other_bad_input(damaged):
+    kit, folder, voc, weights = damaged
+
+    def message(*arguments):
+        return run(folder / "work", folder / "data", *arguments, code=2)
+
+    (folder / "list.txt").write_text("2007_999999\n")
+    assert "2007_999999" in message(*weights, "--steps", "2", "--infer_list", str(folder / "list.txt"))
+    published_checkpoint(folder / "coco.pth", n_classes=80)
+    printed = message("--cam_weights_name", str(folder / "coco.pth"), "--steps", "2")
+    assert "(80, 2048, 1, 1), wanted (20, 2048, 1, 1)" in printed and "number of classes" in printed
+    name = kit.train[0]
+    xml = (voc / "Annotations" / f"{name}.xml").read_text()
+    (voc / "Annotations" / f"{name}.xml").write_text("<annotation></annotation>")
+    assert f"{name}.xml names no object" in message(*weights, "--steps", "2")
+    (voc / "Annotations" / f"{name}.xml").write_text(xml)
+    Image.new("P", (5, 7)).save(voc / "SegmentationClassAug" / f"{name}.png")
+    run(folder / "work", folder / "data", *weights, "--steps", "2")
+    printed = message(*weights, "--steps", "3")
+    assert f"{name}.png is 5 x 7" in printed and f"{name}.jpg is" in printed
+    (voc / "JPEGImages" / f"{name}.jpg").unlink()
+    assert name in message(*weights, "--steps", "2", "--overwrite")
+    shutil.rmtree(voc / "JPEGImages")
+    shutil.rmtree(voc / "ImageSets")
+    printed = message(*weights, "--steps", "2")
+    assert "JPEGImages" in printed and "ImageSets" in printed
