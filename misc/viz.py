@@ -18,10 +18,14 @@ GAP = 4
 
 
 def overlay_cam(image: np.ndarray, cam: np.ndarray) -> np.ndarray:
-    """uint8 [H, W, 3]: a CAM [H, W] in [0, 1] as heat over the grey image."""
-    heat = cv2.applyColorMap((np.clip(cam, 0, 1) * 255).astype(np.uint8), cv2.COLORMAP_VIRIDIS)[..., ::-1]
+    """uint8 [H, W, 3]: a CAM [H, W] in [0, 1] as heat over the grey image.
+
+    Its square root is drawn: seeds are cut at low thresholds, and there a linear scale shows nothing but the peak.
+    """
+    strength = np.sqrt(np.clip(cam, 0, 1))
+    heat = cv2.applyColorMap((strength * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
     grey = np.repeat(image.mean(2, keepdims=True), 3, 2)
-    weight = 0.35 + 0.5 * np.clip(cam, 0, 1)[..., None]
+    weight = 0.3 + 0.6 * strength[..., None]
     return (heat * weight + grey * (1 - weight)).astype(np.uint8)
 
 
@@ -41,7 +45,7 @@ def overview(args: argparse.Namespace, dataset: Dataset, names: Sequence[str], r
 
     Columns: image, ground truth, CAM, RIB, CRF label, pseudo mask; what is not there is left grey.
     """
-    columns = ("image", "ground truth", "CAM", "RIB", "CRF label", "pseudo mask")
+    columns = ("image", "ground truth", "CAM (sqrt)", "RIB (sqrt)", "CRF label", "pseudo mask")
     chosen = [names[i] for i in np.unique(np.linspace(0, len(names) - 1, min(rows, len(names))).round().astype(int))]
     tiles = [[_caption(title) for title in columns]]
     for name in chosen:

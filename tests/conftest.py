@@ -4,3 +4,20 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("KMP_BLOCKTIME", "0")
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--golden_table", action="store_true", help="print the largest relative error of every golden test"
+    )
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if config.getoption("--golden_table"):
+        from tests.helpers import RECORDED
+
+        worst = {}
+        for test, error in RECORDED:
+            worst[test] = max(error, worst.get(test, 0.0))
+        for test, error in worst.items():
+            terminalreporter.write_line(f"| {test.removeprefix('test_')} | {error:.1e} |")

@@ -1,11 +1,13 @@
 """What several tests share: golden files and the seeded weights they were recorded with."""
 
+import os
 import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
 
+RECORDED: list[tuple[str, float]] = []  # (test, relative error), for the table of `--golden_table`
 GOLDEN = Path(__file__).parent / "golden"
 
 
@@ -45,4 +47,6 @@ def relative_error(got, wanted) -> float:
     """Largest absolute difference over the largest absolute value wanted."""
     got, wanted = (np.asarray(torch.as_tensor(x).detach().double()) for x in (got, wanted))
     assert got.shape == wanted.shape, f"{got.shape} against {wanted.shape}"
-    return float(np.abs(got - wanted).max() / np.abs(wanted).max())
+    error = float(np.abs(got - wanted).max() / np.abs(wanted).max())
+    RECORDED.append((os.environ["PYTEST_CURRENT_TEST"].split("::")[-1].split(" ")[0], error))
+    return error

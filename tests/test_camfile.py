@@ -150,6 +150,7 @@ class HiddenStorage:
         return torch.storage._load_from_bytes, (self.data,)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_code_in_the_bytes_of_a_storage_is_refused(path, arrays, trace, tmp_path):
     torch.save(Payload(trace), tmp_path / "new.pt")
     torch.save(Payload(trace), tmp_path / "old.pt", _use_new_zipfile_serialization=False)

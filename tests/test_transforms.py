@@ -7,8 +7,16 @@ import torch
 from data.base import Dataset
 from data.loaders import AffinityCrops, Pyramids, TopLeftCrops, TrainingCrops
 from data.transforms import (
-    crop_box, normalize, paste, pyramid, rescale_size, resize, resize_long_size, training_crop, with_mirror,
-)  # fmt: skip
+    crop_box,
+    normalize,
+    paste,
+    pyramid,
+    rescale_size,
+    resize,
+    resize_long_size,
+    training_crop,
+    with_mirror,
+)
 from misc.torchutils import rng
 
 MEAN, STD = np.array((0.485, 0.456, 0.406)), np.array((0.229, 0.224, 0.225))

@@ -143,8 +143,8 @@ def test_the_mean_displacement_comes_from_its_duplicate():
 
 def test_own_names_win_over_duplicates(kind, state, model):
     names = ("conv1.weight", "layer4.0.bn3.bias", "classifier.weight" if kind == "classifier" else "fc_edge6.weight")
-    given = published(kind, {name: torch.zeros_like(value) for name, value in state.items()}, originals=False)
-    for given in ({**given, **state}, {**state, **given}):  # in either order
+    others = published(kind, {name: torch.zeros_like(value) for name, value in state.items()}, originals=False)
+    for given in ({**others, **state}, {**state, **others}):  # in either order
         weights.load(model, given)
         check(model, state, names)
 
