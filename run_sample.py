@@ -4,7 +4,7 @@
 import argparse
 import sys
 
-from misc.cli import Step, floats, integers, main, not_negative, positive
+from misc.cli import Step, above_zero, floats, integers, main, not_negative, positive
 
 STEPS = (
     Step(1, "train_cam", "step.train_cam", "images, labels", "sess/res50_cam.pth"),
@@ -88,7 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
     group = parser.add_argument_group("pseudo masks (steps 8 and 9)")
-    group.add_argument("--beta", type=float, metavar="B", help="power of the affinity in the random walk")
+    group.add_argument("--beta", type=above_zero, metavar="B", help="power of the affinity in the random walk")
     group.add_argument("--exp_times", type=not_negative, metavar="N", help="the walk takes 2^N steps")
     group.add_argument("--cam_power", type=float, metavar="P", help="power of the CAM before the walk")
     group.add_argument("--walk_radius", type=positive, metavar="R", help="radius of the walk, stride-4 steps")

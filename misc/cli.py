@@ -59,7 +59,16 @@ def not_negative(text: str) -> int:
     return value
 
 
+def above_zero(text: str) -> float:
+    """A number above 0."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+    return value
+
+
 positive.__name__ = not_negative.__name__ = "whole number"
+above_zero.__name__ = "number"
 
 
 def floats(count: int | None = None) -> Callable[[str], tuple[float, ...]]:
@@ -95,7 +104,12 @@ def build_parser(
 ) -> argparse.ArgumentParser:
     """The whole parser; values of the method have no default yet."""
     parser = _Parser(
-        "run_sample.py", description=DESCRIPTION, formatter_class=_Help, allow_abbrev=False, add_help=False
+        "run_sample.py",
+        usage="run_sample.py [arguments]",
+        description=DESCRIPTION,
+        formatter_class=_Help,
+        allow_abbrev=False,
+        add_help=False,
     )
     group = parser.add_argument_group("what to run")
     group.add_argument("-h", "--help", action="store_true", help="this text, with the values of the chosen dataset")
@@ -256,7 +270,10 @@ def choose(steps: Sequence[Step], args: argparse.Namespace) -> list[Step]:
         chosen = {name for name, flag in flags.items() if flag}
     else:
         chosen = set(flags)
-    return [step for step in steps if step.name in chosen and flags[step.name] is not False]
+    plan = [step for step in steps if step.name in chosen and flags[step.name] is not False]
+    if not plan:
+        raise UserError("no step is left to run: every one that was asked for is also switched off")
+    return plan
 
 
 def _select(steps: Sequence[Step], text: str) -> set[str]:

@@ -204,7 +204,7 @@ def test_a_config_that_cannot_be_read(tmp_path):
 
 MISTAKES = [
     (["--steps", "99"], "there is no step '99'"),
-    (["--beta", "x"], "argument --beta: invalid float value: 'x'"),
+    (["--beta", "x"], "argument --beta: invalid number value: 'x'"),
     (["--RIB_iter", "0"], "argument --RIB_iter: 0 is not at least 1"),
     (["--RIB_batch_size", "-1"], "argument --RIB_batch_size: -1 is below 0"),
     (["--exp_times=-1"], "argument --exp_times: -1 is below 0"),
@@ -376,3 +376,10 @@ def test_a_work_dir_that_cannot_be_written(ran, tmp_path, capsys):
     assert run_made_up(tmp_path) == 2
     assert re.search(r"--work_dir .*out cannot be written: .*; choose another", capsys.readouterr().err)
     assert not ran
+
+
+def test_nothing_left_to_run_and_a_power_of_zero_are_refused(capsys):
+    assert main(STEPS, add_arguments, ["--steps", "1", "--no-train_cam_pass", "--dry_run"]) == 2
+    assert "no step is left" in capsys.readouterr().err
+    assert main(STEPS, add_arguments, ["--beta", "0", "--dry_run"]) == 2
+    assert "not a number above 0" in capsys.readouterr().err
