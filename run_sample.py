@@ -69,6 +69,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     group = parser.add_argument_group("labels for the boundary network (step 6)")
     group.add_argument("--seeds", choices=("cam", "cam_rib"), default="cam_rib", help="what steps 6 to 9 start from")
+    backends = ("auto", "pydensecrf", "torch")
+    group.add_argument(
+        "--crf_backend",
+        default="auto",
+        choices=backends,
+        help="torch computes the same on any device; auto: torch on a GPU or where pydensecrf is not installed",
+    )
     group.add_argument("--conf_fg_thres", type=float, metavar="T", help="background score of the foreground's CRF run")
     group.add_argument("--conf_bg_thres", type=float, metavar="T", help="background score of the background's CRF run")
 

@@ -1,11 +1,12 @@
 """Pairs of grid positions, the affinity along the path between them, and the random walk (IRN, misc/indexing.py)."""
 
-import warnings
 from functools import cache
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+
+from misc.sparse import csr_matrix
 
 
 class PathIndex:
@@ -113,13 +114,7 @@ def transition(edge: torch.Tensor, radius: int, beta: float) -> torch.Tensor:
     values = torch.cat([weight, weight, weight.new_ones(n)])
     total = torch.zeros(n, dtype=values.dtype, device=edge.device).index_add_(0, columns, values)
     # Row i of T^T is column i of T: entries T[j, i] = A[j, i] / sum_j A[j, i].
-    order = torch.argsort(columns * n + rows)
-    ends = F.pad(torch.bincount(columns, minlength=n).cumsum(0), (1, 0))
-    with warnings.catch_warnings():  # "Sparse CSR tensor support is in beta state", of every torch so far
-        warnings.simplefilter("ignore", UserWarning)
-        return torch.sparse_csr_tensor(
-            ends, rows[order], (values / total[columns])[order], (n, n), check_invariants=False
-        )
+    return csr_matrix(columns, rows, values / total[columns], (n, n))
 
 
 def propagate_to_edge(

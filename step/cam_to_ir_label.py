@@ -4,6 +4,7 @@ import argparse
 from functools import partial
 
 import numpy as np
+import torch
 
 from data import image_names, open_dataset
 from data.base import Dataset, voc_palette
@@ -20,9 +21,12 @@ def run(args: argparse.Namespace) -> dict:
     names = image_names(args, dataset, "infer")
     require(args, seeds_argument(args), names)
     todo = pending(args, "ir_label_out_dir", names, ".png")
+    device = crf.resolve_backend(args.crf_backend, torchutils.resolve_device(args.device))
+    # A GPU does one image after another in this process; processors share them out.
+    workers = 0 if device is not None and device.type == "cuda" else args.num_workers
     shares = []
     with bar(len(todo), "cam_to_ir_label") as progress:
-        for share in map_items(partial(_label, args, dataset), todo, args.num_workers):
+        for share in map_items(partial(_label, args, dataset, device), todo, workers):
             shares.append(share)
             progress.set_postfix_str(f"{np.mean(shares):.0%} ignored", refresh=False)
             progress.update()
@@ -30,8 +34,10 @@ def run(args: argparse.Namespace) -> dict:
     return {"images": len(shares), "ignored": float(np.mean(shares)) if shares else None}
 
 
-def _label(args: argparse.Namespace, dataset: Dataset, name: str) -> float:
+def _label(args: argparse.Namespace, dataset: Dataset, device: torch.device | None, name: str) -> float:
     seeds = camfile.load(result_file(args, seeds_argument(args), name, ".npy"))
-    label = crf.ir_label(dataset.image(name), seeds["high_res"], seeds["keys"], args.conf_fg_thres, args.conf_bg_thres)
+    label = crf.ir_label(
+        dataset.image(name), seeds["high_res"], seeds["keys"], args.conf_fg_thres, args.conf_bg_thres, device
+    )
     save_mask(result_file(args, "ir_label_out_dir", name, ".png"), label, voc_palette())
     return float((label == 255).mean())

@@ -161,10 +161,13 @@ def test_random_walk(i):
 
 
 @pytest.mark.parametrize("i", range(3))
-def test_ir_label(i):
-    pytest.importorskip("pydensecrf")
+@pytest.mark.parametrize("backend", ["pydensecrf", "torch"])
+def test_ir_label(i, backend):
+    if backend == "pydensecrf":
+        pytest.importorskip("pydensecrf")
     data = golden("ir_label")
-    label = crf.ir_label(data[f"image{i}"], data[f"cams{i}"], data[f"keys{i}"], fg_thres=0.35, bg_thres=0.17)
+    device = crf.resolve_backend(backend, torch.device("cpu"))
+    label = crf.ir_label(data[f"image{i}"], data[f"cams{i}"], data[f"keys{i}"], 0.35, 0.17, device)
     assert (label == data[f"label{i}"]).mean() >= 0.999
 
 

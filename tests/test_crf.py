@@ -1,0 +1,149 @@
+"""The dense CRF: the lattice against a plain one, the two backends against each other, labels by hand."""
+
+import builtins
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from misc import crf
+from misc.errors import UserError
+from misc.permutohedral import Lattice
+from tests.helpers import relative_error
+
+CPU = torch.device("cpu")
+
+
+def plain_filter(features, x):
+    """The same lattice, point by point with a dictionary, in float64."""
+    d = features.shape[1]
+    vertices, corners = {}, []
+    for f in features.astype(np.float64):
+        scaled = f * np.sqrt(2 / 3) * (d + 1) / np.sqrt(np.arange(1, d + 1) * np.arange(2, d + 2))
+        elevated = np.array([scaled[j:].sum() - j * (scaled[j - 1] if j else 0) for j in range(d + 1)])
+        assert abs(elevated.sum()) < 1e-6  # in the plane
+        # Vertices near the point: those whose coordinates agree modulo d + 1 and sum to 0; the d + 1 that surround it
+        # are found by walking from the nearest one of remainder 0 along the sorted remainders.
+        base = np.round(elevated / (d + 1)) * (d + 1)
+        excess = round(base.sum() / (d + 1))
+        order = np.argsort(-(elevated - base), kind="stable")
+        if excess > 0:
+            base[order[-excess:]] -= d + 1
+        elif excess < 0:
+            base[order[:-excess]] += d + 1
+        order = np.argsort(-(elevated - base), kind="stable")
+        remainder = (elevated - base)[order] / (d + 1)
+        weights = np.append(
+            1 - (remainder[0] - remainder[-1]), [remainder[i - 1] - remainder[i] for i in range(d, 0, -1)]
+        )
+        for step in range(d + 1):
+            key = base + step
+            key[order[d + 1 - step :]] -= d + 1
+            corners.append((vertices.setdefault(tuple(key.astype(int)), len(vertices)), weights[step]))
+    values = np.zeros((len(vertices), x.shape[1]))
+    for i, (vertex, weight) in enumerate(corners):
+        values[vertex] += weight * x[i // (d + 1)]
+    for j in range(d + 1):
+        new = values.copy()
+        for key, vertex in vertices.items():
+            for sign in (1, -1):
+                other = np.array(key) - sign
+                other[j] += sign * (d + 1)
+                if tuple(other) in vertices:
+                    new[vertex] += 0.5 * values[vertices[tuple(other)]]
+        values = new
+    out = np.zeros_like(x, np.float64)
+    for i, (vertex, weight) in enumerate(corners):
+        out[i // (d + 1)] += weight * values[vertex] / (1 + 2.0**-d)
+    return out
+
+
+@pytest.mark.parametrize("d", [1, 2, 5])
+def test_lattice_equals_the_plain_form(d):
+    rng = np.random.default_rng(d)
+    features = rng.normal(0, 1.5, (120, d)).astype(np.float32)
+    x = rng.random((120, 3))
+    got = Lattice(torch.from_numpy(features)).filter(torch.from_numpy(x).float())
+    assert relative_error(got, plain_filter(features, x)) < 1e-4
+
+
+def test_lattice_approximates_a_gaussian():
+    y, x = np.mgrid[:24, :24]
+    features = np.stack([x, y], -1).reshape(-1, 2).astype(np.float32) / 3
+    values = np.random.default_rng(0).random((576, 1)).astype(np.float32)
+    lattice = Lattice(torch.from_numpy(features))
+    got = lattice.filter(torch.from_numpy(values)) / lattice.filter(torch.ones(576, 1))
+    kernel = np.exp(-((features[:, None] - features[None]) ** 2).sum(-1) / 2)
+    assert np.abs(got.numpy() - kernel @ values / kernel.sum(1, keepdims=True)).max() < 0.03
+
+
+def test_features_that_span_too_much_are_refused():
+    with pytest.raises(ValueError, match="lattice steps"):
+        Lattice(torch.tensor([[0.0] * 5, [1e5] * 5]))
+
+
+def picture(seed, n_labels, size=(60, 80)):
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 255, (5, 7, 3)).astype(np.uint8)
+    image = cv2.resize(coarse, size[::-1], interpolation=cv2.INTER_CUBIC) + rng.normal(0, 8, (*size, 3))
+    labelings = [
+        cv2.resize(rng.integers(0, n_labels, (6, 8)).astype(np.uint8), size[::-1], interpolation=0) for _ in "ab"
+    ]
+    return np.clip(image, 0, 255).astype(np.uint8), labelings
+
+
+@pytest.mark.parametrize("n_labels", [2, 4])
+def test_backends_agree(n_labels):
+    pytest.importorskip("pydensecrf")
+    for seed in range(3):
+        image, labelings = picture(seed, n_labels)
+        theirs = crf.crf_labels(image, labelings, n_labels)
+        ours = crf.crf_labels(image, labelings, n_labels, CPU)
+        assert np.mean([(a == b).mean() for a, b in zip(theirs, ours, strict=True)]) > 0.999
+        assert len(np.unique(ours)) > 1
+
+
+@pytest.mark.parametrize("device", [None, CPU])
+def test_two_runs_in_one_equal_two_runs(device):
+    if device is None:
+        pytest.importorskip("pydensecrf")
+    image, labelings = picture(5, 3)
+    together = crf.crf_labels(image, labelings, 3, device)
+    for labeling, refined in zip(labelings, together, strict=True):
+        np.testing.assert_array_equal(refined, crf.crf_labels(image, [labeling], 3, device)[0])
+
+
+def test_labels_by_hand():
+    # One label: nothing to refine. A uniform image with one clear majority: the CRF removes the lone pixel.
+    assert crf.ir_label(np.zeros((4, 5, 3), np.uint8), np.zeros((0, 4, 5)), [], 0.3, 0.1, CPU).tolist() == [[0] * 5] * 4
+    image = np.full((20, 20, 3), 90, np.uint8)
+    cam = np.zeros((1, 20, 20), np.float32)
+    cam[0, 10, 10] = 1
+    assert crf.ir_label(image, cam, [6], 0.3, 0.1, CPU).max() == 0
+    # Left half above both thresholds, right half between them (ignored), each of its own colour; the rest below both.
+    image[:, :7], image[:, 7:14] = (250, 0, 0), (0, 0, 250)
+    cam[0, :, :7], cam[0, :, 7:14], cam[0, :, 14:] = 0.9, 0.2, 0.0
+    label = crf.ir_label(image, cam, [6], 0.3, 0.1, CPU)
+    assert (label[:, :6] == 7).all() and (label[:, 8:13] == 255).all() and (label[:, 15:] == 0).all()
+
+
+def test_hard_labels_give_ties_to_background():
+    cams = np.array([[[0.3, 0.31, 0.1]], [[0.3, 0.31, 0.5]]], np.float32)
+    assert crf.hard_labels(cams, 0.3).tolist() == [[0, 1, 2]]
+
+
+def test_backend_without_pydensecrf(monkeypatch):
+    monkeypatch.setattr(crf.importlib.util, "find_spec", lambda name: None)
+    real = builtins.__import__
+
+    def refuse(name, *rest):
+        assert not name.startswith("pydensecrf")
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    assert crf.resolve_backend("auto", CPU) == CPU
+    with pytest.raises(UserError, match="pip install pydensecrf2"):
+        crf.resolve_backend("pydensecrf", CPU)
+    image, labelings = picture(1, 2, (20, 20))
+    assert crf.crf_labels(image, labelings, 2, crf.resolve_backend("auto", CPU))[0].shape == (20, 20)
