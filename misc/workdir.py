@@ -6,7 +6,7 @@ from pathlib import Path
 
 from misc.errors import UserError
 from misc.files import load_json, save_json
-from misc.torchutils import rank, shard
+from misc.torchutils import gather, rank, shard
 
 # argument of a folder or file -> (default below --work_dir, step that makes it)
 PLACES = {
@@ -16,6 +16,7 @@ PLACES = {
     "cam_rib_out_dir": ("cam_rib", "make_rib_cam"),
     "ir_label_out_dir": ("ir_label", "cam_to_ir_label"),
     "sem_seg_out_dir": ("sem_seg", "make_sem_seg"),
+    "ins_seg_out_dir": ("ins_seg", "make_ins_seg"),
 }
 
 
@@ -58,11 +59,33 @@ def pending(args: argparse.Namespace, argument: str, names: Sequence[str], suffi
     return mine if args.overwrite else [n for n in mine if not result_file(args, argument, n, suffix).is_file()]
 
 
+def made(todo: Sequence[str], names: Sequence[str]) -> dict:
+    """For metrics.json: the images that all ranks together made in this run, of how many."""
+    return {"images": len(gather(list(todo))), "of": len(names)}
+
+
 def record(args: argparse.Namespace, step: str, values: dict) -> None:
-    """Stores what a step measured in metrics.json."""
-    if rank() == 0:
-        path = Path(args.work_dir) / "metrics.json"
-        save_json(path, {**load_json(path), step: values})
+    """Stores what a step measured in metrics.json; of a step that went on where it stopped, both runs together."""
+    if rank() != 0:
+        return
+    path = Path(args.work_dir) / "metrics.json"
+    stored = load_json(path)
+    if values["images"] < values.get("of", 0) and step in stored:
+        values = _added(stored[step], values)
+    save_json(path, {**stored, step: values})
+
+
+def _added(before: dict, now: dict) -> dict:
+    """Counts and seconds of two runs added up, counts by key too; of all else the newer value."""
+    out = {**before, **now}
+    for key in ("seconds", "images", "RIB_steps"):
+        if key in before and key in now:
+            old, new = before[key], now[key]
+            if isinstance(old, dict):
+                out[key] = {k: old.get(k, 0) + new.get(k, 0) for k in sorted({*old, *new}, key=int)}
+            else:
+                out[key] = round(old + new, 2)
+    return out
 
 
 def metrics(args: argparse.Namespace) -> dict:

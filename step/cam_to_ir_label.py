@@ -12,11 +12,11 @@ from misc import camfile, crf, torchutils
 from misc.files import save_mask
 from misc.pool import map_items
 from misc.progress import bar
-from misc.workdir import pending, require, result_file, seeds_argument
+from misc.workdir import made, pending, require, result_file, seeds_argument
 
 
 def run(args: argparse.Namespace) -> dict:
-    """Writes `ir_label/NAME.png` for every image of the inference list; returns the share of ignored pixels."""
+    """Writes `ir_label/NAME.png` for every image of the inference list."""
     dataset = open_dataset(args)
     names = image_names(args, dataset, "infer")
     require(args, seeds_argument(args), names)
@@ -30,8 +30,7 @@ def run(args: argparse.Namespace) -> dict:
             shares.append(share)
             progress.set_postfix_str(f"{np.mean(shares):.0%} ignored", refresh=False)
             progress.update()
-    shares = torchutils.gather(shares)
-    return {"images": len(shares), "ignored": float(np.mean(shares)) if shares else None}
+    return made(todo, names)
 
 
 def _label(args: argparse.Namespace, dataset: Dataset, device: torch.device | None, name: str) -> float:

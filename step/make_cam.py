@@ -9,7 +9,7 @@ from data.loaders import Pyramids, iterate_images
 from misc import camfile, torchutils
 from misc.cam import combine_scales, merge_mirrors
 from misc.progress import bar
-from misc.workdir import pending, require, result_file
+from misc.workdir import made, pending, require, result_file
 from net.loading import load_cam
 
 
@@ -32,4 +32,4 @@ def run(args: argparse.Namespace) -> dict:
                 result_file(args, "cam_out_dir", name, ".npy"), keys.numpy(), cam.cpu().numpy(), high_res.cpu().numpy()
             )
             progress.update()
-    return {"images": len(todo)}
+    return made(todo, names)

@@ -10,7 +10,7 @@ from misc import camfile, torchutils
 from misc.cam import combine_scales
 from misc.progress import bar
 from misc.rib import RIB
-from misc.workdir import pending, require, result_file
+from misc.workdir import made, pending, require, result_file
 from net.loading import load_cam
 
 
@@ -54,4 +54,4 @@ def run(args: argparse.Namespace) -> dict:
             progress.set_postfix_str(f"{np.mean(steps):.1f} RIB steps an image", refresh=False)
             progress.update()
     steps = torchutils.gather(steps)
-    return {"images": len(steps), "RIB_steps": {str(n): steps.count(n) for n in sorted(set(steps))}}
+    return {**made(todo, names), "RIB_steps": {str(n): steps.count(n) for n in sorted(set(steps))}}

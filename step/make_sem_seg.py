@@ -13,7 +13,7 @@ from misc import camfile, torchutils
 from misc.files import save_mask
 from misc.indexing import propagate_to_edge
 from misc.progress import bar
-from misc.workdir import pending, require, result_file, seeds_argument
+from misc.workdir import made, pending, require, result_file, seeds_argument
 from net.loading import load_irn
 
 
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> dict:
             label = semantic_label(walk, seeds["keys"], size, args.sem_seg_bg_thres)
             save_mask(result_file(args, "sem_seg_out_dir", name, ".png"), label, voc_palette())
             progress.update()
-    return {"images": len(todo)}
+    return made(todo, names)
 
 
 def semantic_label(walk: torch.Tensor, keys: np.ndarray, size: tuple[int, int], bg_thres: float) -> np.ndarray:

@@ -16,8 +16,8 @@ def run(args: argparse.Namespace) -> dict:
     dataset = open_dataset(args)
     folder = Path(args.work_dir)
     measured = metrics(args)
-    overview = viz.overview(args, dataset, image_names(args, dataset, "infer"))
-    viz.save_image(folder / "overview.png", overview)
+    names = image_names(args, dataset, "infer")
+    viz.save_image(folder / "overview.png", viz.overview(args, dataset, names))
     curves = {
         label: measured[step]["sweep"]
         for step, label in (("eval_cam", "CAM"), ("eval_rib_cam", "RIB"))
@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> dict:
         )
     print(stage_table(dataset.name, measured))
     logging.info("report: %s%s", folder / "overview.png", f" and {folder / 'thresholds.png'}" if curves else "")
-    return {"images": len(overview)}
+    return {"images": len(names)}
 
 
 def stage_table(name: str, measured: dict) -> str:

@@ -1,5 +1,6 @@
 """Files that are either whole or not there."""
 
+import argparse
 import os
 import stat
 
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 
 from data.base import voc_palette
+from misc import workdir
 from misc.files import load_json, load_mask, save_json, save_mask, save_torch, write_atomic
 
 
@@ -94,3 +96,15 @@ def test_json(tmp_path):
 def test_torch_files(tmp_path):
     save_torch(tmp_path / "x.pth", {"a": torch.arange(3)})
     assert torch.load(tmp_path / "x.pth", weights_only=True)["a"].tolist() == [0, 1, 2]
+
+
+def test_a_step_that_went_on_is_recorded_as_one(tmp_path):
+    args = argparse.Namespace(work_dir=str(tmp_path))
+    workdir.record(args, "make_rib_cam", {"seconds": 4.0, "images": 3, "of": 5, "RIB_steps": {"2": 1, "10": 2}})
+    workdir.record(args, "make_rib_cam", {"seconds": 2.5, "images": 2, "of": 5, "RIB_steps": {"10": 2}})
+    wanted = {"seconds": 6.5, "images": 5, "of": 5, "RIB_steps": {"2": 1, "10": 4}}
+    assert workdir.metrics(args) == {"make_rib_cam": wanted}
+    workdir.record(args, "make_rib_cam", {"seconds": 0.1, "images": 0, "of": 5, "RIB_steps": {}})
+    assert workdir.metrics(args)["make_rib_cam"] == {**wanted, "seconds": 6.6}
+    workdir.record(args, "make_rib_cam", {"seconds": 7.0, "images": 5, "of": 5, "RIB_steps": {"10": 5}})  # all anew
+    assert workdir.metrics(args)["make_rib_cam"]["seconds"] == 7.0

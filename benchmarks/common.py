@@ -1,0 +1,111 @@
+"""How everything is measured: warm-up, median and interquartile range, peak memory, and what it ran on."""
+
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+
+from misc.files import save_json, write_atomic
+
+
+@dataclass
+class Row:
+    """One measured figure: seconds of `what`, its ratio to a reference, how far the results agree."""
+
+    what: str
+    median: float
+    iqr: float
+    runs: int
+    against: str = ""
+    ratio: float | None = None
+    agreement: str = ""
+
+
+def measure(function: Callable[[], object], runs: int = 5, warm_up: int = 1) -> tuple[np.ndarray, object]:
+    """Seconds of every run after `warm_up` unmeasured ones, and the last result."""
+    result = None
+    for _ in range(warm_up):
+        result = function()
+    seconds = []
+    for _ in range(runs):
+        begin = time.perf_counter()
+        result = function()
+        seconds.append(time.perf_counter() - begin)
+    return np.array(seconds), result
+
+
+def row(
+    what: str, seconds: np.ndarray, against: str = "", reference: np.ndarray | None = None, agreement: str = ""
+) -> Row:
+    """A row from measured seconds; reference: those of the form it is compared with."""
+    low, middle, high = np.percentile(seconds, (25, 50, 75))
+    ratio = None if reference is None else float(np.median(reference) / middle)
+    return Row(what, float(middle), float(high - low), len(seconds), against, ratio, agreement)
+
+
+def peak_extra_mb(module: str, function: str) -> float:
+    """MB by which `module.function()` raises the peak memory of a fresh process over its imports and inputs.
+
+    The function is a generator: what it does up to its first yield is preparation.
+    """
+    code = (
+        f"import resource, {module} as m\nwork = m.{function}()\nnext(work)\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\nbefore = peak()\nnext(work, None)\n"
+        "print(peak() - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    unit = 1024 if sys.platform != "darwin" else 1024**2
+    return int(done.stdout.split()[-1]) / unit
+
+
+def environment() -> dict:
+    """Versions and hardware."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        names = [
+            line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+        ]
+        cpu = names[0] if names else cpu
+    packages = ("torch", "torchvision", "numpy", "scipy", "pydensecrf2")
+    versions = {name: metadata.version(name) for name in packages if _installed(name)}
+    return {"cpu": cpu, "cores": os.cpu_count(), "python": platform.python_version(), **versions}
+
+
+def write(rows: list[Row], folder: Path, name: str) -> str:
+    """Writes NAME.json and NAME.md below `folder` and returns the table."""
+    where = environment()
+    lines = [
+        f"{where['cpu']}, {where['cores']} cores; " + ", ".join(f"{k} {v}" for k, v in list(where.items())[2:]),
+        "",
+        "| what | median s | IQR | runs | times faster than | agreement |",
+        "|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        ratio = "" if r.ratio is None else f"{r.ratio:.2f}x {r.against}"
+        lines.append(f"| {r.what} | {r.median:.4g} | {r.iqr:.2g} | {r.runs} | {ratio} | {r.agreement} |")
+    text = "\n".join(lines) + "\n"
+    save_json(folder / f"{name}.json", {"environment": where, "rows": [asdict(r) for r in rows]})
+    write_atomic(folder / f"{name}.md", lambda file: file.write(text.encode()))
+    return text
+
+
+def max_rss_mb() -> float:
+    """Peak memory of this process in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True

@@ -1,0 +1,229 @@
+"""The CPU benchmarks: `make bench`. Each fast form against a plain one in the same run; writes cpu.json and cpu.md.
+
+python -m benchmarks.cpu [--only walk,rib] [--out benchmarks/results]
+"""
+
+import argparse
+import copy
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from benchmarks import reference
+from benchmarks.common import Row, measure, peak_extra_mb, row, write
+from data.transforms import pyramid
+from misc import camfile, crf
+from misc.indexing import PathIndex, propagate_to_edge
+from misc.metrics import ThresholdSweep, mean_iou
+from misc.pool import chunks, map_items
+from misc.rib import RIB
+from net.resnet50_cam import CAM
+from net.resnet50_irn import AffinityDisplacementLoss, total_loss
+
+SCALES = (1.0, 0.5, 1.5, 2.0)
+
+
+def walk_inputs(height: int, width: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """CAMs [classes, h, w] and an edge map [1, h, w] with contours in it."""
+    rng = np.random.default_rng(0)
+    noise = cv2.resize(rng.random((6, 8)).astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
+    edge = np.exp(-((np.abs(np.sin(12 * noise)) / 0.2) ** 2)).astype(np.float32)
+    return torch.from_numpy(rng.random((classes, height, width), np.float32)), torch.from_numpy(edge)[None]
+
+
+def walk_memory():
+    """For peak_extra_mb: the VOC-size walk after its inputs."""
+    x, edge = walk_inputs(94, 125, 2)
+    propagate_to_edge(x[:, :12, :12], edge[:, :12, :12], exp_times=1)
+    yield
+    propagate_to_edge(x, edge)
+
+
+def bench_walk() -> list[Row]:
+    """The random walk at VOC and COCO size, and against the dense form where that fits."""
+    rows = []
+    for name, size in (("VOC, 94 x 125, 2 classes", (94, 125, 2)), ("COCO, 120 x 160, 4 classes", (120, 160, 4))):
+        x, edge = walk_inputs(*size)
+        seconds, _ = measure(lambda x=x, edge=edge: propagate_to_edge(x, edge))
+        note = f"{peak_extra_mb('benchmarks.cpu', 'walk_memory'):.0f} MB extra" if size[0] == 94 else ""
+        rows.append(row(f"random walk, {name}, 256 steps", seconds, agreement=note))
+    x, edge = walk_inputs(48, 64, 2)
+    slow, wanted = measure(lambda: reference.dense_walk(x, edge, 5, 10.0, 8), runs=3, warm_up=0)
+    fast, got = measure(lambda: propagate_to_edge(x, edge))
+    error = float((got - wanted).abs().max() / wanted.abs().max())
+    return [*rows, row("random walk, 48 x 64, 2 classes", fast, "dense squaring", slow, f"error {error:.1e}")]
+
+
+def photo(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """uint8 [H, W, 3]: smooth regions with noise, as hard for a CRF as a photograph."""
+    coarse = rng.integers(0, 255, (12, 16, 3)).astype(np.uint8)
+    image = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC) + rng.normal(0, 8, (height, width, 3))
+    return np.clip(image, 0, 255).astype(np.uint8)
+
+
+def bench_crf() -> list[Row]:
+    """Both CRF runs of a 375 x 500 image: one lattice for two runs, and the two backends."""
+    rng = np.random.default_rng(0)
+    image = photo(rng, 375, 500)
+    cams = cv2.resize(rng.random((6, 8, 2)).astype(np.float32), (500, 375), interpolation=cv2.INTER_CUBIC)
+    cams = np.clip(cams.transpose(2, 0, 1), 0, 1) ** 2
+    labelings = [crf.hard_labels(cams, threshold) for threshold in (0.35, 0.17)]
+    apart, wanted = measure(lambda: [crf.crf_labels(image, [one], 3)[0] for one in labelings])
+    together, got = measure(lambda: crf.crf_labels(image, labelings, 3))
+    ours, torch_labels = measure(lambda: crf.crf_labels(image, labelings, 3, torch.device("cpu")), runs=3)
+
+    def same(labels: list[np.ndarray]) -> str:
+        return f"{100 * np.mean(np.array(labels) == np.array(wanted)):.3f}% of pixels"
+
+    def share(workers: int) -> np.ndarray:
+        work = partial(crf.crf_labels, image, labelings)
+        return measure(lambda: list(map_items(work, [3] * 8, workers)), runs=3)[0] / 8
+
+    one, two = share(1), share(2)
+    return [
+        row("CRF labels, 375 x 500, pydensecrf, both runs", together, "two separate runs", apart, same(got)),
+        row("CRF labels, 375 x 500, torch on the CPU, both runs", ours, "two separate runs", apart, same(torch_labels)),
+        row("CRF labels, an image of 8 in 2 processes", two, "1 process", one),
+    ]
+
+
+def cam_files(
+    folder: Path, n_images: int, n_classes: int, size: tuple[int, int] = (240, 320)
+) -> list[tuple[Path, np.ndarray]]:
+    """CAM files and their ground truth, written below `folder`."""
+    rng = np.random.default_rng(1)
+    out = []
+    for i in range(n_images):
+        keys = np.sort(rng.choice(n_classes - 1, 2, replace=False))
+        cams = cv2.resize(rng.random((8, 10, 2)).astype(np.float32), size[::-1]).transpose(2, 0, 1)
+        truth = np.append(0, keys + 1)[rng.integers(0, 3, size)].astype(np.uint8)
+        path = folder / f"{i}.npy"
+        camfile.save(path, keys, cams[:, ::4, ::4], cams)
+        out.append((path, truth))
+    return out
+
+
+def sweep_files(
+    files: list[tuple[Path, np.ndarray]], thresholds: np.ndarray, n_classes: int, workers: int
+) -> np.ndarray:
+    """Confusions at every threshold, as step eval_cam computes them."""
+    total = ThresholdSweep(thresholds, n_classes)
+    for counts in map_items(partial(_sweep_part, thresholds, n_classes), chunks(files, 16), workers):
+        total.counts += counts
+    return total.confusions()
+
+
+def _sweep_part(thresholds: np.ndarray, n_classes: int, files: list[tuple[Path, np.ndarray]]) -> np.ndarray:
+    sweep = ThresholdSweep(thresholds, n_classes)
+    for path, truth in files:
+        seeds = camfile.load(path)
+        sweep.add(seeds["keys"], seeds["high_res"], truth)
+    return sweep.counts
+
+
+def bench_eval() -> list[Row]:
+    """Scoring seeds at 30 thresholds against one, for VOC's 21 and COCO's 81 classes."""
+    rows = []
+    thresholds = np.arange(0.20, 0.495, 0.01)
+    for n_classes in (21, 81):
+        with tempfile.TemporaryDirectory() as folder:
+            files = cam_files(Path(folder), 128, n_classes)
+            one, _ = measure(lambda: sweep_files(files, thresholds[:1], n_classes, 2))
+            all_, got = measure(lambda: sweep_files(files, thresholds, n_classes, 2))
+            few = [(camfile.load(p)["keys"], camfile.load(p)["high_res"], truth) for p, truth in files[:16]]
+            begin = time.perf_counter()
+            wanted = reference.confusions_by_threshold(few, thresholds, n_classes)
+            plain = np.array([time.perf_counter() - begin]) * 8
+            same = np.array_equal(sweep_files(files[:16], thresholds, n_classes, 0), wanted)
+        note = f"{'equal' if same else 'NOT EQUAL'}; {np.median(all_) / np.median(one):.2f}x the time of 1 threshold"
+        rows.append(row(f"seeds at 30 thresholds, 128 images, {n_classes} classes", all_, "30 passes", plain, note))
+        assert np.isfinite(mean_iou(got[0]))
+    return rows
+
+
+def bench_rib() -> list[Row]:
+    """RIB of one 120 x 160 image: ResNet-50, B 4, crop 128, K 10."""
+    torch.manual_seed(0)
+    rng = np.random.default_rng(2)
+    model = CAM(20).eval().to(memory_format=torch.channels_last)
+    levels = [
+        torch.from_numpy(level).contiguous(memory_format=torch.channels_last)
+        for level in pyramid(photo(rng, 120, 160), SCALES)
+    ]
+    label = F.one_hot(torch.tensor(3), 20).float()
+    companions = [
+        (
+            torch.randn(4, 3, 128, 128).contiguous(memory_format=torch.channels_last),
+            F.one_hot(torch.arange(4) + 5, 20).float(),
+        )
+        for _ in range(10)
+    ]
+    settings = {"lr": 8e-6, "n_iter": 10, "score_th": 0.4}
+    plain, wanted = measure(
+        lambda: reference.plain_rib(
+            copy.deepcopy(model).to(memory_format=torch.contiguous_format), levels, label, companions, **settings
+        ),
+        runs=3,
+    )
+    rows = [row("RIB, plain form, float32", plain)]
+    for precision in ("fp32", "bf16"):
+        rib = RIB(model, stop_th=1e9, explode_ratio=2.0, precision=precision, **settings)
+        seconds, (got, _) = measure(lambda rib=rib: rib.run(levels, label, companions), runs=3)
+        error = max(float((g[3] - w[3]).abs().max() / w[3].abs().max()) for g, w in zip(got, wanted, strict=True))
+        rows.append(row(f"RIB, {precision}", seconds, "plain form", plain, f"error {error:.1e}"))
+    return rows
+
+
+def bench_irn() -> list[Row]:
+    """One training step of the boundary network on 4 crops of 256: pair labels from the small map, or shipped as pairs."""
+    torch.manual_seed(0)
+    model = AffinityDisplacementLoss(PathIndex(10, (64, 64))).train()
+    images, labels = torch.randn(4, 3, 256, 256), torch.randint(0, 3, (4, 64, 64)).to(torch.uint8)
+
+    def step(make_pairs: bool) -> float:
+        if make_pairs:  # as the published loader does, image by image, in float32
+            [[part.float().numpy() for part in model.pair_labels(one[None])] for one in labels]
+        model.zero_grad(set_to_none=True)
+        loss = total_loss(model(images, labels))
+        loss.backward()
+        return float(loss.detach())
+
+    shipped, wanted = measure(lambda: step(True), runs=3)
+    here, got = measure(lambda: step(False), runs=3)
+    return [
+        row(
+            "IRN training step, 4 crops of 256",
+            here,
+            "pairs made in the loader",
+            shipped,
+            f"loss {got:.4f}, {wanted:.4f}",
+        )
+    ]
+
+
+BENCHMARKS = {"walk": bench_walk, "eval": bench_eval, "crf": bench_crf, "irn": bench_irn, "rib": bench_rib}
+
+
+def main() -> int:
+    """Runs and writes the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default=",".join(BENCHMARKS), help="some of them, joined by commas (default: all)")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder of the tables")
+    args = parser.parse_args()
+    unknown = set(args.only.split(",")) - set(BENCHMARKS)
+    if unknown:
+        parser.error(f"there is no benchmark {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
+    rows = [r for name in args.only.split(",") for r in BENCHMARKS[name]()]
+    print(write(rows, args.out, "cpu"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
