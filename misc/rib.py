@@ -1,7 +1,8 @@
 """Reducing the information bottleneck: the per-image fine-tuning that widens the CAM (RIB, section 4)."""
 
 import contextlib
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
@@ -52,6 +53,7 @@ class RIB:
         self.lr, self.n_iter, self.weight_decay = lr, n_iter, weight_decay
         self.pooling, self.score_th = pooling, score_th
         self.precision = precision
+        self.companion_rows: int | None = None  # companions per pass, None: all; lowered when memory runs out
         self.stop_th, self.explode_th, self.explode_ratio = stop_th, explode_th, explode_ratio
         # What learns: layer3, layer4 and the classifier, batch normalisation's affine parameters among them.
         upper = [*model.layer3.parameters(), *model.layer4.parameters()]
@@ -75,10 +77,20 @@ class RIB:
         companions: one (images [B, 3, H, W], labels [B, C]) per step; when it ends early, the image learns alone.
         Returns one [C, h', w'] per scale (relu, mirrors added, summed over steps) and the number of steps entered.
         """
-        try:
-            return self._run(pyramid, label, iter(companions))
-        finally:
-            self.restore()
+        replay = _Replay(companions)
+        while True:
+            try:
+                return self._run(pyramid, label, iter(replay))
+            except torch.OutOfMemoryError:
+                if self.companion_rows == 1:
+                    raise
+            finally:
+                self.restore()
+            # Again with half as many companions at a time; gradients add up, so the result is the same.
+            rows = self.companion_rows or replay.batch_size
+            self.companion_rows = max(1, rows // 2)
+            logging.warning("out of GPU memory: companions now go through %d at a time", self.companion_rows)
+            torch.cuda.empty_cache()
 
     def restore(self) -> None:
         """Puts the trained weights back."""
@@ -97,48 +109,57 @@ class RIB:
             lower = [model.lower(images) for images in pyramid]
         sums: list[torch.Tensor] = []
         for k in range(self.n_iter):
-            last = k == self.n_iter - 1
-            # One autocast per step: it keeps the cast weights until it ends, and they change with every step.
-            with self._autocast(pyramid[0]):
-                raw = []
-                for scale, features in enumerate(lower):
-                    with torch.set_grad_enabled(scale != 1 and not last):  # scale 0.5 gives a CAM but no logit
-                        raw.append(model.classifier(model.upper(features)).float())
-                    cam = merge_mirrors(raw[scale].detach())
-                    if k == 0:
-                        sums.append(cam)
-                    else:
-                        sums[scale] += cam
-                    # FIDELITY: tested once scale 1.0 has been added; the other scales of this step are then left out.
-                    if scale == 0 and k >= 1 and self._exploded(cam[classes]):
-                        return sums, k + 1
-                if last:  # its update would never be used
-                    return sums, k + 1
-                target = torch.cat([self._pool(cam[:, classes]) for scale, cam in enumerate(raw) if scale != 1])
-                loss = -target.sum()
-                images, labels = next(companions, (None, None))
-                if images is not None and len(images):
-                    loss = loss + self._companion_loss(images, labels)
+            last = k == self.n_iter - 1  # its update would never be used
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            total = label.new_zeros(())
+            for scale, features in enumerate(lower):
+                learns = scale != 1 and not last  # scale 0.5 gives a CAM but no logit
+                with torch.set_grad_enabled(learns):
+                    raw = self._cam(features)
+                cam = merge_mirrors(raw.detach())
+                if k == 0:
+                    sums.append(cam)
+                else:
+                    sums[scale] += cam
+                # FIDELITY: tested once scale 1.0 has been added; the other scales of this step are then left out.
+                if scale == 0 and k >= 1 and self._exploded(cam[classes]):
+                    return sums, k + 1
+                if learns and len(classes):  # the loss is a sum: every scale gives back its memory before the next
+                    target = self._pool(raw[:, classes]).sum()
+                    (-target).backward()
+                    total += target.detach()
+            if last:
+                return sums, k + 1
+            images, labels = next(companions, (None, None))
+            if images is not None:
+                self._add_companions(images, labels)
             optimizer.step()
             # FIDELITY: the sum over the image's six rows stands where the paper has min(m, y).
-            total = float(target.detach().sum().abs())
+            total = abs(float(total))
             if not total < float("inf"):
                 raise FloatingPointError(f"target logits are not finite in RIB step {k + 1}; try a smaller --RIB_lr")
             if total > self.stop_th:
                 return sums, k + 1
         return sums, self.n_iter
 
+    def _cam(self, lower: torch.Tensor) -> torch.Tensor:
+        """Features after layer2 -> raw CAM, float32."""
+        with self._autocast(lower):  # it keeps the cast weights until it ends; they change with every step
+            return self.model.classifier(self.model.upper(lower)).float()
+
     def _autocast(self, tensor: torch.Tensor) -> contextlib.AbstractContextManager:
         return autocast(tensor.device, self.precision)
 
-    def _companion_loss(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            lower = self.model.lower(images)
-        cam = self.model.classifier(self.model.upper(lower)).float()
-        rows, columns = labels.nonzero(as_tuple=True)
-        return -self._pool(cam[rows, columns]).sum()
+    def _add_companions(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+        """Adds the gradient of the companions, each counting with its own labels."""
+        rows = self.companion_rows or max(1, len(images))
+        for part, part_labels in zip(images.split(rows), labels.split(rows), strict=True):
+            row, column = part_labels.nonzero(as_tuple=True)
+            if not len(row):
+                continue
+            with torch.no_grad(), self._autocast(part):
+                lower = self.model.lower(part)
+            (-self._pool(self._cam(lower)[row, column]).sum()).backward()
 
     def _pool(self, cam: torch.Tensor) -> torch.Tensor:
         if self.pooling == "gap":
@@ -151,3 +172,21 @@ class RIB:
             return False
         covered = (cam / cam.amax((-2, -1), keepdim=True) > self.explode_th).any(0)
         return float(covered.float().mean()) > self.explode_ratio
+
+
+class _Replay:
+    """An iterable that can be read again from its start, whatever part of it was read."""
+
+    def __init__(self, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]):
+        self.batches, self.seen = iter(batches), []
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of the largest batch so far, at least 1."""
+        return max((len(images) for images, _ in self.seen), default=1)
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        yield from list(self.seen)
+        for images, labels in self.batches:
+            self.seen.append((images, labels))
+            yield images, labels

@@ -32,18 +32,15 @@ MUTATIONS = {
     ),
     "relu before pooling": (
         "misc/rib.py",
-        [("self._pool(cam[:, classes])", "self._pool(torch.relu(cam[:, classes]))")],
+        [("self._pool(raw[:, classes])", "self._pool(torch.relu(raw[:, classes]))")],
     ),
-    "stop threshold on the smallest logit, as in the paper": (
+    "stop threshold on one scale's logits": (
         "misc/rib.py",
-        [("float(target.detach().sum().abs())", "float(target.detach().min().abs())")],
+        [("total += target.detach()", "total = target.detach()")],
     ),
     "scale 0.5 in the loss": (
         "misc/rib.py",
-        [
-            ("torch.set_grad_enabled(scale != 1 and not last)", "torch.set_grad_enabled(not last)"),
-            ("for scale, cam in enumerate(raw) if scale != 1", "for scale, cam in enumerate(raw)"),
-        ],
+        [("learns = scale != 1 and not last", "learns = not last")],
     ),
     "ties to the class in the sweep": (
         "misc/metrics.py",
@@ -51,7 +48,7 @@ MUTATIONS = {
     ),
     "loss averaged instead of summed": (
         "misc/rib.py",
-        [("loss = -target.sum()", "loss = -target.mean()")],
+        [("target = self._pool(raw[:, classes]).sum()", "target = self._pool(raw[:, classes]).mean()")],
     ),
 }
 

@@ -281,3 +281,25 @@ def test_bf16_follows_the_weights_and_stays_near_fp32(model, images):
 def test_unknown_pooling_is_refused(model):
     with pytest.raises(ValueError, match="'max'; there are gndp, gap"):
         RIB(model, **{**SETTINGS, "pooling": "max"})
+
+
+def test_out_of_memory_is_retried_with_fewer_companions_at_a_time(model, images, monkeypatch):
+    wanted, entered = run(model, images, LABEL, make_companions(3))
+    lower, passes = type(model).lower, []
+
+    def small_card(self, x):
+        passes.append(len(x))
+        if x.shape[-1] == 32 and x.shape[-2] == 32 and len(x) > 1 and len(passes) > 5:  # in the second step
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return lower(self, x)
+
+    monkeypatch.setattr(type(model), "lower", small_card)
+    rib = RIB(model, **SETTINGS)
+    got, again = rib.run(images, LABEL, iter(make_companions(3)))
+    assert rib.companion_rows == 1 and again == entered and 1 in passes and 3 in passes
+    for a, b in zip(got, wanted, strict=True):
+        assert relative_error(a, b) < 1e-5
+
+    monkeypatch.setattr(type(model), "lower", lambda self, x: (_ for _ in ()).throw(torch.OutOfMemoryError("full")))
+    with pytest.raises(torch.OutOfMemoryError):
+        rib.run(images, LABEL, make_companions(3))
