@@ -4,18 +4,21 @@
 import argparse
 import sys
 
-from misc.cli import Step, above_zero, floats, integers, main, not_negative, positive
+from misc.cli import Step, above_zero, finite, floats, integers, main, not_negative, positive
 
+RIB_SEEDS = {"folder": "cam_rib_out_dir"}
 STEPS = (
     Step(1, "train_cam", "step.train_cam", "images, labels", "sess/res50_cam.pth"),
     Step(2, "make_cam", "step.make_cam", "images, sess/res50_cam.pth", "cam/NAME.npy"),
-    Step(3, "eval_cam", "step.eval_cam", "cam/NAME.npy, masks", "metrics.json"),
+    Step(3, "eval_cam", "step.eval_cam", "cam/NAME.npy, masks", "metrics.json", needs_masks=True),
     Step(4, "make_rib_cam", "step.make_rib_cam", "images, labels, sess/res50_cam.pth", "cam_rib/NAME.npy"),
-    Step(5, "eval_rib_cam", "step.eval_cam", "cam_rib/NAME.npy, masks", "metrics.json", {"folder": "cam_rib_out_dir"}),
+    Step(5, "eval_rib_cam", "step.eval_cam", "cam_rib/NAME.npy, masks", "metrics.json", RIB_SEEDS, needs_masks=True),
     Step(6, "cam_to_ir_label", "step.cam_to_ir_label", "images, seeds", "ir_label/NAME.png"),
     Step(7, "train_irn", "step.train_irn", "images, ir_label/NAME.png", "sess/res50_irn.pth"),
     Step(8, "make_sem_seg", "step.make_sem_seg", "images, seeds, sess/res50_irn.pth", "sem_seg/NAME.png"),
-    Step(9, "eval_sem_seg", "step.eval_sem_seg", "sem_seg/NAME.png, masks", "metrics.json"),
+    Step(9, "eval_sem_seg", "step.eval_sem_seg", "sem_seg/NAME.png, masks", "metrics.json", needs_masks=True),
+    Step(10, "make_ins_seg", "step.make_ins_seg", "images, seeds, sess/res50_irn.pth", "ins_seg/NAME.npy"),
+    Step(11, "eval_ins_seg", "step.eval_ins_seg", "ins_seg/NAME.npy, true instances", "metrics.json", needs_masks=True),
     Step(14, "report", "step.report", "whatever is there", "overview.png, thresholds.png"),
 )
 
@@ -42,33 +45,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--cam_resize_long", type=integers(2), metavar="LO,HI", help="range of the long side, pixels")
     group.add_argument("--cam_batch_size", type=positive, metavar="N", help="images per step, over all ranks")
     group.add_argument("--cam_num_epoches", type=positive, metavar="N", help="passes over the training list")
-    group.add_argument("--cam_learning_rate", type=float, metavar="LR", help="of the backbone; sgd: head 10x")
-    group.add_argument("--cam_weight_decay", type=float, metavar="W", help="weight decay")
+    group.add_argument("--cam_learning_rate", type=above_zero, metavar="LR", help="of the backbone; sgd: head 10x")
+    group.add_argument("--cam_weight_decay", type=finite, metavar="W", help="weight decay")
     group.add_argument(
         "--cam_scales", type=floats(), metavar="S,...", help="image scales; the first 1.0, the second 0.5"
     )
     group.add_argument(
-        "--cam_eval_thres", type=float, metavar="T", help="the fixed background threshold that is reported"
+        "--cam_eval_thres", type=finite, metavar="T", help="the fixed background threshold that is reported"
     )
     group.add_argument("--cam_eval_sweep", type=floats(3), metavar="LO,HI,STEP", help="the thresholds that are tried")
 
     group = parser.add_argument_group("RIB (steps 4 and 5)")
-    group.add_argument("--RIB_lr", type=float, metavar="LR", help="learning rate of the backbone (head 10x)")
+    group.add_argument("--RIB_lr", type=above_zero, metavar="LR", help="learning rate of the backbone (head 10x)")
     group.add_argument("--RIB_iter", type=positive, metavar="K", help="steps per image")
     group.add_argument("--RIB_batch_size", type=not_negative, metavar="B", help="companion images per step; 0: none")
     group.add_argument("--RIB_crop_size", type=positive, metavar="PX", help="side of the companions' crops")
     group.add_argument("--RIB_resize_long", type=integers(2), metavar="LO,HI", help="range of their long side, pixels")
-    group.add_argument("--RIB_weight_decay", type=float, metavar="W", help="weight decay")
+    group.add_argument("--RIB_weight_decay", type=finite, metavar="W", help="weight decay")
     group.add_argument("--pooling", choices=("gndp", "gap"), help="gndp: non-discriminative regions only; gap: average")
     group.add_argument(
-        "--score_th", type=float, metavar="TAU", help="share of the maximum below which a position counts"
+        "--score_th", type=finite, metavar="TAU", help="share of the maximum below which a position counts"
     )
-    group.add_argument("--stop_th", type=float, metavar="M", help="stop once |sum of target logits| exceeds it")
-    group.add_argument("--explode_th", type=float, metavar="T", help="normalised CAM above which a position is covered")
-    group.add_argument("--explode_ratio", type=float, metavar="R", help="share of covered positions that ends an image")
+    group.add_argument("--stop_th", type=finite, metavar="M", help="stop once |sum of target logits| exceeds it")
+    group.add_argument(
+        "--explode_th", type=finite, metavar="T", help="normalised CAM above which a position is covered"
+    )
+    group.add_argument(
+        "--explode_ratio", type=finite, metavar="R", help="share of covered positions that ends an image"
+    )
 
     group = parser.add_argument_group("labels for the boundary network (step 6)")
-    group.add_argument("--seeds", choices=("cam", "cam_rib"), default="cam_rib", help="what steps 6 to 9 start from")
+    group.add_argument("--seeds", choices=("cam", "cam_rib"), default="cam_rib", help="what steps 6 to 10 start from")
     backends = ("auto", "pydensecrf", "torch")
     group.add_argument(
         "--crf_backend",
@@ -76,8 +83,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=backends,
         help="torch computes the same on any device; auto: torch on a GPU or where pydensecrf is not installed",
     )
-    group.add_argument("--conf_fg_thres", type=float, metavar="T", help="background score of the foreground's CRF run")
-    group.add_argument("--conf_bg_thres", type=float, metavar="T", help="background score of the background's CRF run")
+    group.add_argument("--conf_fg_thres", type=finite, metavar="T", help="background score of the foreground's CRF run")
+    group.add_argument("--conf_bg_thres", type=finite, metavar="T", help="background score of the background's CRF run")
 
     group = parser.add_argument_group("boundary network (step 7)")
     group.add_argument("--irn_backbone", metavar="INIT", help="imagenet, cam (the classifier's), or a weights file")
@@ -87,8 +94,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--irn_rescale", type=floats(2), metavar="LO,HI", help="range of the image scale")
     group.add_argument("--irn_batch_size", type=positive, metavar="N", help="images per step, over all ranks")
     group.add_argument("--irn_num_epoches", type=positive, metavar="N", help="passes over the inference list")
-    group.add_argument("--irn_learning_rate", type=float, metavar="LR", help="of the edge branch (displacement 10x)")
-    group.add_argument("--irn_weight_decay", type=float, metavar="W", help="weight decay")
+    group.add_argument(
+        "--irn_learning_rate", type=above_zero, metavar="LR", help="of the edge branch (displacement 10x)"
+    )
+    group.add_argument("--irn_weight_decay", type=finite, metavar="W", help="weight decay")
     group.add_argument("--irn_radius", type=positive, metavar="R", help="radius of the training pairs, stride-4 steps")
     group.add_argument(
         "--irn_infer_pad", type=not_negative, metavar="PX", help="side to which images are padded at inference; 0: no"
@@ -97,14 +106,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("pseudo masks (steps 8 and 9)")
     group.add_argument("--beta", type=above_zero, metavar="B", help="power of the affinity in the random walk")
     group.add_argument("--exp_times", type=not_negative, metavar="N", help="the walk takes 2^N steps")
-    group.add_argument("--cam_power", type=float, metavar="P", help="power of the CAM before the walk")
+    group.add_argument("--cam_power", type=above_zero, metavar="P", help="power of the CAM before the walk")
     group.add_argument("--walk_radius", type=positive, metavar="R", help="radius of the walk, stride-4 steps")
-    group.add_argument("--sem_seg_bg_thres", type=float, metavar="T", help="background score of the pseudo masks")
+    group.add_argument("--sem_seg_bg_thres", type=finite, metavar="T", help="background score of the pseudo masks")
+
+    group = parser.add_argument_group("instance masks (steps 10 and 11; the walk as in step 8)")
+    group.add_argument("--ins_seg_bg_thres", type=finite, metavar="T", help="background score of the instance masks")
+    group.add_argument(
+        "--ins_seg_dp_thres", type=finite, metavar="D", help="displacement below which centroids lie, stride-4 steps"
+    )
+    group.add_argument(
+        "--ins_seg_min_area", type=finite, metavar="R", help="share of the image below which a fragment scores 0"
+    )
+    group.add_argument(
+        "--coco_json",
+        metavar="DIR",
+        help="also write COCO files there: pseudo.json (annotations), results.json and truth.json (for pycocotools)",
+    )
 
     group = parser.add_argument_group("files (default: below --work_dir)")
     group.add_argument("--cam_weights_name", metavar="FILE", help="classifier weights")
     group.add_argument("--irn_weights_name", metavar="FILE", help="boundary network weights")
-    for name in ("cam", "cam_rib", "ir_label", "sem_seg"):
+    for name in ("cam", "cam_rib", "ir_label", "sem_seg", "ins_seg"):
         group.add_argument(f"--{name}_out_dir", metavar="DIR", help=f"folder of the {name} files")
 
 

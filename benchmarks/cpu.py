@@ -21,7 +21,7 @@ from benchmarks.common import Row, measure, peak_extra_mb, row, write
 from data.transforms import pyramid
 from misc import camfile, crf
 from misc.indexing import PathIndex, propagate_to_edge
-from misc.metrics import ThresholdSweep, mean_iou
+from misc.metrics import ThresholdSweep
 from misc.pool import chunks, map_items
 from misc.rib import RIB
 from net.resnet50_cam import CAM
@@ -130,22 +130,22 @@ def _sweep_part(thresholds: np.ndarray, n_classes: int, files: list[tuple[Path, 
 
 def bench_eval() -> list[Row]:
     """Scoring seeds at 30 thresholds against one, for VOC's 21 and COCO's 81 classes."""
-    rows = []
+    return [_bench_eval(n_classes) for n_classes in (21, 81)]
+
+
+def _bench_eval(n_classes: int) -> Row:
     thresholds = np.arange(0.20, 0.495, 0.01)
-    for n_classes in (21, 81):
-        with tempfile.TemporaryDirectory() as folder:
-            files = cam_files(Path(folder), 128, n_classes)
-            one, _ = measure(lambda: sweep_files(files, thresholds[:1], n_classes, 2))
-            all_, got = measure(lambda: sweep_files(files, thresholds, n_classes, 2))
-            few = [(camfile.load(p)["keys"], camfile.load(p)["high_res"], truth) for p, truth in files[:16]]
-            begin = time.perf_counter()
-            wanted = reference.confusions_by_threshold(few, thresholds, n_classes)
-            plain = np.array([time.perf_counter() - begin]) * 8
-            same = np.array_equal(sweep_files(files[:16], thresholds, n_classes, 0), wanted)
-        note = f"{'equal' if same else 'NOT EQUAL'}; {np.median(all_) / np.median(one):.2f}x the time of 1 threshold"
-        rows.append(row(f"seeds at 30 thresholds, 128 images, {n_classes} classes", all_, "30 passes", plain, note))
-        assert np.isfinite(mean_iou(got[0]))
-    return rows
+    with tempfile.TemporaryDirectory() as folder:
+        files = cam_files(Path(folder), 128, n_classes)
+        one, _ = measure(lambda: sweep_files(files, thresholds[:1], n_classes, 2))
+        all_, _ = measure(lambda: sweep_files(files, thresholds, n_classes, 2))
+        few = [(camfile.load(p)["keys"], camfile.load(p)["high_res"], truth) for p, truth in files[:16]]
+        begin = time.perf_counter()
+        wanted = reference.confusions_by_threshold(few, thresholds, n_classes)
+        plain = np.array([time.perf_counter() - begin]) * 8
+        same = np.array_equal(sweep_files(files[:16], thresholds, n_classes, 0), wanted)
+    note = f"{'equal' if same else 'NOT EQUAL'}; {np.median(all_) / np.median(one):.2f}x the time of 1 threshold"
+    return row(f"seeds at 30 thresholds, 128 images, {n_classes} classes", all_, "30 passes", plain, note)
 
 
 def bench_rib() -> list[Row]:
@@ -182,7 +182,7 @@ def bench_rib() -> list[Row]:
 
 
 def bench_irn() -> list[Row]:
-    """One training step of the boundary network on 4 crops of 256: pair labels from the small map, or shipped as pairs."""
+    """One training step of the boundary network on 4 crops of 256: pairs from the small map, or made by the loader."""
     torch.manual_seed(0)
     model = AffinityDisplacementLoss(PathIndex(10, (64, 64))).train()
     images, labels = torch.randn(4, 3, 256, 256), torch.randint(0, 3, (4, 64, 64)).to(torch.uint8)

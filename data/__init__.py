@@ -2,22 +2,41 @@
 
 import argparse
 import importlib
+import importlib.util
 import logging
+import sys
+from functools import cache
+from pathlib import Path
+from types import ModuleType
 
 from data.base import DataError, Dataset
 
-# name -> (module, one line). A module offers PRESET and open_dataset(args).
+PURPOSES = ("train", "infer", "eval", "val")  # of image lists: `--PURPOSE_list`
+# name -> (module, one line). A module offers PRESET and open_dataset(args); see docs/adding_a_dataset.md.
 DATASETS = {
     "shapes": ("data.shapes", "embedded, generated images; the whole method in minutes"),
     "voc12": ("voc12", "PASCAL VOC 2012; needs --data_root"),
+    "coco14": ("coco14", "MS COCO 2014; needs --data_root and python -m coco14.prepare"),
+    "folder": ("data.folder", "your own images; needs --data_root with images/ and labels.csv"),
 }
+
+
+class Choices(tuple):
+    """The names of the datasets; the path of a Python file that offers one is a choice too."""
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or str(name).endswith(".py")
 
 
 def preset(name: str) -> dict[str, tuple[object, str]]:
     """The published constants with the dataset's own in place: argument -> (value, source)."""
     from data.presets import PUBLISHED
 
-    return {**PUBLISHED, **_module(name).PRESET}
+    own = _module(name).PRESET
+    unknown = sorted(set(own) - set(PUBLISHED))
+    if unknown:
+        raise DataError(f"the PRESET of dataset {name} has {', '.join(unknown)}; there are {', '.join(PUBLISHED)}")
+    return {**PUBLISHED, **own}
 
 
 def open_dataset(args: argparse.Namespace) -> Dataset:
@@ -52,11 +71,31 @@ def find_bad_images(args: argparse.Namespace) -> dict[str, str]:
     from data.check import bad_images
 
     dataset = open_dataset(args)
-    lists = (image_names(args, dataset, purpose) for purpose in ("train", "infer", "eval", "val"))
+    lists = (image_names(args, dataset, purpose) for purpose in PURPOSES)
     return bad_images(dataset, sorted(set().union(*lists)), args.num_workers)
 
 
-def _module(name: str):
-    if name not in DATASETS:
-        raise DataError(f"--dataset is {name!r}; there are {', '.join(DATASETS)}")
-    return importlib.import_module(DATASETS[name][0])
+def _module(name: str) -> ModuleType:
+    if name in DATASETS:
+        return importlib.import_module(DATASETS[name][0])
+    if name.endswith(".py"):
+        return _from_file(Path(name).resolve())
+    raise DataError(f"--dataset is {name!r}; there are {', '.join(DATASETS)}, or the path of a Python file")
+
+
+@cache
+def _from_file(path: Path) -> ModuleType:
+    """The module of a user's own dataset; DataError if it cannot be run or lacks what a dataset module offers."""
+    if not path.is_file():
+        raise DataError(f"--dataset {path} does not exist; wanted a Python file, or one of {', '.join(DATASETS)}")
+    spec = importlib.util.spec_from_file_location(f"dataset_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where pickle finds its classes
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # the user's code
+        raise DataError(f"--dataset {path} cannot be loaded: {type(error).__name__}: {error}") from error
+    missing = [name for name in ("PRESET", "open_dataset") if not hasattr(module, name)]
+    if missing:
+        raise DataError(f"--dataset {path} offers no {' and no '.join(missing)}; see docs/adding_a_dataset.md")
+    return module

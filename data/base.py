@@ -1,6 +1,6 @@
 """What a dataset is: names, images, image-level labels and, where there are any, masks."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,10 @@ class DataError(UserError):
     """The user's data are not as they must be; the message says what was found, what was wanted and what to do."""
 
 
+class MissingFile(DataError):
+    """An image or mask that is named somewhere is not there."""
+
+
 class Dataset:
     """Images with image-level labels, and masks where there are any.
 
@@ -21,11 +25,19 @@ class Dataset:
 
     name: str
     classes: tuple[str, ...]
+    # What `--check_data` reports besides what it finds by reading every image: problems to be mended, and mere notes.
+    problems: Sequence[str] = ()
+    notes: Sequence[str] = ()
 
     @property
     def n_classes(self) -> int:
         """Number of foreground classes."""
         return len(self.classes)
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether there is ground truth at all; without, the steps that score against it are left out."""
+        return type(self).mask is not Dataset.mask
 
     def names(self, split: str) -> list[str]:
         """Image names of a split ("train", "val", ...), in a fixed order; DataError if there is no such split."""
@@ -46,8 +58,16 @@ class Dataset:
     def names_of(self, list_or_split: str) -> list[str]:
         """Image names of a split, or of a list file (a name, or `/JPEGImages/x.jpg /Masks/x.png`, per line)."""
         if Path(list_or_split).suffix == ".txt" or Path(list_or_split).is_file():
-            return read_list(Path(list_or_split))
+            return self.read_list(Path(list_or_split))
         return self.names(list_or_split)
+
+    def read_list(self, path: Path) -> list[str]:
+        """Image names of a list file; a dataset whose names hold spaces or folders reads its lines in its own way."""
+        return read_list(path)
+
+    def all_names(self) -> list[str]:
+        """The images that `--check_data` is to read besides those of the lists."""
+        return []
 
     def has_mask(self, name: str) -> bool:
         """Whether there is ground truth, without reading it."""
@@ -67,18 +87,24 @@ class Dataset:
         )
 
 
-def read_list(path: Path) -> list[str]:
-    """Image names of a list file: the stem of the first word of every line that is not empty."""
-    if not path.is_file():
-        raise DataError(f"list file {path} does not exist")
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise DataError(f"list file {path} is not text: {error}") from error
-    names = [Path(line.split()[0]).stem for line in lines if line.strip()]
+def read_list(path: Path, name_of: Callable[[str], str] | None = None) -> list[str]:
+    """Image names of a list file: of every line that is not empty, name_of(line) or the stem of its first word."""
+    names = [name_of(line) if name_of else Path(line.split()[0]).stem for line in read_lines(path) if line.strip()]
     if not names:
         raise DataError(f"list file {path} names no image")
     return names
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a UTF-8 text file, with or without byte order mark; DataError if it is missing or not text."""
+    try:
+        return path.read_text(encoding="utf-8-sig").split("\n")
+    except FileNotFoundError as error:
+        raise DataError(f"list file {path} does not exist") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"list file {path} is not text: {error}") from error
+    except OSError as error:
+        raise DataError(f"list file {path} cannot be read: {error.strerror}") from error
 
 
 def voc_palette() -> np.ndarray:

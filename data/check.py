@@ -1,35 +1,123 @@
 """Reads every image, label and mask once, to know the bad ones before the work begins."""
 
-from collections.abc import Sequence
+import argparse
+from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import NamedTuple
 
-from data.base import Dataset
+import numpy as np
+
+from data.base import DataError, Dataset, MissingFile
 from misc.errors import UserError
 from misc.pool import chunks, map_items
 from misc.progress import bar
 
 IMAGES_PER_CALL = 16
+SHOWN = 50  # problems that are listed one by one
+MISSING, UNREADABLE, UNLABELLED, BAD_MASK = "missing", "unreadable", "unlabelled", "bad mask"
+
+
+class Finding(NamedTuple):
+    """What an image is found to be; `kind` and `problem` are empty where nothing is wrong."""
+
+    name: str
+    kind: str = ""
+    problem: str = ""
+    size: tuple[int, int] | None = None  # (H, W)
+    label: np.ndarray | None = None  # bool [C]
+    has_mask: bool = False
 
 
 def bad_images(dataset: Dataset, names: Sequence[str], num_workers: int) -> dict[str, str]:
     """name -> what is wrong, for the images that cannot be used: the image, its label or its mask cannot be read."""
-    bad = {}
+    return {found.name: found.problem for found in findings(dataset, names, num_workers) if found.kind}
+
+
+def findings(dataset: Dataset, names: Sequence[str], num_workers: int) -> Iterator[Finding]:
+    """Reads every image with its label and mask; one Finding each, in order."""
+    bad = 0
     parts = chunks(names, IMAGES_PER_CALL)
     with bar(len(names), "check images") as progress:
-        for part, found in zip(parts, map_items(partial(_check, dataset), parts, num_workers), strict=True):
-            bad |= found
-            progress.set_postfix_str(f"{len(bad)} bad", refresh=False)
+        for part in map_items(partial(_read, dataset), parts, num_workers):
+            yield from part
+            bad += sum(bool(found.kind) for found in part)
+            progress.set_postfix_str(f"{bad} bad", refresh=False)
             progress.update(len(part))
-    return bad
 
 
-def _check(dataset: Dataset, names: Sequence[str]) -> dict[str, str]:
-    bad = {}
-    for name in names:
+def check_data(args: argparse.Namespace) -> bool:
+    """Reads everything that the lists name and prints what is there and what is wrong; whether nothing is wrong."""
+    from data import PURPOSES, open_dataset
+
+    dataset = open_dataset(args)
+    lists: dict[str, list[str]] = {}
+    problems: list[str] = []
+    for purpose in PURPOSES:
+        source = getattr(args, f"{purpose}_list")
         try:
-            dataset.image(name)
-            dataset.label(name)
-            dataset.mask(name)
-        except UserError as error:
-            bad[name] = str(error)
-    return bad
+            lists[purpose] = dataset.names_of(source)[: args.limit]
+        except DataError as error:
+            lists[purpose] = []
+            problems.append(f"--{purpose}_list {source}: {error}")
+    listed = set().union(*lists.values())
+    others = [] if args.limit else dataset.all_names()
+    found = list(findings(dataset, sorted(listed | set(others)), args.num_workers))
+    problems += dataset.problems
+    # An image without a label does no harm as long as no list names it.
+    problems += [f.problem for f in found if f.kind and (f.kind != UNLABELLED or f.name in listed)]
+    problems = list(dict.fromkeys(problems))
+    print(_table(dataset, lists, found))
+    for note in dataset.notes:
+        print(f"note: {note}")
+    for problem in problems[:SHOWN]:
+        print(f"problem: {problem}")
+    if len(problems) > SHOWN:
+        print(f"and {len(problems) - SHOWN} problems more")
+    print(f"{len(problems)} problem{'s' * (len(problems) != 1)} to be mended" if problems else "nothing is wrong")
+    return not problems
+
+
+def _table(dataset: Dataset, lists: dict[str, list[str]], found: Sequence[Finding]) -> str:
+    kinds = [f.kind for f in found]
+    sizes = [f.size for f in found if f.size]
+    labels = [f.label for f in found if f.label is not None]
+    per_class = np.sum(labels, axis=0, dtype=np.int64) if labels else np.zeros(dataset.n_classes, np.int64)
+    extent = ""
+    if sizes:
+        low, high = np.min(sizes, 0), np.max(sizes, 0)
+        extent = f"{low[1]} to {high[1]} pixels wide, {low[0]} to {high[0]} high"
+    rows = [
+        ("images", sum(kind != MISSING for kind in kinds), extent),
+        ("classes", dataset.n_classes, ""),
+        ("without any class", sum(not label.any() for label in labels), "images that hold no object"),
+        ("missing", kinds.count(MISSING), "named somewhere, but no such image"),
+        ("unreadable", kinds.count(UNREADABLE), ""),
+        ("unlabelled", kinds.count(UNLABELLED), ""),
+        ("bad masks", kinds.count(BAD_MASK), ""),
+        ("without mask", sum(not f.has_mask for f in found if f.kind not in (MISSING, UNREADABLE, BAD_MASK)), ""),
+        *((f"--{purpose}_list", len(names), "") for purpose, names in lists.items()),
+    ]
+    lines = [f"dataset {dataset.name}", *(f"{name:<18}{n:>9,}  {text}".rstrip() for name, n, text in rows)]
+    lines += ["", f"{'mask value':>10}  {'images':>9}  class"]
+    lines += [f"{c + 1:>10}  {n:>9,}  {dataset.classes[c]}" for c, n in enumerate(per_class)]
+    return "\n".join(lines)
+
+
+def _read(dataset: Dataset, names: Sequence[str]) -> list[Finding]:
+    return [_read_one(dataset, name) for name in names]
+
+
+def _read_one(dataset: Dataset, name: str) -> Finding:
+    found = Finding(name)
+    try:
+        found = found._replace(size=dataset.image(name).shape[:2])
+    except UserError as error:
+        return found._replace(kind=MISSING if isinstance(error, MissingFile) else UNREADABLE, problem=str(error))
+    try:
+        found = found._replace(label=dataset.label(name) > 0)
+    except UserError as error:
+        found = found._replace(kind=UNLABELLED, problem=str(error))
+    try:
+        return found._replace(has_mask=dataset.mask(name) is not None)
+    except UserError as error:
+        return found._replace(kind=found.kind or BAD_MASK, problem=found.problem or str(error))

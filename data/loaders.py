@@ -10,6 +10,8 @@ from data.base import Dataset
 from data.transforms import crop_box, normalize, paste, pyramid, rescale_size, resize, training_crop
 from misc.torchutils import rank, rng, world_size
 
+LONG_LIST = 20_000  # names from which on companions are drawn without going through all of them
+
 
 class TrainingCrops(torch.utils.data.Dataset):
     """Augmented crops of single images; an item is asked for by (name, *keys), and the keys seed its augmentation."""
@@ -111,15 +113,29 @@ class CompanionBatches:
 
     def of(self, i: int) -> list[list[tuple]]:
         """The batches of target i: K of them, or none where no image is disjoint."""
-        disjoint = np.flatnonzero(~(self.labels[:, self.target_labels[i]].any(1)))
         need = self.n_iter * self.batch_size
-        if not len(disjoint) or not need:
+        if not need:
             return []
         draw = rng(self.seed, "companions", self.targets[i])
-        order = np.concatenate([draw.permutation(disjoint) for _ in range(-(-need // len(disjoint)))])[:need]
-        # FIDELITY: where the list runs out the published loop ends; here it is shuffled anew.
+        order = self._draw_some(draw, i, need) if len(self.names) > LONG_LIST else None
+        if order is None:
+            disjoint = np.flatnonzero(~(self.labels[:, self.target_labels[i]].any(1)))
+            if not len(disjoint):
+                return []
+            # FIDELITY: where the list runs out the published loop ends; here it is shuffled anew.
+            order = np.concatenate([draw.permutation(disjoint) for _ in range(-(-need // len(disjoint)))])[:need]
         rows = order.reshape(self.n_iter, self.batch_size)
         return [[(self.names[j], self.targets[i], k) for j in row] for k, row in enumerate(rows)]
+
+    def _draw_some(self, draw: np.random.Generator, i: int, need: int) -> np.ndarray | None:
+        """The first `need` of a random order of the disjoint images, without looking at all; None if they are rare."""
+        chosen: dict[int, None] = {}
+        for _ in range(8):
+            some = draw.integers(len(self.names), size=4 * need)
+            chosen |= dict.fromkeys(some[~self.labels[some][:, self.target_labels[i]].any(1)].tolist())
+            if len(chosen) >= need:
+                return np.array(list(chosen)[:need])
+        return None
 
     def __iter__(self) -> Iterator[list[tuple]]:
         for i in range(len(self.targets)):
@@ -129,14 +145,14 @@ class CompanionBatches:
 class CompanionStream:
     """Companion crops of one target after another, decoded by worker processes ahead of need."""
 
-    def __init__(self, crops: TrainingCrops, batches: CompanionBatches, num_workers: int, device: torch.device):
-        self.batches, self.device = batches, device
-        pin = device.type == "cuda"
-        self.loader = iter(DataLoader(crops, batch_sampler=batches, num_workers=num_workers, pin_memory=pin))
+    def __init__(self, crops: TrainingCrops, batches: CompanionBatches, num_workers: int, pin_memory: bool = False):
+        self.batches = batches
+        loader = DataLoader(crops, batch_sampler=batches, num_workers=num_workers, pin_memory=pin_memory)
+        self.loader = iter(loader)
         self.left = 0  # batches of the last target that were not taken
 
     def of(self, i: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """The batches of target i, on the device; targets are to be asked for in order. What is not used is skipped."""
+        """The batches of target i; targets are to be asked for in order. What is not used is skipped."""
         for _ in range(self.left):
             next(self.loader)
         self.left = len(self.batches.of(i))
@@ -145,5 +161,4 @@ class CompanionStream:
     def _take(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         while self.left:
             self.left -= 1
-            images, labels = next(self.loader)
-            yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+            yield next(self.loader)

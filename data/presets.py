@@ -49,6 +49,10 @@ PUBLISHED: dict[str, tuple[object, str]] = {
     "cam_power": (1.3, "RIB, step/make_sem_seg.py"),
     "walk_radius": (5, "IRN, misc/indexing.py"),
     "sem_seg_bg_thres": (0.27, "RIB, run_sample.py"),
+    # instance masks
+    "ins_seg_bg_thres": (0.25, "IRN, run_sample.py"),
+    "ins_seg_dp_thres": (2.5, "IRN, step/make_ins_seg_labels.py: cluster_centroids"),
+    "ins_seg_min_area": (0.01, "IRN, step/make_ins_seg_labels.py: max_fragment_size"),
     # lists: a split of the dataset or a file
     "train_list": ("train", "every image with labels"),
     "infer_list": ("train", "every image that gets a pseudo mask"),

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from data.base import DataError
+from data.base import DataError, MissingFile
 
 IGNORE = 255  # the mask value of pixels without a label
 MAX_PIXELS = 100_000_000  # more than any photograph of these datasets; a header that claims more is not decoded
@@ -72,6 +72,21 @@ def check_same_size(image_path: Path, size: tuple[int, int], mask_path: Path, ma
         )
 
 
+def visible_instances(objects: np.ndarray, mask: np.ndarray, n_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Instances from a map of objects (uint8 [H, W], 255 ignore) and a mask as `Dataset.instances` returns them.
+
+    The class of an object is the one that most of its pixels have; an object without any, and ignored pixels, become
+    background.
+    """
+    instances, values = np.zeros_like(objects), []
+    for index in np.setdiff1d(objects, (0, IGNORE)):
+        votes = np.bincount(mask[objects == index], minlength=n_classes + 1)[1 : n_classes + 1]
+        if votes.any():
+            values.append(1 + votes.argmax())
+            instances[objects == index] = len(values)
+    return instances, np.array(values, np.uint8)
+
+
 def check_names(names: Sequence[str], known: Collection[str], source: str, where: Path) -> None:
     """DataError that counts the names which are not in `known`, the images of `where`, and shows the first of them.
 
@@ -106,7 +121,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
                 )
             yield image
     except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist") from error
+        raise MissingFile(f"{path} does not exist") from error
     except Image.DecompressionBombError as error:
         raise DataError(
             f"{path} claims too many pixels ({error}); the limit is {MAX_PIXELS // 10**6} megapixels; scale the image "

@@ -4,18 +4,18 @@
 torch tensors (published files hold both).
 """
 
-import io
-import pickle
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
+from misc import unpickle
+from misc.errors import UserError
 from misc.files import write_atomic
 
 
-class CamFileError(ValueError):
-    """A file is not a CAM result file, is damaged, or holds what must not be unpickled."""
+class CamFileError(UserError):
+    """A file is not the result file it should be, is damaged, or holds what must not be unpickled."""
 
 
 def save(path: Path, keys: np.ndarray, cam: np.ndarray, high_res: np.ndarray) -> None:
@@ -25,11 +25,32 @@ def save(path: Path, keys: np.ndarray, cam: np.ndarray, high_res: np.ndarray) ->
         "cam": np.ascontiguousarray(cam, np.float32),
         "high_res": np.ascontiguousarray(high_res, np.float32),
     }
-    write_atomic(path, lambda file: np.save(file, np.array(value, dtype=object), allow_pickle=True))
+    save_dict(path, value)
 
 
 def load(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a CAM file as `save` takes them; CamFileError names the file and what is wrong with it."""
+    return load_dict(path, "CAM", ("keys", "cam", "high_res"), _cam_arrays)
+
+
+def _cam_arrays(value: dict) -> dict[str, np.ndarray]:
+    keys = np.asarray(value["keys"]).astype(np.int64).reshape(-1)
+    cam, high_res = (np.asarray(value[name], np.float32) for name in ("cam", "high_res"))
+    if cam.ndim != 3 or high_res.ndim != 3 or not len(keys) == len(cam) == len(high_res):
+        raise CamFileError(f"shapes do not fit: keys {keys.shape}, cam {cam.shape}, high_res {high_res.shape}")
+    return {"keys": keys, "cam": cam, "high_res": high_res}
+
+
+def save_dict(path: Path, value: dict[str, np.ndarray]) -> None:
+    """Writes a dict of arrays as one pickled object, for `numpy.load(path, allow_pickle=True).item()`."""
+    write_atomic(path, lambda file: np.save(file, np.array(value, dtype=object), allow_pickle=True))
+
+
+def load_dict(path: Path, kind: str, names: Sequence[str], convert: Callable[[dict], dict]) -> dict[str, np.ndarray]:
+    """convert(the dict of a file that `save_dict` or other code wrote).
+
+    names: entries it must have. CamFileError names the file, what is wrong with it and, by `kind`, what it should be.
+    """
     try:
         with open(path, "rb") as file:
             version = np.lib.format.read_magic(file)
@@ -37,43 +58,14 @@ def load(path: Path) -> dict[str, np.ndarray]:
             shape, _, dtype = read_header[version](file)
             if dtype.kind != "O" or shape != ():
                 raise CamFileError(f"holds an array {shape} of {dtype}, not a dict")
-            value = _Unpickler(file).load()
-        if isinstance(value, np.ndarray):
-            value = value.item()
-        missing = {"keys", "cam", "high_res"} - set(value)
+            value = unpickle.load(file)
+        if not isinstance(value, dict):
+            raise CamFileError(f"holds a {type(value).__name__}, not a dict")
+        missing = set(names) - set(value)
         if missing:
             raise CamFileError(f"lacks {', '.join(sorted(missing))}")
-        keys = np.asarray(value["keys"]).astype(np.int64).reshape(-1)
-        cam, high_res = (np.asarray(value[name], np.float32) for name in ("cam", "high_res"))
-        if cam.ndim != 3 or high_res.ndim != 3 or not len(keys) == len(cam) == len(high_res):
-            raise CamFileError(f"shapes do not fit: keys {keys.shape}, cam {cam.shape}, high_res {high_res.shape}")
+        return convert(value)
     except FileNotFoundError:
         raise
     except Exception as error:  # a damaged pickle can raise anything
-        raise CamFileError(f"{path} is not a whole CAM file: {error}; delete it and make it again") from error
-    return {"keys": keys, "cam": cam, "high_res": high_res}
-
-
-def _load_storage(data: bytes) -> object:
-    """The bytes of a storage inside a pickled tensor, themselves read without running code."""
-    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-
-
-class _Unpickler(pickle.Unpickler):
-    """Unpickles arrays, tensors and plain containers; refuses everything else."""
-
-    def find_class(self, module: str, name: str) -> object:
-        module = module.replace("numpy.core", "numpy._core")
-        if (module, name) in {("numpy._core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "scalar")}:
-            return getattr(np._core.multiarray, name)
-        if module == "numpy._core.numeric" and name == "_frombuffer":
-            return np._core.numeric._frombuffer
-        if module == "numpy" and name in {"ndarray", "dtype"}:
-            return getattr(np, name)
-        if module == "collections" and name == "OrderedDict":
-            return dict
-        if module == "torch._utils" and name == "_rebuild_tensor_v2":
-            return torch._utils._rebuild_tensor_v2
-        if module == "torch.storage" and name == "_load_from_bytes":
-            return _load_storage
-        raise pickle.UnpicklingError(f"it would run {module}.{name}, which is refused")
+        raise CamFileError(f"{path} is not a whole {kind} file: {error}; delete it and make it again") from error

@@ -4,6 +4,7 @@ import argparse
 import datetime
 import importlib
 import logging
+import math
 import os
 import platform
 import shlex
@@ -18,14 +19,15 @@ from typing import NoReturn
 
 import yaml
 
-from data import DATASETS, preset
+from data import DATASETS, Choices, open_dataset, preset
 from misc.errors import UserError
 
 DESCRIPTION = """\
 RIB: weakly supervised semantic segmentation by reducing the information bottleneck.
 
   python run_sample.py                                   every step on the embedded dataset `shapes`
-  python run_sample.py --dataset voc12 --data_root DIR   every step on PASCAL VOC 2012
+  python run_sample.py --dataset voc12 --data_root DIR   every step on PASCAL VOC 2012 (coco14 likewise)
+  python run_sample.py --dataset folder --data_root DIR  every step on your own images; add --check_data first
   python run_sample.py --steps 4-6                       steps by number or name: make_cam,eval_cam or 8-report
   python run_sample.py --list_steps                      what each step reads and writes
 """
@@ -33,7 +35,10 @@ RIB: weakly supervised semantic segmentation by reducing the information bottlen
 
 @dataclass(frozen=True)
 class Step:
-    """One step: its number and name, the module whose run(args, **options) does it, what it reads and writes."""
+    """One step: its number and name, the module whose run(args, **options) does it, what it reads and writes.
+
+    needs_masks: it is left out for a dataset without ground truth.
+    """
 
     number: int
     name: str
@@ -41,6 +46,7 @@ class Step:
     reads: str
     writes: str
     options: dict = field(default_factory=dict)
+    needs_masks: bool = False
 
 
 def positive(text: str) -> int:
@@ -59,21 +65,29 @@ def not_negative(text: str) -> int:
     return value
 
 
+def finite(text: str) -> float:
+    """A number that is neither infinite nor NaN."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number")
+    return value
+
+
 def above_zero(text: str) -> float:
     """A number above 0."""
-    value = float(text)
-    if not 0 < value < float("inf"):
+    value = finite(text)
+    if value <= 0:
         raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
     return value
 
 
 positive.__name__ = not_negative.__name__ = "whole number"
-above_zero.__name__ = "number"
+above_zero.__name__ = finite.__name__ = "number"
 
 
 def floats(count: int | None = None) -> Callable[[str], tuple[float, ...]]:
     """A type of numbers joined by commas, exactly `count` of them if given."""
-    return _numbers(float, count)
+    return _numbers(finite, count)
 
 
 def integers(count: int | None = None) -> Callable[[str], tuple[int, ...]]:
@@ -114,7 +128,13 @@ def build_parser(
     group = parser.add_argument_group("what to run")
     group.add_argument("-h", "--help", action="store_true", help="this text, with the values of the chosen dataset")
     datasets = "; ".join(f"{name}: {text}" for name, (_, text) in DATASETS.items())
-    group.add_argument("--dataset", default="shapes", choices=tuple(DATASETS), help=datasets)
+    group.add_argument(
+        "--dataset",
+        default="shapes",
+        choices=Choices(DATASETS),
+        metavar="NAME",
+        help=f"{datasets}; or a Python file that offers one (default: shapes)",
+    )
     group.add_argument("--data_root", metavar="DIR", help="folder of the dataset")
     group.add_argument("--work_dir", metavar="DIR", help="folder of all results (default: result/DATASET)")
     group.add_argument("--config", metavar="FILE.yaml", help="values by argument name, between preset and command line")
@@ -123,6 +143,9 @@ def build_parser(
     )
     group.add_argument("--list_steps", action="store_true", help="number, name, input and output of every step")
     group.add_argument("--dry_run", action="store_true", help="print the plan and do nothing")
+    group.add_argument(
+        "--check_data", action="store_true", help="read every image, label and mask, print what is there, and end"
+    )
     group.add_argument("--overwrite", action="store_true", help="make files anew that are there already")
 
     group.add_argument(
@@ -139,7 +162,7 @@ def build_parser(
         "--precision", default="fp32", choices=("fp32", "tf32", "bf16"), help="of the networks' products"
     )
     group.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="of every random draw, and of the images of shapes"
+        "--seed", type=not_negative, default=0, metavar="N", help="of every random draw, and of the images of shapes"
     )
     workers = min(8, os.cpu_count() or 1)
     group.add_argument(
@@ -199,7 +222,7 @@ def parse(
     for action in parser._actions:
         if any(word.split("=")[0] in action.option_strings for word in argv):
             sources[action.dest] = "command line"
-    args.work_dir = args.work_dir or str(Path("result") / args.dataset)
+    args.work_dir = args.work_dir or str(Path("result") / Path(args.dataset).stem)
     _check(args, parser)
     return args, {name: sources.get(name, "default") for name in vars(args)}, parser
 
@@ -251,12 +274,23 @@ def _read_config(path: str, parser: argparse.ArgumentParser) -> dict:
 
 
 def _check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Values that must fit each other."""
     scales = args.cam_scales
-    if len(scales) < 2 or scales[0] != 1.0 or scales[1] != 0.5:
-        parser.error(f"--cam_scales is {scales}; RIB reads the first as scale 1.0 and the second as 0.5")
+    if len(scales) < 2 or scales[0] != 1.0 or scales[1] != 0.5 or min(scales) <= 0:
+        parser.error(f"--cam_scales is {scales}; RIB reads the first as scale 1.0 and the second as 0.5, all above 0")
     if args.irn_crop_size % 4:
         parser.error(f"--irn_crop_size is {args.irn_crop_size}; it must be a multiple of 4")
-    if args.cam_eval_sweep[0] > args.cam_eval_sweep[1] or args.cam_eval_sweep[2] <= 0:
+    if args.irn_crop_size // 4 <= 2 * (args.irn_radius - 1):
+        parser.error(
+            f"--irn_crop_size {args.irn_crop_size} gives a grid of {args.irn_crop_size // 4} positions, too small for "
+            f"pairs within --irn_radius {args.irn_radius}; more than {8 * (args.irn_radius - 1)} pixels are needed"
+        )
+    for name in ("cam_resize_long", "RIB_resize_long", "irn_rescale"):
+        low, high = getattr(args, name)
+        if not 0 < low <= high:
+            parser.error(f"--{name} is {low},{high}; wanted 0 < LO <= HI")
+    low, high, step = args.cam_eval_sweep
+    if low > high or step <= 0:
         parser.error(f"--cam_eval_sweep is {args.cam_eval_sweep}; wanted LO <= HI and STEP above 0")
 
 
@@ -315,6 +349,10 @@ def main(steps: Sequence[Step], add_arguments: Callable, argv: Sequence[str] | N
         if args.list_steps:
             print(table(steps))
             return 0
+        if args.check_data:
+            from data.check import check_data
+
+            return 0 if check_data(args) else 2
         chosen = choose(steps, args)
         if args.dry_run:
             print(f"dataset {args.dataset}, results in {args.work_dir}\n{table(chosen)}")
@@ -334,14 +372,18 @@ def main(steps: Sequence[Step], add_arguments: Callable, argv: Sequence[str] | N
 
 def _run(args: argparse.Namespace, sources: dict[str, str], chosen: Sequence[Step], argv: Sequence[str]) -> None:
     from misc import torchutils, workdir
-    from misc.files import save_json
+    from misc.files import load_json, save_json
 
     torchutils.init_ranks(args.device)
     torchutils.set_precision(args.precision)
     first = torchutils.rank() == 0
     _start_log(Path(args.work_dir), first)
     if first:
-        save_json(Path(args.work_dir) / "args.json", _provenance(args, sources, argv))
+        path = Path(args.work_dir) / "args.json"
+        last = load_json(path)
+        earlier = [*last.pop("earlier", []), last] if last else []
+        save_json(path, {**_provenance(args, sources, argv), "earlier": earlier})
+    chosen = _possible(args, chosen)
     args.bad_images = _bad_images(args) if args.skip_bad else {}
     for step in chosen:
         logging.info("step %d %s", step.number, step.name)
@@ -354,6 +396,20 @@ def _run(args: argparse.Namespace, sources: dict[str, str], chosen: Sequence[Ste
         logging.info("step %d %s took %.1f s", step.number, step.name, seconds)
     for name, problem in args.bad_images.items():
         logging.warning("left out %s: %s", name, problem)
+
+
+def _possible(args: argparse.Namespace, chosen: Sequence[Step]) -> Sequence[Step]:
+    """The chosen steps without those that the dataset has no ground truth for; UserError if none is left."""
+    dataset = open_dataset(args)
+    for note in dataset.notes:
+        logging.warning(note)
+    scoring = [step.name for step in chosen if step.needs_masks]
+    if dataset.has_masks or not scoring:
+        return chosen
+    if len(scoring) == len(chosen):
+        raise UserError(f"dataset {args.dataset} has no masks, and all of these steps need some: {', '.join(scoring)}")
+    logging.warning("dataset %s has no masks: left out %s", args.dataset, ", ".join(scoring))
+    return [step for step in chosen if not step.needs_masks]
 
 
 def _bad_images(args: argparse.Namespace) -> dict[str, str]:

@@ -95,6 +95,7 @@ def _by_torch(
 
 def hard_labels(cams: np.ndarray, threshold: float) -> np.ndarray:
     """int64 [H, W]: argmax of [threshold, CAMs]; 0 is background, i + 1 the i-th CAM; ties go to background."""
+    # FIDELITY: background comes first, so that a tie is its.
     background = np.full((1, *cams.shape[1:]), threshold, cams.dtype)
     return np.concatenate([background, cams]).argmax(0)
 

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from misc.errors import UserError
+
 
 def write_atomic(path: Path, write: Callable[[Any], None]) -> None:
     """Calls write(binary file) on a temporary file beside `path` and renames it; on an error nothing is left."""
@@ -47,8 +49,17 @@ def save_mask(path: Path, mask: np.ndarray, palette: np.ndarray) -> None:
 
 def load_mask(path: Path) -> np.ndarray:
     """uint8 [H, W] of a palette or grey PNG."""
-    with Image.open(path) as image:
-        return np.array(image)
+    try:
+        with Image.open(path) as image:
+            return np.array(image)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"{path} is not a whole mask ({error}); delete it and make it again") from error
+
+
+def find_doubled(path: Path) -> Path | None:
+    """`path`, or the doubled `.pth.pth` that the published scripts write, or None where neither is there."""
+    both = (Path(path), Path(f"{path}.pth"))
+    return next((candidate for candidate in both if candidate.is_file()), None)
 
 
 def save_torch(path: Path, value: Any) -> None:

@@ -1,6 +1,8 @@
-"""Confusion, IoU and the one-pass threshold sweep (ChainerCV, evaluations/eval_semantic_segmentation)."""
+"""Confusion, IoU, the one-pass threshold sweep and the AP of instances (ChainerCV, evaluations/)."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -74,7 +76,8 @@ class ThresholdSweep:
             strongest = chosen.argmax(0)
             value = np.take_along_axis(chosen, strongest[None], 0)[0]
             column = np.asarray(keys, np.int64)[strongest] + 1
-            passed = np.searchsorted(self.thresholds, value, side="left")  # thresholds strictly below the value
+            # FIDELITY: a threshold that equals the value is not passed: ties go to background.
+            passed = np.searchsorted(self.thresholds, value, side="left")
         else:
             column = passed = np.zeros_like(truth)
         flat = (truth * self.n_classes + column) * self.counts.shape[2] + passed
@@ -100,3 +103,135 @@ def average_precision(truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
     positives = hits.sum(0)
     with np.errstate(invalid="ignore"):
         return np.where(positives > 0, (precision * hits).sum(0) / np.maximum(positives, 1), np.nan)
+
+
+COCO_IOUS = tuple(np.linspace(0.5, 0.95, 10).round(2).tolist())
+
+
+def mask_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """float64 [n, m]: intersection over union of bool [n, H, W] with bool [m, H, W]; 0 where both are empty."""
+    if a.shape[1:] != b.shape[1:]:
+        raise ValueError(f"masks are {a.shape[1:]} and {b.shape[1:]}; they must have one size")
+    return _packed_iou(_pack(a), _pack(b))
+
+
+def _pack(masks: np.ndarray) -> np.ndarray:
+    """uint8 [n, ceil(H W / 8)]: eight pixels a byte."""
+    return np.packbits(np.asarray(masks, bool).reshape(len(masks), int(np.prod(masks.shape[1:]))), axis=1)
+
+
+def _packed_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    area_a, area_b = (np.bitwise_count(x).sum(1, dtype=np.int64) for x in (a, b))
+    both = (
+        np.stack([np.bitwise_count(a & row).sum(1, dtype=np.int64) for row in b], 1)
+        if len(b)
+        else np.zeros((len(a), 0))
+    )
+    return both / np.maximum(area_a[:, None] + area_b[None] - both, 1)
+
+
+class Matches(NamedTuple):
+    """What the AP needs to know of an image: which of its predicted instances are right."""
+
+    labels: np.ndarray  # int64 [n], class of each prediction
+    scores: np.ndarray  # float64 [n]
+    hits: np.ndarray  # bool [T, n], at each IoU threshold
+    truths: np.ndarray  # int64 [m], class of each true instance
+
+
+def match_instances(
+    pred_masks: np.ndarray, pred_labels: np.ndarray, pred_scores: np.ndarray, gt_masks: np.ndarray,
+    gt_labels: np.ndarray, thresholds: Sequence[float] = COCO_IOUS,
+) -> Matches:  # fmt: skip
+    """Predicted instances of one image against the true ones.
+
+    pred_masks: bool [n, H, W]; gt_masks: bool [m, H, W]; labels: 0-based classes. In order of falling score each
+    prediction goes for the true instance of its class that it overlaps most; it is right if their IoU reaches the
+    threshold and no earlier one was right about it.
+    """
+    if pred_masks.shape[1:] != gt_masks.shape[1:]:
+        raise ValueError(f"predictions are {pred_masks.shape[1:]}, the truth {gt_masks.shape[1:]}; they must fit")
+    pred_labels, gt_labels = (np.asarray(labels, np.int64) for labels in (pred_labels, gt_labels))
+    scores = np.asarray(pred_scores, np.float64)
+    order = np.argsort(scores, kind="stable")[::-1]
+    labels, scores = pred_labels[order], scores[order]
+    packed, packed_gt = _pack(pred_masks)[order], _pack(gt_masks)
+    hits = np.zeros((len(thresholds), len(order)), bool)
+    for c in np.intersect1d(labels, gt_labels):
+        mine = np.flatnonzero(labels == c)
+        iou = _packed_iou(packed[mine], packed_gt[gt_labels == c])
+        nearest, reached = iou.argmax(1), iou.max(1)[None] >= np.asarray(thresholds)[:, None]
+        for g in np.unique(nearest):
+            right = reached & (nearest == g)
+            hits[:, mine] |= right & (right.cumsum(1) == 1)
+    return Matches(labels, scores, hits, gt_labels)
+
+
+class InstanceAP:
+    """Average precision of instance masks, from one image after another; of each only the matches are kept.
+
+    AP as in PASCAL VOC 2010 and later, the area under the precision curve made monotone (ChainerCV,
+    eval_instance_segmentation_voc). thresholds: the IoU from which a match counts, one AP for each.
+    """
+
+    def __init__(self, thresholds: Sequence[float] = COCO_IOUS):
+        self.thresholds = tuple(thresholds)
+        self.scores: dict[int, list[np.ndarray]] = defaultdict(list)
+        self.hits: dict[int, list[np.ndarray]] = defaultdict(list)
+        self.positives: dict[int, int] = defaultdict(int)
+
+    def add(
+        self, pred_masks: np.ndarray, pred_labels: np.ndarray, pred_scores: np.ndarray, gt_masks: np.ndarray,
+        gt_labels: np.ndarray,
+    ) -> None:  # fmt: skip
+        """Adds one image; arguments as `match_instances`."""
+        self.add_matches(match_instances(pred_masks, pred_labels, pred_scores, gt_masks, gt_labels, self.thresholds))
+
+    def add_matches(self, matches: Matches) -> None:
+        """Adds one image of which the matches are known, at the same thresholds."""
+        for c in np.unique(matches.labels).tolist():
+            mine = matches.labels == c
+            self.scores[c].append(matches.scores[mine])
+            self.hits[c].append(matches.hits[:, mine])
+        for c in matches.truths.tolist():
+            self.positives[c] += 1
+
+    def ap(self, n_classes: int | None = None) -> np.ndarray:
+        """float64 [T, n_classes]: AP per threshold and class; NaN for a class without a true instance.
+
+        n_classes: by default the highest class seen + 1.
+        """
+        if n_classes is None:
+            n_classes = max([-1, *self.scores, *self.positives]) + 1
+        out = np.full((len(self.thresholds), n_classes), np.nan)
+        for c, positives in self.positives.items():
+            if c not in self.scores:
+                out[:, c] = 0
+                continue
+            order = np.argsort(np.concatenate(self.scores[c]), kind="stable")[::-1]
+            hits = np.concatenate(self.hits[c], 1)[:, order]
+            right = hits.cumsum(1)
+            precision = right / np.arange(1, len(order) + 1)
+            precision = np.maximum.accumulate(precision[:, ::-1], 1)[:, ::-1]
+            out[:, c] = (precision * hits).sum(1) / positives  # recall grows by 1 / positives at every hit
+        return out
+
+
+def instance_ap(
+    pred_masks: Iterable, pred_labels: Iterable, pred_scores: Iterable, gt_masks: Iterable, gt_labels: Iterable,
+    iou_thresh: float = 0.5,
+) -> dict[str, np.ndarray | float]:  # fmt: skip
+    """AP over images, each argument an iterable with one entry per image as in `match_instances`; generators will do.
+
+    Returns `ap` float64 [C], NaN for a class without a true instance, and `map`, the mean over the others.
+    """
+    total = InstanceAP((iou_thresh,))
+    for image in zip(pred_masks, pred_labels, pred_scores, gt_masks, gt_labels, strict=True):
+        total.add(*image)
+    ap = total.ap()[0]
+    return {"ap": ap, "map": mean_ap(ap)}
+
+
+def mean_ap(ap: np.ndarray) -> float:
+    """Mean over all that is not NaN; NaN if nothing is."""
+    return float(np.nanmean(ap)) if np.isfinite(ap).any() else float("nan")

@@ -80,13 +80,17 @@ class RIB:
         replay = _Replay(companions)
         while True:
             try:
-                return self._run(pyramid, label, iter(replay))
+                sums, entered = self._run(pyramid, label, iter(replay))
+                if not all(torch.isfinite(cam).all() for cam in sums):
+                    raise FloatingPointError("the CAMs are not finite; try a smaller --RIB_lr")
+                return sums, entered
             except torch.OutOfMemoryError:
                 if self.companion_rows == 1:
                     raise
             finally:
                 self.restore()
-            # Again with half as many companions at a time; gradients add up, so the result is the same.
+            # Again with half as many companions at a time, from now on; gradients add up, so that the result is the
+            # same to rounding.
             rows = self.companion_rows or replay.batch_size
             self.companion_rows = max(1, rows // 2)
             logging.warning("out of GPU memory: companions now go through %d at a time", self.companion_rows)
@@ -113,7 +117,7 @@ class RIB:
             optimizer.zero_grad(set_to_none=True)
             total = label.new_zeros(())
             for scale, features in enumerate(lower):
-                learns = scale != 1 and not last  # scale 0.5 gives a CAM but no logit
+                learns = scale != 1 and not last  # FIDELITY: scale 0.5 gives a CAM but no logit
                 with torch.set_grad_enabled(learns):
                     raw = self._cam(features)
                 cam = merge_mirrors(raw.detach())
@@ -131,14 +135,14 @@ class RIB:
             if last:
                 return sums, k + 1
             images, labels = next(companions, (None, None))
+            loss = -total
             if images is not None:
-                self._add_companions(images, labels)
+                loss = loss + self._add_companions(images.to(label.device), labels.to(label.device))
+            if not torch.isfinite(loss):
+                raise FloatingPointError(f"the loss is not finite in RIB step {k + 1}; try a smaller --RIB_lr")
             optimizer.step()
             # FIDELITY: the sum over the image's six rows stands where the paper has min(m, y).
-            total = abs(float(total))
-            if not total < float("inf"):
-                raise FloatingPointError(f"target logits are not finite in RIB step {k + 1}; try a smaller --RIB_lr")
-            if total > self.stop_th:
+            if abs(float(total)) > self.stop_th:
                 return sums, k + 1
         return sums, self.n_iter
 
@@ -150,8 +154,9 @@ class RIB:
     def _autocast(self, tensor: torch.Tensor) -> contextlib.AbstractContextManager:
         return autocast(tensor.device, self.precision)
 
-    def _add_companions(self, images: torch.Tensor, labels: torch.Tensor) -> None:
-        """Adds the gradient of the companions, each counting with its own labels."""
+    def _add_companions(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Adds the gradient of the companions, each counting with its own labels, and returns their loss."""
+        total = images.new_zeros(())
         rows = self.companion_rows or max(1, len(images))
         for part, part_labels in zip(images.split(rows), labels.split(rows), strict=True):
             row, column = part_labels.nonzero(as_tuple=True)
@@ -159,7 +164,10 @@ class RIB:
                 continue
             with torch.no_grad(), self._autocast(part):
                 lower = self.model.lower(part)
-            (-self._pool(self._cam(lower)[row, column]).sum()).backward()
+            loss = -self._pool(self._cam(lower)[row, column]).sum()
+            loss.backward()
+            total += loss.detach()
+        return total
 
     def _pool(self, cam: torch.Tensor) -> torch.Tensor:
         if self.pooling == "gap":

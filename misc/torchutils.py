@@ -1,6 +1,7 @@
 """Devices, precision, seeds, ranks and the published optimiser."""
 
 import contextlib
+import datetime
 import os
 import zlib
 from collections.abc import Sequence
@@ -114,6 +115,19 @@ def all_reduce_sum(array: np.ndarray) -> np.ndarray:
     return tensor.cpu().numpy()
 
 
+def mean_over_ranks(value: torch.Tensor) -> torch.Tensor:
+    """Mean of a tensor over the ranks."""
+    return sum_over_ranks(value) / world_size()
+
+
+def sum_over_ranks(value: torch.Tensor) -> torch.Tensor:
+    """Sum of a tensor without gradient over the ranks."""
+    if dist.is_initialized():
+        value = value.clone()
+        dist.all_reduce(value)
+    return value
+
+
 def gather(values: list) -> list:
     """The values of all ranks, one list on every rank."""
     if not dist.is_initialized():
@@ -126,4 +140,8 @@ def gather(values: list) -> list:
 def init_ranks(device_name: str) -> None:
     """Joins the process group when torchrun started this process."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device_name != "cpu" and torch.cuda.is_available() else "gloo")
+        gpu = device_name != "cpu" and torch.cuda.is_available()
+        if gpu:  # before the first collective: ranks must not meet on GPU 0
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+        # Ranks finish their shares of a step at different times; a rank that dies is torchrun's to notice.
+        dist.init_process_group("nccl" if gpu else "gloo", timeout=datetime.timedelta(days=1))

@@ -1,43 +1,52 @@
 """The one training loop: bar, checkpoint after every epoch, exact resume, stop on a loss that is not finite."""
 
-from collections.abc import Callable
+import argparse
+import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
 
+from data.base import Dataset
+from data.loaders import epoch_batches
 from misc import torchutils
-from misc.files import save_torch
+from misc.errors import UserError
+from misc.files import find_doubled, save_torch
 from misc.progress import bar
+from misc.workdir import place
 
 
 def fit(
     model: nn.Module,
     loss_of: Callable[[nn.Module, tuple], torch.Tensor],
     optimizer: torch.optim.Optimizer,
-    loader_of: Callable[[int], torch.utils.data.DataLoader],
+    loader_of: Callable[[int], DataLoader],
     epochs: int,
     checkpoint: Path,
     title: str,
+    settings: dict,
     scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
 ) -> list[float]:
     """Trains `model` in place and returns the mean loss of every epoch.
 
     loss_of(model, batch): the loss of a batch as the loader gives it. loader_of(epoch): that epoch's batches, which
     must depend on nothing but the epoch. checkpoint: where the state after each epoch is kept, so that a run that was
-    cut off goes on there; removed by the caller once the result is stored. FloatingPointError if a loss is not finite.
+    cut off goes on there; removed by the caller once the result is stored. settings: plain values that must be the same
+    when it goes on, else UserError. FloatingPointError if a loss is not finite, on every rank at once.
     """
     first, losses = 0, []
     if checkpoint.is_file():
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        state = _read(checkpoint, settings)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         if scheduler is not None:
             scheduler.load_state_dict(state["scheduler"])
         first, losses = state["epoch"], state["losses"]
-    parallel = DistributedDataParallel(model) if torchutils.world_size() > 1 else model
     model.train()
+    parallel = _parallel(model)
     for epoch in range(first, epochs):
         loader = loader_of(epoch)
         total = torch.zeros(())
@@ -49,7 +58,7 @@ def fit(
                 optimizer.step()
                 if scheduler is not None:
                     scheduler.step()
-                value = loss.item()
+                value = torchutils.mean_over_ranks(loss.detach()).item()
                 if not abs(value) < float("inf"):
                     raise FloatingPointError(
                         f"{title}: the loss is {value} in epoch {epoch + 1}, batch {i + 1}; lower the learning rate"
@@ -59,10 +68,91 @@ def fit(
                 progress.update()
         losses.append(total.item() / max(1, len(loader)))
         state = {
-            "model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch + 1, "losses": losses,
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
             "scheduler": scheduler.state_dict() if scheduler is not None else None,
-        }  # fmt: skip
+            "epoch": epoch + 1,
+            "losses": losses,
+            "settings": settings,
+        }
         if torchutils.rank() == 0:
             save_torch(checkpoint, state)
         torchutils.barrier()
     return losses
+
+
+def loader_by_epoch(
+    crops: torch.utils.data.Dataset, names: Sequence[str], batch_size: int, args: argparse.Namespace, pin_memory: bool
+) -> tuple[Callable[[int], DataLoader], int]:
+    """The loader of every epoch for `fit`, and the steps of one epoch; UserError where a batch cannot be filled.
+
+    batch_size: images of one step over all ranks.
+    """
+    ranks = torchutils.world_size()
+    if len(names) < batch_size:
+        raise UserError(f"{len(names)} images do not fill one batch of {batch_size}; lower the batch size")
+    if batch_size % ranks:
+        raise UserError(f"a batch of {batch_size} cannot be shared equally by {ranks} ranks; change one of the two")
+
+    def loader_of(epoch: int) -> DataLoader:
+        batches = epoch_batches(names, batch_size, args.seed, epoch)
+        return DataLoader(crops, batch_sampler=batches, num_workers=args.num_workers, pin_memory=pin_memory)
+
+    return loader_of, len(names) // batch_size
+
+
+def to_train(args: argparse.Namespace, argument: str) -> Path | None:
+    """The weights file that is to be trained, None where it is there. A file that the user named is never replaced."""
+    target = place(args, argument)
+    there = find_doubled(target)
+    if there is None or (args.overwrite and not getattr(args, argument)):
+        return target
+    logging.info("%s is there already%s", there, " and was named: it is not replaced" if args.overwrite else "")
+    return None
+
+
+def begin(
+    args: argparse.Namespace, target: Path, dataset: Dataset, names: Sequence[str], prefixes: tuple[str, ...]
+) -> tuple[Path, dict]:
+    """The checkpoint beside `target`, removed first with `--overwrite`, and the settings a run must share to go on."""
+    checkpoint = target.with_suffix(".checkpoint")
+    if args.overwrite and torchutils.rank() == 0:
+        checkpoint.unlink(missing_ok=True)
+    torchutils.barrier()
+    values = {key: value for key, value in vars(args).items() if key.startswith(prefixes) and not key.endswith("_pass")}
+    common = {"dataset": dataset.name, "images": len(names), "seed": args.seed, "precision": args.precision}
+    return checkpoint, {**common, **values}
+
+
+def finish(model: nn.Module, target: Path, checkpoint: Path) -> None:
+    """Stores the trained weights and removes the checkpoint."""
+    if torchutils.rank() == 0:
+        save_torch(target, model.cpu().state_dict())
+        checkpoint.unlink(missing_ok=True)
+    torchutils.barrier()
+
+
+def _read(checkpoint: Path, settings: dict) -> dict:
+    """The state of a run that was cut off; UserError if it cannot be read or was made with other settings."""
+    redo = f"delete {checkpoint} to begin anew, or add --overwrite"
+    try:
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        before = state["settings"]
+    except Exception as error:  # a damaged file can raise anything
+        raise UserError(f"{checkpoint} is not a whole checkpoint; {redo}") from error
+    changed = [
+        f"{key} {before.get(key)!r} then, {now!r} now" for key, now in settings.items() if before.get(key) != now
+    ]
+    if changed:
+        raise UserError(
+            f"{checkpoint} was made with other settings ({', '.join(changed)}); give those again, or {redo}"
+        )
+    return state
+
+
+def _parallel(model: nn.Module) -> nn.Module:
+    """The model for this many ranks; only buffers that training changes are sent around."""
+    if torchutils.world_size() == 1:
+        return model
+    changing = any(isinstance(module, nn.BatchNorm2d) and module.training for module in model.modules())
+    return DistributedDataParallel(model, broadcast_buffers=changing)

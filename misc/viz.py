@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from data.base import Dataset, voc_palette
-from misc import camfile
+from misc import camfile, insfile
 from misc.files import load_mask, write_atomic
 from misc.workdir import result_file
 
@@ -40,13 +40,35 @@ def overlay_mask(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return out.astype(np.uint8)
 
 
+def overlay_instances(image: np.ndarray, masks: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """uint8 [H, W, 3]: every instance in a colour and a white outline over the image, the surest on top.
+
+    masks: bool [n, H, W]. scores: [n]; fragments that score 0 are not drawn.
+    """
+    out = 0.8 * image.astype(np.float32)
+    shown = [i for i in np.argsort(scores, kind="stable") if scores[i] > 0]
+    for rank, i in enumerate(shown):
+        hue = int(180 * (rank * 0.618034 % 1))  # golden section: neighbours in rank differ in colour
+        colour = cv2.cvtColor(np.uint8([[[hue, 220, 255]]]), cv2.COLOR_HSV2RGB)[0, 0]
+        shade = 0.4 * image[masks[i]] + 0.6 * colour
+        out[masks[i]] = shade
+        outlines, _ = cv2.findContours(masks[i].astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+        cv2.drawContours(out, outlines, -1, (255, 255, 255), 1)
+    return out.astype(np.uint8)
+
+
 def overview(args: argparse.Namespace, dataset: Dataset, names: Sequence[str], rows: int = 12) -> np.ndarray:
     """uint8 [H, W, 3]: for `rows` images, spread over the list, a row of what every step made of it.
 
-    Columns: image, ground truth, CAM, RIB, CRF label, pseudo mask; what is not there is left grey.
+    Columns: image, ground truth, CAM, RIB, CRF label, pseudo mask, and instances if there are files of them; what is
+    not there is left grey.
     """
     columns = ("image", "ground truth", "CAM (sqrt)", "RIB (sqrt)", "CRF label", "pseudo mask")
     chosen = [names[i] for i in np.unique(np.linspace(0, len(names) - 1, min(rows, len(names))).round().astype(int))]
+    instances = {name: result_file(args, "ins_seg_out_dir", name, ".npy") for name in chosen}
+    has_instances = any(path.is_file() for path in instances.values())
+    if has_instances:
+        columns += ("instances",)
     tiles = [[_caption(title) for title in columns]]
     for name in chosen:
         image = dataset.image(name)
@@ -58,6 +80,8 @@ def overview(args: argparse.Namespace, dataset: Dataset, names: Sequence[str], r
         for folder in ("ir_label_out_dir", "sem_seg_out_dir"):
             path = result_file(args, folder, name, ".png")
             row.append(overlay_mask(image, load_mask(path)) if path.is_file() else None)
+        if has_instances:
+            row.append(_instances(image, instances[name]))
         tiles.append([_tile(picture) for picture in row])
     return np.vstack([np.hstack(row) for row in tiles])
 
@@ -88,6 +112,13 @@ def plot_thresholds(path: Path, curves: dict[str, dict[str, float]], title: str)
 
 def _heat(image: np.ndarray, maps: np.ndarray) -> np.ndarray:
     return overlay_cam(image, maps.max(0) if len(maps) else np.zeros(image.shape[:2], np.float32))
+
+
+def _instances(image: np.ndarray, path: Path) -> np.ndarray | None:
+    if not path.is_file():
+        return None
+    detected = insfile.load(path)
+    return overlay_instances(image, detected["mask"], detected["score"])
 
 
 def _tile(picture: np.ndarray | None) -> np.ndarray:

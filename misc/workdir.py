@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from misc.errors import UserError
-from misc.files import load_json, save_json
+from misc.files import find_doubled, load_json, save_json
 from misc.torchutils import gather, rank, shard
 
 # argument of a folder or file -> (default below --work_dir, step that makes it)
@@ -43,14 +43,14 @@ def require(args: argparse.Namespace, argument: str, names: Sequence[str] | None
     """
     step = PLACES[argument][1]
     if names is None:
-        if not place(args, argument).is_file():
+        if find_doubled(place(args, argument)) is None:
             raise UserError(f"{place(args, argument)} is missing; step {step} makes it: add --steps {step}")
         return
     folder = place(args, argument)
     missing = [name for name in names if not (folder / f"{name}{suffix}").is_file()]
     if missing:
         some = f"{len(missing)} of {len(names)} files are missing, {folder / missing[0]}{suffix} first"
-        raise UserError(f"{some}; step {step} makes them: add --steps {step}")
+        raise UserError(f"{some}; step {step} makes those of --infer_list: add --steps {step}, or choose another list")
 
 
 def pending(args: argparse.Namespace, argument: str, names: Sequence[str], suffix: str) -> list[str]:
@@ -70,7 +70,9 @@ def record(args: argparse.Namespace, step: str, values: dict) -> None:
         return
     path = Path(args.work_dir) / "metrics.json"
     stored = load_json(path)
-    if values["images"] < values.get("of", 0) and step in stored:
+    if step in stored and values["images"] < values.get("of", 0):
+        if not values["images"]:
+            return
         values = _added(stored[step], values)
     save_json(path, {**stored, step: values})
 
@@ -85,6 +87,7 @@ def _added(before: dict, now: dict) -> dict:
                 out[key] = {k: old.get(k, 0) + new.get(k, 0) for k in sorted({*old, *new}, key=int)}
             else:
                 out[key] = round(old + new, 2)
+    out["images"] = min(out["images"], out["of"])  # files that were deleted and made again count once
     return out
 
 

@@ -19,10 +19,9 @@ class Net(ResNet):
         super().__init__(arch)
         self.scratch = scratch
         self.classifier = nn.Conv2d(self.arch.channels[-1], n_classes, 1, bias=False)
-        nn.init.kaiming_uniform_(self.classifier.weight, a=5**0.5)
         if not scratch:
-            for parameter in (*self.conv1.parameters(), *self.bn1.parameters()):
-                parameter.requires_grad_(False)
+            for module in (self.conv1, self.bn1, self.layer1, self.layer2):  # no gradient reaches the last two
+                module.requires_grad_(False)
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
         """Images [B, 3, H, W], normalised -> features after layer4 [B, D, h, w]."""

@@ -6,6 +6,7 @@ from torch import nn
 
 from misc.cam import strided_size
 from misc.indexing import PathIndex, edge_to_affinity
+from misc.torchutils import sum_over_ranks, world_size
 from net.resnet50 import ResNet
 
 STRIDE = 4  # of both outputs
@@ -158,8 +159,12 @@ class AffinityDisplacementLoss(Net):
 
 
 def _mean_over(values: torch.Tensor, chosen: torch.Tensor, components: int = 1) -> torch.Tensor:
-    """Mean of `values` over the chosen pairs, each standing for `components` numbers; 0 where none is chosen."""
-    return (values * chosen).sum() / (components * chosen.sum() + 1e-5)
+    """Mean of `values` over the chosen pairs, each standing for `components` numbers; 0 where none is chosen.
+
+    Over the chosen pairs of all ranks: their gradients are averaged later, hence the factor.
+    """
+    count = sum_over_ranks(chosen.sum())
+    return world_size() * (values * chosen).sum() / (components * count + 1e-5)
 
 
 def total_loss(losses: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from misc.errors import UserError
+from misc.files import find_doubled
 
 IMAGENET = "IMAGENET1K_V1"  # what the published code was trained from
 
@@ -70,11 +71,10 @@ def read(path: Path | str) -> Mapping[str, torch.Tensor]:
 
 def find_file(path: Path | str) -> Path:
     """`path`, or the doubled `.pth.pth` that the published scripts write."""
-    path = Path(path)
-    for candidate in (path, path.with_name(path.name + ".pth")):
-        if candidate.is_file():
-            return candidate
-    raise WeightsError(f"weights file {path} does not exist")
+    found = find_doubled(path)
+    if found is None:
+        raise WeightsError(f"weights file {path} does not exist")
+    return found
 
 
 def canonical(state: Mapping[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
@@ -95,8 +95,10 @@ def load_backbone(model: nn.Module, source: str) -> None:
     if source != "imagenet":
         load(model, source, backbone_only=True)
         return
-    from torchvision.models import get_model_weights
+    from torchvision.models import get_model_weights, list_models
 
+    if model.arch_name not in list_models():
+        raise WeightsError(f"there are no ImageNet weights for {model.arch_name}; start from scratch or from a file")
     weights = get_model_weights(model.arch_name)[IMAGENET]
     try:
         state = weights.get_state_dict(progress=True, check_hash=True, weights_only=True)

@@ -32,12 +32,9 @@ def run(args: argparse.Namespace, folder: str = "cam_out_dir") -> dict:
     mine = torchutils.shard(names)
     total = ThresholdSweep(thresholds, dataset.n_classes + 1)
     count = partial(_count, args, dataset, folder, thresholds)
+    parts = chunks(mine, IMAGES_PER_CALL)
     with bar(len(mine), f"eval {folder.removesuffix('_out_dir')}") as progress:
-        for chunk, counts in zip(
-            chunks(mine, IMAGES_PER_CALL),
-            map_items(count, chunks(mine, IMAGES_PER_CALL), args.num_workers),
-            strict=True,
-        ):
+        for chunk, counts in zip(parts, map_items(count, parts, args.num_workers), strict=True):
             total.counts += counts
             progress.update(len(chunk))
     total.counts = torchutils.all_reduce_sum(total.counts)
@@ -54,7 +51,7 @@ def run(args: argparse.Namespace, folder: str = "cam_out_dir") -> dict:
         "seed mIoU %.1f at the best threshold %.2f, %.1f at the fixed %.2f",
         100 * miou[best], thresholds[best], 100 * miou[fixed], thresholds[fixed],
     )  # fmt: skip
-    sweep = {f"{t:g}": value for t, value in zip(thresholds, miou, strict=True)}
+    sweep = {f"{t:g}": value for t, value in zip(thresholds[in_sweep], miou[in_sweep], strict=True)}
     return {"images": len(names), **summary, "sweep": sweep}
 
 

@@ -31,15 +31,19 @@ def run(args: argparse.Namespace) -> dict:
         args.RIB_iter - 1, args.RIB_batch_size, args.seed,
     )  # fmt: skip
     crops = TrainingCrops(dataset, args.RIB_resize_long, args.RIB_crop_size, args.seed)
-    stream = CompanionStream(crops, batches, args.num_workers, device)
+    stream = CompanionStream(crops, batches, args.num_workers, pin_memory=device.type == "cuda")
     steps = []
     with bar(len(todo), "make_rib_cam") as progress:
         for i, (name, size, levels, label) in enumerate(
             iterate_images(Pyramids(dataset, todo, args.cam_scales), args.num_workers)
         ):
             levels = [level.to(device) for level in levels]
+            companions_of = stream.of(i)
             try:
-                cams, entered = rib.run(levels, label.to(device), stream.of(i))
+                if label.any():
+                    cams, entered = rib.run(levels, label.to(device), companions_of)
+                else:  # no class, no map: nothing to widen
+                    cams, entered = [levels[0].new_zeros((len(label), 1, 1))], 0
             except FloatingPointError as error:
                 raise FloatingPointError(f"image {name}: {error}") from error
             keys = label.nonzero().flatten()

@@ -48,6 +48,7 @@ def semantic_label(walk: torch.Tensor, keys: np.ndarray, size: tuple[int, int], 
     if not len(keys):
         return np.zeros(size, np.uint8)
     scores = F.interpolate(walk, scale_factor=4, mode="bilinear", align_corners=False)[:, 0, : size[0], : size[1]]
+    # FIDELITY: by the maximum over all classes; maps that are zero throughout become NaN, and with it the first class.
     scores = scores / scores.max()
     background = scores.new_full((1, *size), bg_thres)
     index = torch.cat([background, scores]).argmax(0).cpu().numpy()

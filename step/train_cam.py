@@ -6,34 +6,28 @@ import logging
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch.utils.data import DataLoader
 
 from data import image_names, open_dataset
 from data.base import Dataset
-from data.loaders import Pyramids, TrainingCrops, epoch_batches, iterate_images
+from data.loaders import Pyramids, TrainingCrops, iterate_images
 from misc import torchutils
-from misc.errors import UserError
-from misc.files import save_torch
 from misc.metrics import average_precision
 from misc.progress import bar
-from misc.training import fit
-from misc.workdir import place
+from misc.training import begin, finish, fit, loader_by_epoch, to_train
 from net import weights
 from net.resnet50_cam import Net
 
 
 def run(args: argparse.Namespace) -> dict:
     """Writes `sess/res50_cam.pth`; returns the loss of every epoch and the average precision per class."""
-    target = place(args, "cam_weights_name")
-    if target.is_file() and not args.overwrite:
-        logging.info("%s is there already", target)
+    target = to_train(args, "cam_weights_name")
+    if target is None:
         return {}
     dataset = open_dataset(args)
     names = image_names(args, dataset, "train")
-    steps = len(names) // args.cam_batch_size
-    if not steps:
-        raise UserError(f"{len(names)} training images do not fill one batch of --cam_batch_size {args.cam_batch_size}")
     device = torchutils.resolve_device(args.device)
+    crops = TrainingCrops(dataset, args.cam_resize_long, args.cam_crop_size, args.seed)
+    loader_of, steps = loader_by_epoch(crops, names, args.cam_batch_size, args, device.type == "cuda")
     scratch = args.cam_init == "scratch"
     torchutils.seed_everything(args.seed)
     model = Net(dataset.n_classes, args.cam_network, scratch=scratch)
@@ -41,11 +35,6 @@ def run(args: argparse.Namespace) -> dict:
         weights.load_backbone(model, args.cam_init)
     model.to(device)
     optimizer, scheduler = _optimizer(args, model, steps * args.cam_num_epoches)
-    crops = TrainingCrops(dataset, args.cam_resize_long, args.cam_crop_size, args.seed)
-
-    def loader_of(epoch: int) -> DataLoader:
-        batches = epoch_batches(names, args.cam_batch_size, args.seed, epoch)
-        return DataLoader(crops, batch_sampler=batches, num_workers=args.num_workers, pin_memory=device.type == "cuda")
 
     def loss_of(model: torch.nn.Module, batch: tuple) -> torch.Tensor:
         images, labels = (part.to(device, non_blocking=True) for part in batch)
@@ -53,16 +42,12 @@ def run(args: argparse.Namespace) -> dict:
             logits = model(images)
         return F.multilabel_soft_margin_loss(logits.float(), labels)
 
-    checkpoint = target.with_suffix(".checkpoint")
-    if args.overwrite and torchutils.rank() == 0:
-        checkpoint.unlink(missing_ok=True)
-    torchutils.barrier()
-    losses = fit(model, loss_of, optimizer, loader_of, args.cam_num_epoches, checkpoint, "train_cam", scheduler)
+    checkpoint, settings = begin(args, target, dataset, names, ("cam_",))
+    losses = fit(
+        model, loss_of, optimizer, loader_of, args.cam_num_epoches, checkpoint, "train_cam", settings, scheduler
+    )
     precision = _validate(args, model, dataset, device)
-    if torchutils.rank() == 0:
-        save_torch(target, model.cpu().state_dict())
-        checkpoint.unlink(missing_ok=True)
-    torchutils.barrier()
+    finish(model, target, checkpoint)
     return {"images": len(names), "loss": losses, "average_precision": precision}
 
 

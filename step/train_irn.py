@@ -1,7 +1,6 @@
 """Trains the boundary and displacement branches on the CRF labels (IRN, step/train_irn.py)."""
 
 import argparse
-import logging
 from functools import partial
 
 import numpy as np
@@ -10,13 +9,12 @@ from torch.utils.data import DataLoader
 
 from data import image_names, open_dataset
 from data.base import Dataset
-from data.loaders import AffinityCrops, TopLeftCrops, epoch_batches
+from data.loaders import AffinityCrops, TopLeftCrops
 from misc import torchutils
-from misc.errors import UserError
-from misc.files import load_mask, save_torch
+from misc.files import load_mask
 from misc.indexing import PathIndex
 from misc.progress import bar
-from misc.training import fit
+from misc.training import begin, finish, fit, loader_by_epoch, to_train
 from misc.workdir import place, require, result_file
 from net import weights
 from net.resnet50_irn import AffinityDisplacementLoss, total_loss
@@ -24,17 +22,15 @@ from net.resnet50_irn import AffinityDisplacementLoss, total_loss
 
 def run(args: argparse.Namespace) -> dict:
     """Writes `sess/res50_irn.pth`; returns the loss of every epoch."""
-    target = place(args, "irn_weights_name")
-    if target.is_file() and not args.overwrite:
-        logging.info("%s is there already", target)
+    target = to_train(args, "irn_weights_name")
+    if target is None:
         return {}
     dataset = open_dataset(args)
     names = image_names(args, dataset, "infer")
     require(args, "ir_label_out_dir", names, ".png")
-    steps = len(names) // args.irn_batch_size
-    if not steps:
-        raise UserError(f"{len(names)} labelled images do not fill one batch of --irn_batch_size {args.irn_batch_size}")
     device = torchutils.resolve_device(args.device)
+    crops = AffinityCrops(dataset, partial(_read_label, args), args.irn_rescale, args.irn_crop_size, args.seed)
+    loader_of, steps = loader_by_epoch(crops, names, args.irn_batch_size, args, device.type == "cuda")
     torchutils.seed_everything(args.seed)
     side = args.irn_crop_size // 4
     model = AffinityDisplacementLoss(PathIndex(args.irn_radius, (side, side)), args.cam_network)
@@ -48,28 +44,17 @@ def run(args: argparse.Namespace) -> dict:
     optimizer = torchutils.PolyOptimizer(
         groups, args.irn_learning_rate, args.irn_weight_decay, max_step=steps * args.irn_num_epoches
     )
-    crops = AffinityCrops(dataset, partial(_read_label, args), args.irn_rescale, args.irn_crop_size, args.seed)
-
-    def loader_of(epoch: int) -> DataLoader:
-        batches = epoch_batches(names, args.irn_batch_size, args.seed, epoch)
-        return DataLoader(crops, batch_sampler=batches, num_workers=args.num_workers, pin_memory=device.type == "cuda")
 
     def loss_of(model: torch.nn.Module, batch: tuple) -> torch.Tensor:
         images, labels = (part.to(device, non_blocking=True) for part in batch)
         with torchutils.autocast(device, args.precision):
             return total_loss(model(images, labels))
 
-    checkpoint = target.with_suffix(".checkpoint")
-    if args.overwrite and torchutils.rank() == 0:
-        checkpoint.unlink(missing_ok=True)
-    torchutils.barrier()
-    losses = fit(model, loss_of, optimizer, loader_of, args.irn_num_epoches, checkpoint, "train_irn")
+    checkpoint, settings = begin(args, target, dataset, names, ("irn_", "cam_network"))
+    losses = fit(model, loss_of, optimizer, loader_of, args.irn_num_epoches, checkpoint, "train_irn", settings)
     shift = _mean_displacement(args, model, dataset, names, device)
     model.mean_shift.running_mean.copy_(shift)
-    if torchutils.rank() == 0:
-        save_torch(target, model.cpu().state_dict())
-        checkpoint.unlink(missing_ok=True)
-    torchutils.barrier()
+    finish(model, target, checkpoint)
     return {"images": len(names), "loss": losses, "mean_displacement": shift.tolist()}
 
 

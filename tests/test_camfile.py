@@ -220,3 +220,34 @@ def test_shapes_that_do_not_fit_are_named(path, arrays, changes):
 def test_a_missing_file_stays_a_missing_file(path):
     with pytest.raises(FileNotFoundError):
         camfile.load(path)
+
+
+def test_a_state_that_would_read_foreign_memory_is_refused(tmp_path):
+    # A dtype whose state claims object fields without saying that it holds objects turns bytes into pointers.
+    class Evil:
+        def __reduce__(self):
+            state = (3, "|", None, ("a",), {"a": (np.dtype("O"), 0)}, 8, 1, 0)
+            return np.dtype, ("V8", False, True), state
+
+    class Crafted:
+        def __reduce__(self):
+            return np._core.numeric._frombuffer, (b"\x41" * 8, Evil(), (1,), "C")
+
+    with open(tmp_path / "x.npy", "wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|O", "fortran_order": False, "shape": ()})
+        pickle.dump({"keys": Crafted(), "cam": 0, "high_res": 0}, file)
+    with pytest.raises(CamFileError, match="refused"):
+        camfile.load(tmp_path / "x.npy")
+
+
+def test_arrays_of_every_order_and_protocol(tmp_path):
+    cam = np.asfortranarray(np.arange(24, dtype=">f4").reshape(2, 3, 4))
+    for protocol in range(2, 6):
+        with open(tmp_path / "x.npy", "wb") as file:
+            np.lib.format.write_array_header_1_0(file, {"descr": "|O", "fortran_order": False, "shape": ()})
+            outer = np.array({"keys": np.array([4, 7]), "cam": cam, "high_res": cam * 2}, dtype=object)
+            pickle.dump(outer, file, protocol)
+        read = camfile.load(tmp_path / "x.npy")
+        np.testing.assert_array_equal(read["cam"], cam)
+        np.testing.assert_array_equal(read["high_res"], cam * 2)
+        assert read["keys"].tolist() == [4, 7]

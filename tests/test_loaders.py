@@ -109,7 +109,7 @@ class Tiny(Dataset):
 
 def seen_by(num_workers, taken):
     """What a stream gives when of each target's batches only the first taken[i] are used."""
-    stream = CompanionStream(TrainingCrops(Tiny(), (6, 12), 8, 0), companions(), num_workers, torch.device("cpu"))
+    stream = CompanionStream(TrainingCrops(Tiny(), (6, 12), 8, 0), companions(), num_workers)
     seen = []
     for i, count in enumerate(taken):
         batches = stream.of(i)
@@ -138,7 +138,7 @@ def test_a_stream_gives_each_target_its_own_batches_whatever_was_left_before(num
 
 
 def test_a_stream_ends_with_the_batches_of_the_target():
-    stream = CompanionStream(TrainingCrops(Tiny(), (6, 12), 8, 0), companions(), 0, torch.device("cpu"))
+    stream = CompanionStream(TrainingCrops(Tiny(), (6, 12), 8, 0), companions(), 0)
     assert [len(list(stream.of(i))) for i in range(4)] == [3, 3, 0, 3]
 
 

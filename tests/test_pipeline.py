@@ -71,7 +71,7 @@ def test_metrics_and_provenance(finished):
         assert metrics[step]["seconds"] >= 0 and metrics[step]["images"] == 10
     seed = metrics["eval_rib_cam"]
     assert seed["best"]["miou"] == max(seed["sweep"].values())
-    assert seed["sweep"][f"{seed['fixed']['threshold']:g}"] == seed["fixed"]["miou"]
+    assert seed["sweep"]["0.15"] == seed["fixed"]["miou"] and seed["fixed"]["threshold"] == pytest.approx(0.15)
     assert set(seed["best"]["iou"]) == {"background", *Shapes.classes}
     assert metrics["make_rib_cam"]["RIB_steps"] == {"3": 10}
     pixels = np.sum(metrics["eval_sem_seg"]["confusion"])
@@ -108,10 +108,10 @@ def test_same_bytes_for_any_number_of_workers(finished, tmp_path):
     ("arguments", "message"),
     [
         (["--steps", "make_cam"], "step train_cam makes it"),
-        (["--steps", "eval_rib_cam"], "step make_rib_cam makes them"),
-        (["--steps", "cam_to_ir_label", "--seeds", "cam"], "step make_cam makes them"),
+        (["--steps", "eval_rib_cam"], "step make_rib_cam makes those"),
+        (["--steps", "cam_to_ir_label", "--seeds", "cam"], "step make_cam makes those"),
         (["--steps", "make_sem_seg"], "step train_irn makes it"),
-        (["--steps", "eval_sem_seg"], "step make_sem_seg makes them"),
+        (["--steps", "eval_sem_seg"], "step make_sem_seg makes those"),
         (["--steps", "train_cam", "--cam_batch_size", "64"], "do not fill one batch"),
         (["--train_list", "nowhere.txt", "--steps", "1"], "does not exist"),
         (["--work_dir", "/dev/null/here"], "cannot be written"),

@@ -10,7 +10,16 @@ from pathlib import Path
 import numpy as np
 
 from data.base import DataError, Dataset, read_list
-from data.reading import IGNORE, check_names, check_same_size, image_size, read_image, read_mask, shortened
+from data.reading import (
+    IGNORE,
+    check_names,
+    check_same_size,
+    image_size,
+    read_image,
+    read_mask,
+    shortened,
+    visible_instances,
+)
 
 CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -85,22 +94,13 @@ class VOC12(Dataset):
         return self._mask_path(name) is not None
 
     def instances(self, name: str) -> tuple[np.ndarray, np.ndarray] | None:
-        """Objects of an image: map uint8 [H, W] (0 background, i + 1 instance i), mask values uint8 [n]; None without.
-
-        Ignored pixels become background; the class of an object is the one that most of its pixels have.
-        """
+        """Objects: map uint8 [H, W] (0 background, i + 1 instance i) and mask values uint8 [n]; None without."""
         paths = [self.folder / folder / f"{name}.png" for folder in ("SegmentationObject", "SegmentationClass")]
         if not all(path.is_file() for path in paths):
             return None
         objects = self._read_mask(name, paths[0], IGNORE - 1)
         classes = self._read_mask(name, paths[1], self.n_classes)
-        instances, values = np.zeros_like(objects), []
-        for index in np.setdiff1d(objects, (0, IGNORE)):
-            votes = np.bincount(classes[objects == index], minlength=self.n_classes + 1)[1 : self.n_classes + 1]
-            if votes.any():
-                values.append(1 + votes.argmax())
-                instances[objects == index] = len(values)
-        return instances, np.array(values, np.uint8)
+        return visible_instances(objects, classes, self.n_classes)
 
     def check_names(self, names: Sequence[str], source: str) -> None:
         known = {path.stem for path in (self.folder / "JPEGImages").glob("*.jpg")}

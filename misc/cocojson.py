@@ -1,0 +1,75 @@
+"""Instances in the formats of COCO, as pycocotools reads them: masks run-length encoded, category ids from 1."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from pycocotools import mask as rle
+
+from misc.files import write_atomic
+
+
+def image_ids(names: Sequence[str]) -> dict[str, int]:
+    """Image ids by name: the names themselves where all are numbers (COCO's), else the place in the list, from 1."""
+    if all(name.isascii() and name.isdigit() for name in names) and len({int(name) for name in names}) == len(names):
+        return {name: int(name) for name in names}
+    return {name: i + 1 for i, name in enumerate(names)}
+
+
+def results(image_id: int, detected: dict[str, np.ndarray]) -> list[dict]:
+    """The detections of an image (score, mask, class as in an instance file) in COCO's result format.
+
+    Fragments that score 0 are too small to be objects and are left out.
+    """
+    return [
+        {"image_id": image_id, "category_id": int(kind) + 1, "segmentation": _encode(mask), "score": float(score)}
+        for score, mask, kind in zip(*(detected[name] for name in ("score", "mask", "class")), strict=True)
+        if score > 0
+    ]
+
+
+def truth(image_id: int, masks: np.ndarray, labels: np.ndarray) -> list[dict]:
+    """The true instances of an image, bool [m, H, W] and 0-based classes [m], in COCO's result format, scored 1."""
+    return results(image_id, {"score": np.ones(len(labels)), "mask": masks, "class": labels})
+
+
+def annotations(entries: Sequence[dict]) -> list[dict]:
+    """Entries in COCO's result format as annotations, which have an id, an area, a box and `iscrowd`."""
+    return [
+        {
+            **entry,
+            "id": i + 1,
+            "iscrowd": 0,
+            "area": int(rle.area(entry["segmentation"])),
+            "bbox": rle.toBbox(entry["segmentation"]).tolist(),
+        }
+        for i, entry in enumerate(entries)
+    ]
+
+
+def dataset(
+    description: str, classes: Sequence[str], ids: dict[str, int], sizes: dict[str, tuple[int, int]],
+    entries: Sequence[dict],
+) -> dict:  # fmt: skip
+    """A COCO annotation file. sizes: name -> (H, W) of every image; entries: instances in COCO's result format."""
+    return {
+        "info": {"description": description},
+        "images": [
+            {"id": ids[name], "file_name": f"{name}.jpg", "height": height, "width": width}
+            for name, (height, width) in sizes.items()
+        ],
+        "categories": [{"id": c + 1, "name": name} for c, name in enumerate(classes)],
+        "annotations": annotations(entries),
+    }
+
+
+def save(path: Path, value: dict | list) -> None:
+    """Writes JSON without white space: these files can be large."""
+    write_atomic(path, lambda file: file.write(json.dumps(value, separators=(",", ":")).encode()))
+
+
+def _encode(mask: np.ndarray) -> dict:
+    """A bool mask [H, W] as compressed runs that JSON can hold."""
+    encoded = rle.encode(np.asfortranarray(mask, np.uint8))
+    return {"size": list(encoded["size"]), "counts": encoded["counts"].decode("ascii")}

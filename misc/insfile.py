@@ -1,0 +1,27 @@
+"""Instance result files: `ins_seg/NAME.npy`, a pickled dict(score, mask, class), as the IRN family writes them."""
+
+from pathlib import Path
+
+import numpy as np
+
+from misc.camfile import CamFileError, load_dict, save_dict
+
+
+def save(path: Path, detected: dict[str, np.ndarray]) -> None:
+    """Writes score float32 [n], mask bool [n, H, W] and class int64 [n] (0-based), as `misc.instances.detect`."""
+    kinds = {"score": np.float32, "mask": bool, "class": np.int64}
+    save_dict(path, {name: np.ascontiguousarray(detected[name], kind) for name, kind in kinds.items()})
+
+
+def load(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an instance file as `save` takes them; CamFileError names the file and what is wrong with it."""
+    return load_dict(path, "instance", ("score", "mask", "class"), _arrays)
+
+
+def _arrays(value: dict) -> dict[str, np.ndarray]:
+    score = np.asarray(value["score"]).astype(np.float32).reshape(-1)
+    mask = np.asarray(value["mask"]).astype(bool, copy=False)
+    kind = np.asarray(value["class"]).astype(np.int64).reshape(-1)
+    if mask.ndim != 3 or not len(score) == len(mask) == len(kind):
+        raise CamFileError(f"shapes do not fit: score {score.shape}, mask {mask.shape}, class {kind.shape}")
+    return {"score": score, "mask": mask, "class": kind}

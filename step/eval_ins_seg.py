@@ -1,0 +1,99 @@
+"""Scores instance masks by their average precision (IRN, step/eval_ins_seg.py)."""
+
+import argparse
+import logging
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from data import image_names, open_dataset
+from data.base import Dataset
+from misc import cocojson, insfile, torchutils
+from misc.metrics import COCO_IOUS, InstanceAP, Matches, match_instances, mean_ap
+from misc.pool import chunks, map_items
+from misc.progress import bar
+from misc.workdir import require, result_file
+
+IMAGES_PER_CALL = 16
+
+
+class Scored(NamedTuple):
+    """What is kept of an image that has been read."""
+
+    name: str
+    size: tuple[int, int]
+    matches: Matches
+    results: list[dict]  # in COCO's format, where asked for
+    truth: list[dict]
+
+
+def run(args: argparse.Namespace) -> dict:
+    """Returns mAP at IoU 0.5, 0.7 and the mean over 0.5:0.95, and AP per class, over the images with true instances."""
+    dataset = open_dataset(args)
+    names = image_names(args, dataset, "eval")
+    require(args, "ins_seg_out_dir", names)
+    mine = torchutils.shard(names)
+    ids = cocojson.image_ids(names) if args.coco_json else None
+    parts = chunks(mine, IMAGES_PER_CALL)
+    scored: list[Scored] = []
+    with bar(len(mine), "eval_ins_seg") as progress:
+        for part, some in zip(
+            parts, map_items(partial(_score, args, dataset, ids), parts, args.num_workers), strict=True
+        ):
+            scored += some
+            progress.update(len(part))
+    place = {name: i for i, name in enumerate(names)}
+    scored = sorted(torchutils.gather(scored), key=lambda image: place[image.name])  # for any number of ranks
+    if not scored:
+        logging.warning("%s has no true instances for --eval_list %s: nothing is scored", dataset.name, args.eval_list)
+        return {}
+    if len(scored) < len(names):
+        logging.warning("%d of %d images have no true instances", len(names) - len(scored), len(names))
+    total = InstanceAP(COCO_IOUS)
+    for image in scored:
+        total.add_matches(image.matches)
+    ap = total.ap(dataset.n_classes)
+    if args.coco_json and torchutils.rank() == 0:
+        _export(args, dataset, ids, scored)
+    values = {"50": ap[COCO_IOUS.index(0.5)], "70": ap[COCO_IOUS.index(0.7)], "50_95": ap.mean(0)}
+    logging.info("instance mAP %s", ", ".join(f"{100 * mean_ap(v):.1f} ({k})" for k, v in values.items()))
+    return {
+        "images": len(scored),
+        "instances": sum(len(image.matches.truths) for image in scored),
+        "detections": sum(len(image.matches.scores) for image in scored),
+        **{f"map_{key}": _number(mean_ap(value)) for key, value in values.items()},
+        **{f"ap_{key}": dict(zip(dataset.classes, map(_number, value), strict=True)) for key, value in values.items()},
+    }
+
+
+def _score(args: argparse.Namespace, dataset: Dataset, ids: dict[str, int] | None, names: Sequence[str]) -> list:
+    scored = []
+    for name in names:
+        instances = dataset.instances(name)
+        if instances is None:
+            continue
+        index, values = instances
+        masks, labels = index[None] == np.arange(1, len(values) + 1)[:, None, None], values.astype(np.int64) - 1
+        detected = insfile.load(result_file(args, "ins_seg_out_dir", name, ".npy"))
+        matches = match_instances(detected["mask"], detected["class"], detected["score"], masks, labels)
+        results = cocojson.results(ids[name], detected) if ids else []
+        truth = cocojson.truth(ids[name], masks, labels) if ids else []
+        scored.append(Scored(name, index.shape, matches, results, truth))
+    return scored
+
+
+def _export(args: argparse.Namespace, dataset: Dataset, ids: dict[str, int], scored: Sequence[Scored]) -> None:
+    """Writes detections and truth as pycocotools reads them, `COCO(truth).loadRes(results)`."""
+    folder = Path(args.coco_json)
+    sizes = {image.name: image.size for image in scored}
+    truth = [entry for image in scored for entry in image.truth]
+    results = [entry for image in scored for entry in image.results]
+    cocojson.save(folder / "truth.json", cocojson.dataset(dataset.name, dataset.classes, ids, sizes, truth))
+    cocojson.save(folder / "results.json", results)
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)

@@ -1,0 +1,66 @@
+"""Instance masks: displacement to instances, each spread by its own random walk (IRN, step/make_ins_seg_labels.py)."""
+
+import argparse
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from data import image_names, open_dataset
+from data.base import Dataset
+from data.loaders import Pyramids, iterate_images
+from misc import camfile, cocojson, insfile, torchutils
+from misc.instances import centroids, clusters, detect, instance_map
+from misc.pool import map_items
+from misc.progress import bar
+from misc.workdir import pending, require, result_file, seeds_argument
+from net.loading import load_irn
+
+
+@torch.inference_mode()
+def run(args: argparse.Namespace) -> dict:
+    """Writes `ins_seg/NAME.npy` for every image of the inference list."""
+    require(args, "irn_weights_name")
+    dataset = open_dataset(args)
+    names = image_names(args, dataset, "infer")
+    require(args, seeds_argument(args), names)
+    todo = pending(args, "ins_seg_out_dir", names, ".npy")
+    device = torchutils.resolve_device(args.device)
+    model = load_irn(args, device)
+    with bar(len(todo), "make_ins_seg") as progress:
+        for name, size, (images,), _ in iterate_images(Pyramids(dataset, todo, (1.0,)), args.num_workers):
+            seeds = camfile.load(result_file(args, seeds_argument(args), name, ".npy"))
+            with torchutils.autocast(device, args.precision):
+                edge, displacement = model(images.to(device))
+            displacement = displacement.float()
+            masks = clusters(centroids(displacement), displacement, args.ins_seg_dp_thres)
+            # FIDELITY: the CAM as it is; the power of make_sem_seg belongs to that step alone.
+            cam = torch.from_numpy(seeds["cam"]).to(device)
+            walk = (args.walk_radius, args.beta, args.exp_times)
+            index, score = instance_map(cam, masks, edge, size, args.ins_seg_bg_thres, *walk)
+            min_area = args.ins_seg_min_area * size[0] * size[1]
+            detected = detect(index, score, seeds["keys"].repeat(len(masks)), min_area)
+            insfile.save(result_file(args, "ins_seg_out_dir", name, ".npy"), detected)
+            progress.update()
+    torchutils.barrier()
+    if args.coco_json and torchutils.rank() == 0:
+        _export(args, dataset, names)
+    return {"images": len(todo)}
+
+
+def _export(args: argparse.Namespace, dataset: Dataset, names: Sequence[str]) -> None:
+    """Writes the instances of the whole inference list as a COCO annotation file, to train other networks on."""
+    ids = cocojson.image_ids(names)
+    sizes, entries = {}, []
+    read = map_items(partial(_read, args, ids), names, args.num_workers)
+    for name, (size, found) in zip(names, read, strict=True):
+        sizes[name] = size
+        entries += found
+    content = cocojson.dataset(f"{dataset.name}, instances by RIB and IRN", dataset.classes, ids, sizes, entries)
+    cocojson.save(Path(args.coco_json) / "pseudo.json", content)
+
+
+def _read(args: argparse.Namespace, ids: dict[str, int], name: str) -> tuple[tuple[int, int], list[dict]]:
+    detected = insfile.load(result_file(args, "ins_seg_out_dir", name, ".npy"))
+    return detected["mask"].shape[1:], cocojson.results(ids[name], detected)

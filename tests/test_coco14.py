@@ -1,0 +1,240 @@
+"""COCO 2014 read from a tiny copy, its index at full size, and what is said when something is not as it must be."""
+
+import argparse
+import os
+import pickle
+import subprocess
+import sys
+import time
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+from torchvision.models._meta import _COCO_CATEGORIES
+
+import data
+from coco14 import CATEGORIES, CLASSES, COCO14, PRESET
+from coco14.dataset import N_IMAGES, Index, name_of
+from coco14.prepare import prepare
+from data.base import DataError, Dataset
+from data.loaders import LONG_LIST, CompanionBatches
+from tests.coco_mini import make_coco
+from tests.voc_devkit import write_png
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    mini = make_coco(tmp_path_factory.mktemp("coco"))
+    prepare(mini.root)
+    return mini
+
+
+@pytest.fixture
+def mini(tmp_path):
+    mini = make_coco(tmp_path)
+    prepare(mini.root)
+    return mini
+
+
+def test_the_80_classes_stand_in_the_official_order():
+    official = {i: name for i, name in enumerate(_COCO_CATEGORIES) if i and name != "N/A"}
+    assert official == CATEGORIES and list(CATEGORIES) == sorted(CATEGORIES)
+    assert len(CLASSES) == 80 and (CLASSES[0], CLASSES[11], CLASSES[79]) == ("person", "stop sign", "toothbrush")
+
+
+def test_preset_is_that_of_the_paper():
+    args = data.preset("coco14")
+    wanted = {
+        "RIB_lr": 5e-6, "RIB_batch_size": 15, "RIB_iter": 10, "score_th": 0.5, "stop_th": 1000, "explode_ratio": 0.8,
+        "explode_th": 0.3, "sem_seg_bg_thres": 0.22, "cam_eval_sweep": (0.10, 0.50, 0.01), "irn_infer_pad": 0,
+        "train_list": "train", "infer_list": "train", "eval_list": "train", "val_list": "val",
+    }  # fmt: skip
+    assert {name: args[name][0] for name in wanted} == wanted and all(source for _, source in PRESET.values())
+
+
+def test_is_a_dataset(prepared):
+    coco = COCO14(prepared.root)
+    assert isinstance(coco, Dataset) and coco.name == "coco14" and coco.n_classes == 80 and coco.has_masks
+    assert coco.names("train") == prepared.names["train"] and coco.names("val") == prepared.names["val"]
+    with pytest.raises(DataError, match="coco14 has no split 'test'; there are train, val"):
+        coco.names("test")
+
+
+def test_images_are_found_in_every_folder_under_every_name(prepared):
+    coco = COCO14(prepared.root)
+    for name in prepared.all_names:
+        image = coco.image(name)
+        assert image.dtype == np.uint8 and image.shape == (*prepared.sizes[name], 3)
+    grey = coco.image(prepared.grey)
+    assert (grey[..., 0] == grey[..., 1]).all() and (grey[..., 0] == grey[..., 2]).all()
+    used = {str(path.parent.name) + path.name[:5] for path in prepared.root.rglob("*.jpg")}
+    assert {"train2014COCO_", "val2014COCO_", "JPEGImagesCOCO_", "JPEGImages00000", "train201400000"} <= used
+
+
+def test_labels(prepared):
+    coco = COCO14(prepared.root)
+    labels = coco.labels(prepared.all_names)
+    assert labels.shape == (12, 80) and labels.dtype == np.float32
+    order = sorted(CATEGORIES)
+    for name, label in zip(prepared.all_names, labels, strict=True):
+        assert set(np.flatnonzero(label)) == {order.index(a["category_id"]) for a in prepared.of(name)}
+        assert np.array_equal(coco.label(name), label)
+    assert coco.labels([]).shape == (0, 80) and not coco.label(prepared.empty).any()
+
+
+def test_lists_may_have_any_form_of_the_name(prepared, tmp_path):
+    one, two, three = prepared.names["train"][:3]
+    (tmp_path / "list.txt").write_text(
+        f"{one}\nCOCO_train2014_{two}.jpg\n/train2014/COCO_train2014_{three}.jpg /x.png\n"
+    )
+    coco = COCO14(prepared.root)
+    assert coco.names_of(str(tmp_path / "list.txt")) == [one, two, three]
+    assert coco.names_of(str(prepared.root / "coco14/val.txt")) == prepared.names["val"]
+
+
+def test_the_masks_of_the_authors_serve_where_there_are_no_others(mini):
+    name, other = mini.names["train"][:2]
+    mask = COCO14(mini.root).mask(name)
+    (mini.root / "coco14/masks").rename(mini.root / "coco14/elsewhere")
+    coco = COCO14(mini.root)
+    assert not coco.has_masks and coco.mask(name) is None and not coco.has_mask(name) and coco.instances(name) is None
+    folder = mini.root / "coco_masks" / "some" / "train2014"
+    folder.mkdir(parents=True)
+    write_png(folder / f"COCO_train2014_{name}.png", mask)
+    coco = COCO14(mini.root)
+    assert coco.has_masks and coco.has_mask(name) and not coco.has_mask(other)
+    assert np.array_equal(coco.mask(name), mask)
+
+
+def test_survives_pickling_for_worker_processes(prepared):
+    coco = COCO14(prepared.root)
+    coco.check_names(prepared.all_names, "all")
+    again = pickle.loads(pickle.dumps(coco))
+    assert np.array_equal(again.labels(prepared.all_names), coco.labels(prepared.all_names))
+    assert np.array_equal(again.mask(prepared.crowded), coco.mask(prepared.crowded))
+
+
+def test_names_that_are_not_there(mini):
+    coco = COCO14(mini.root)
+    known = mini.names["train"]
+    with pytest.raises(DataError, match=r"1 of the 9 names of some\.txt have no image .*: 000000999999"):
+        coco.check_names([*known, "000000999999"], "some.txt")
+    for name in ("000000999999", "cat", "1", "\u0660" * 12):
+        with pytest.raises(DataError, match="coco14 has no image"):
+            coco.label(name)
+    next(mini.root.rglob(f"*{known[4]}.jpg")).unlink()
+    coco = COCO14(mini.root)
+    with pytest.raises(DataError, match=rf"1 of the 8 names of train have no image .*: {known[4]}"):
+        coco.check_names(known, "train")
+    with pytest.raises(DataError, match=rf"{known[4]}\.jpg, also as COCO_train2014_{known[4]}\.jpg .* is in none of"):
+        coco.image(known[4])
+
+
+def test_roots_that_are_not_ready(mini, tmp_path):
+    with pytest.raises(DataError, match=r"needs --data_root DIR\. Get COCO 2014 with `python -m data\.download"):
+        data.open_dataset(argparse.Namespace(dataset="coco14", data_root=None))
+    with pytest.raises(DataError, match="nowhere is not a folder"):
+        COCO14(tmp_path / "nowhere")
+    index = mini.root / "coco14/index.npz"
+    whole = index.read_bytes()
+    for content, message in ((whole[:-30], "is damaged"), (b"", "is damaged"), (b"PK\3\4", "is damaged")):
+        index.write_bytes(content)
+        with pytest.raises(DataError, match=rf"index\.npz {message} .*run `python -m coco14\.prepare"):
+            COCO14(mini.root)
+    ids = np.array([5, 3], np.int64)
+    for bad in (
+        Index(ids, np.zeros(2, np.uint8), np.zeros((2, 10), np.uint8)),
+        Index(ids[::-1], np.full(2, 9, np.uint8), np.zeros((2, 10), np.uint8)),
+        Index(ids[::-1], np.zeros(2, np.uint8), np.zeros((2, 80), np.uint8)),
+        Index(ids[:0], np.zeros(0, np.uint8), np.zeros((0, 10), np.uint8)),
+    ):
+        bad.save(index)
+        with pytest.raises(DataError, match=r"is not an index of COCO 2014"):
+            COCO14(mini.root)
+    index.unlink()
+    with pytest.raises(DataError, match=r"index\.npz does not exist.*python -m coco14\.prepare"):
+        COCO14(mini.root)
+
+
+def test_a_pickle_in_the_index_is_refused(mini):
+    np.savez(mini.root / "coco14/index.npz", ids=np.array([{}], object), splits=np.zeros(1), labels=np.zeros(1))
+    with pytest.raises(DataError, match=r"is damaged .*allow_pickle"):
+        COCO14(mini.root)
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    """As many entries and (empty) image files as COCO 2014 has."""
+    root = tmp_path_factory.mktemp("full")
+    rng = np.random.default_rng(0)
+    n = sum(N_IMAGES.values())
+    ids = np.sort(rng.choice(581_930, n, replace=False)).astype(np.int64)
+    splits = rng.permutation(np.repeat(np.arange(2, dtype=np.uint8), list(N_IMAGES.values())))
+    labels = rng.random((n, 80)) < 0.036
+    labels[:, 0] = rng.random(n) < 0.55
+    Index(ids, splits, np.packbits(labels, axis=1)).save(root / "coco14/index.npz")
+    for split in ("train", "val"):
+        (root / f"{split}2014").mkdir()
+    for i, split in zip(ids, splits, strict=True):
+        split = ("train", "val")[split]
+        os.close(os.open(root / f"{split}2014" / f"COCO_{split}2014_{i:012d}.jpg", os.O_CREAT))
+    return root, ids, splits, labels
+
+
+def test_the_full_index_loads_in_seconds_and_little_memory(full):
+    root, ids, splits, labels = full
+    begin = time.perf_counter()
+    tracemalloc.start()
+    coco = COCO14(root)
+    names = {split: coco.names(split) for split in ("train", "val")}
+    for split in names:
+        coco.check_names(names[split], split)
+    matrix = coco.labels(names["train"])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert time.perf_counter() - begin < 60 and peak < 200e6
+    assert (len(names["train"]), len(names["val"])) == (82_783, 40_504)
+    assert np.array_equal(matrix, labels[splits == 0]) and len(pickle.dumps(coco)) < 10e6
+    chosen = int(np.flatnonzero(splits)[777])
+    assert coco._jpeg(name_of(ids[chosen])).name == f"COCO_val2014_{ids[chosen]:012d}.jpg"
+    assert np.array_equal(coco.label(name_of(ids[chosen])), labels[chosen])
+
+
+def test_a_process_with_the_full_index_stays_below_a_gigabyte(full):
+    code = (
+        "import resource, sys; from coco14 import COCO14; coco = COCO14(sys.argv[1]); names = coco.names('train')\n"
+        "coco.check_names(names, 'train'); coco.labels(names)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, full[0]], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 1e6  # kilobytes
+
+
+def test_companions_of_a_long_list_are_drawn_without_going_through_it(full):
+    _, _, _, labels = full
+    labels = labels.copy()
+    labels[:, 5] |= ~labels[:, 6]  # of class 5 or 6 has every image one: for both together nothing is disjoint
+    labels[:7, 5:7] = False
+    names = [str(i) for i in range(len(labels))]
+    assert len(names) > LONG_LIST
+    targets = np.zeros((3, 80), bool)
+    targets[0, [0, 3]] = targets[1, [5, 6]] = True
+    batches = CompanionBatches(names, labels, ["a", "b", "c"], targets, n_iter=9, batch_size=15, seed=0)
+
+    class Watched(np.ndarray):
+        most = 0
+
+        def __getitem__(self, key):
+            found = super().__getitem__(key)
+            Watched.most = max(Watched.most, len(found) if found.ndim else 0)
+            return found
+
+    batches.labels = batches.labels.view(Watched)
+    drawn = [int(name) for batch in batches.of(0) for name, *_ in batch]
+    assert len(drawn) == len(set(drawn)) == 135 and not labels[drawn][:, [0, 3]].any() and Watched.most <= 1000
+    assert batches.of(0) == batches.of(0) and len({name for batch in batches.of(2) for name, *_ in batch}) == 135
+    rare = [int(name) for batch in batches.of(1) for name, *_ in batch]
+    assert set(rare) == set(range(7)) and len(rare) == 135  # where few are disjoint, the whole list is searched

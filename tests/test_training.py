@@ -1,0 +1,140 @@
+"""The training loop: exact resume, stop on a loss that is not finite, and the same result on two ranks."""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from misc.errors import UserError
+from misc.torchutils import PolyOptimizer
+from misc.training import fit, loader_by_epoch, to_train
+from net.resnet50_cam import Net
+
+ROOT = Path(__file__).parent.parent
+EPOCHS, STEPS = 4, 3
+
+
+def train(checkpoint, kind, cut_before=None, settings=None, bad_batch=None):
+    """Trains a small network with batch normalisation; returns its state and the losses."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2))
+    scheduler = None
+    if kind == "sgd":
+        optimizer = PolyOptimizer(model.parameters(), 0.1, 1e-4, max_step=EPOCHS * STEPS)
+    else:
+        optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=EPOCHS * STEPS)
+
+    def loader_of(epoch):
+        if epoch == cut_before:
+            raise KeyboardInterrupt
+        generator = torch.Generator().manual_seed(epoch)
+        images = torch.randn(6, 3, 6, 6, generator=generator)
+        if bad_batch is not None:
+            images[2 * bad_batch] = float("nan")
+        return DataLoader(TensorDataset(images, (images.mean((1, 2, 3)) > 0).long()), batch_size=2)
+
+    def loss_of(model, batch):
+        return F.cross_entropy(model(batch[0]), batch[1])
+
+    losses = fit(model, loss_of, optimizer, loader_of, EPOCHS, checkpoint, "train", settings or {"a": 1}, scheduler)
+    return model.state_dict(), losses
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+@pytest.mark.parametrize("cut", [1, 3])
+def test_going_on_gives_the_same_bits(tmp_path, kind, cut):
+    wanted, losses = train(tmp_path / "whole", kind)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "cut", kind, cut_before=cut)
+    got, again = train(tmp_path / "cut", kind)
+    assert again == losses and len(losses) == EPOCHS
+    assert all(torch.equal(got[name], wanted[name]) for name in wanted)
+
+
+def test_other_settings_are_refused(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "x", "sgd", cut_before=2)
+    with pytest.raises(UserError, match=r"a 1 then, 2 now.*--overwrite"):
+        train(tmp_path / "x", "sgd", settings={"a": 2})
+    (tmp_path / "x").write_bytes(b"broken")
+    with pytest.raises(UserError, match="not a whole checkpoint"):
+        train(tmp_path / "x", "sgd")
+
+
+def test_a_loss_that_is_not_finite_stops(tmp_path):
+    with pytest.raises(FloatingPointError, match="epoch 1, batch 2"):
+        train(tmp_path / "x", "sgd", bad_batch=1)
+    assert not (tmp_path / "x").exists()
+
+
+def test_batches_that_cannot_be_filled_or_shared(monkeypatch):
+    args = argparse.Namespace(seed=0, num_workers=0)
+    with pytest.raises(UserError, match="3 images do not fill one batch of 4"):
+        loader_by_epoch(None, ["a", "b", "c"], 4, args, False)
+    monkeypatch.setattr("misc.torchutils.world_size", lambda: 2)
+    with pytest.raises(UserError, match="cannot be shared equally by 2 ranks"):
+        loader_by_epoch(None, ["a", "b", "c"], 3, args, False)
+
+
+def test_a_weights_file_that_was_named_is_not_replaced(tmp_path):
+    args = argparse.Namespace(work_dir=str(tmp_path), cam_weights_name=None, overwrite=True)
+    own = tmp_path / "sess" / "res50_cam.pth"
+    assert to_train(args, "cam_weights_name") == own
+    own.parent.mkdir()
+    own.write_bytes(b"x")
+    assert to_train(args, "cam_weights_name") == own
+    args.overwrite = False
+    assert to_train(args, "cam_weights_name") is None
+    (tmp_path / "theirs.pth.pth").write_bytes(b"x")
+    args = argparse.Namespace(cam_weights_name=str(tmp_path / "theirs.pth"), overwrite=True)
+    assert to_train(args, "cam_weights_name") is None
+
+
+def run(work_dir, ranks, *arguments):
+    """run_sample.py on a few shapes, started by torchrun with `ranks` processes on the CPU."""
+    small = (
+        "--device cpu --limit 8 --num_workers 0 --cam_optimizer sgd --cam_learning_rate 0.01 --cam_num_epoches 2 "
+        "--cam_batch_size 4 --RIB_iter 2 --RIB_batch_size 2 --irn_num_epoches 1 --irn_batch_size 4 --exp_times 2"
+    ).split()
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    start = start if ranks > 1 else [sys.executable]
+    command = [*start, "run_sample.py", "--work_dir", str(work_dir), *small, *arguments]
+    # torchrun gives every rank one thread; how products are split over threads shows in the last bit.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads((work_dir / "metrics.json").read_text())
+
+
+def test_two_ranks_give_what_one_gives(tmp_path):
+    torch.manual_seed(0)
+    torch.save(Net(6, "resnet14").state_dict(), tmp_path / "start.pth")
+    start = ("--cam_init", str(tmp_path / "start.pth"), "--steps", "train_cam-train_irn")
+    one, two = run(tmp_path / "one", 1, *start), run(tmp_path / "two", 2, *start)
+    assert two["train_cam"]["loss"] == pytest.approx(one["train_cam"]["loss"], rel=1e-5)
+    # From the same weights on, every file is the same.
+    for name in ("cam", "cam_rib", "ir_label", "metrics.json"):
+        path = tmp_path / "two" / name
+        [file.unlink() for file in path.iterdir()] if path.is_dir() else path.unlink()
+    for name in ("res50_cam.pth", "res50_irn.pth"):
+        (tmp_path / "two" / "sess" / name).write_bytes((tmp_path / "one" / "sess" / name).read_bytes())
+    steps = ("--steps", "make_cam-cam_to_ir_label,make_sem_seg,eval_sem_seg")
+    one, again = run(tmp_path / "one", 1, *steps), run(tmp_path / "two", 2, *steps)
+    for kind in ("cam", "cam_rib", "ir_label", "sem_seg"):
+        files = sorted((tmp_path / "one" / kind).iterdir())
+        assert len(files) == 8
+        for file in files:
+            assert (tmp_path / "two" / kind / file.name).read_bytes() == file.read_bytes()
+    assert again["eval_sem_seg"]["confusion"] == one["eval_sem_seg"]["confusion"]
+    assert again["eval_rib_cam"]["sweep"] == one["eval_rib_cam"]["sweep"]
+    assert again["make_cam"]["images"] == 8
+    assert two["train_irn"]["loss"] == pytest.approx(one["train_irn"]["loss"], rel=1e-4)
