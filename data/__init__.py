@@ -47,9 +47,8 @@ def open_dataset(args: argparse.Namespace) -> Dataset:
 def image_names(args: argparse.Namespace, dataset: Dataset, purpose: str) -> list[str]:
     """The images of a purpose ("train", "infer", "eval", "val"): `--PURPOSE_list`, the first `--limit` of them."""
     source = getattr(args, f"{purpose}_list")
-    names = dataset.names_of(source)
+    names = [name for name in dataset.names_of(source) if name not in args.bad_images]
     dataset.check_names(names, source)
-    names = [name for name in names if name not in args.bad_images]
     return names[: args.limit] if args.limit else names
 
 
@@ -71,7 +70,7 @@ def find_bad_images(args: argparse.Namespace) -> dict[str, str]:
     from data.check import bad_images
 
     dataset = open_dataset(args)
-    lists = (image_names(args, dataset, purpose) for purpose in PURPOSES)
+    lists = (dataset.names_of(getattr(args, f"{purpose}_list"))[: args.limit] for purpose in PURPOSES)
     return bad_images(dataset, sorted(set().union(*lists)), args.num_workers)
 
 

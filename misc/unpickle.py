@@ -56,7 +56,7 @@ class _Array:
 def _from_bytes(data: bytes, dtype: _DType, shape: tuple, order: str) -> np.ndarray:
     if dtype.holds_objects or math.prod(shape) * dtype.dtype.itemsize != len(data):
         raise pickle.UnpicklingError(f"{len(data)} bytes do not make an array of shape {shape}")
-    return np.frombuffer(bytes(data), dtype.dtype).reshape(shape, order=order)
+    return np.frombuffer(bytearray(data), dtype.dtype).reshape(shape, order=order)
 
 
 def _scalar(dtype: _DType, data: bytes) -> np.generic:

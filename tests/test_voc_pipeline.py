@@ -192,7 +192,11 @@ def test_other_bad_input(damaged):
     assert f"{name}.png is 5 x 7" in printed and f"{name}.jpg is" in printed
     (voc / "JPEGImages" / f"{name}.jpg").unlink()
     assert name in message(*weights, "--steps", "2", "--overwrite")
-    shutil.rmtree(voc / "JPEGImages")
+    assert f"left out {name}" in run(folder / "work", folder / "data", *weights, "--steps", "2", "--skip_bad")
     shutil.rmtree(voc / "ImageSets")
+    (folder / "list.txt").write_text("".join(f"{name}\n" for name in kit.train[1:3]))
+    lists = [word for key in ("train", "infer", "eval", "val") for word in (f"--{key}_list", str(folder / "list.txt"))]
+    run(folder / "other", folder / "data", *weights, *lists, "--steps", "2-3")
+    shutil.rmtree(voc / "JPEGImages")
     printed = message(*weights, "--steps", "2")
     assert "JPEGImages" in printed and "ImageSets" in printed

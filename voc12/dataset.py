@@ -46,7 +46,8 @@ def open_dataset(args: argparse.Namespace) -> "VOC12":
     """The dataset of `--data_root`."""
     if not args.data_root:
         raise DataError(f"--dataset voc12 needs --data_root DIR. {_how_to_get(Path('DIR'))}")
-    return VOC12(args.data_root)
+    given = [str(value) for name, value in vars(args).items() if name.endswith("_list")]
+    return VOC12(args.data_root, needs_lists=not given or not all(Path(path).is_file() for path in given))
 
 
 class VOC12(Dataset):
@@ -54,13 +55,14 @@ class VOC12(Dataset):
 
     Splits: the lists of ImageSets/Segmentation (train, val, trainval, and test, which has neither labels nor masks)
     and train_aug: its list file where there is one, else every mask of SegmentationClassAug that is not in val.
+    needs_lists: whether a root without these lists is incomplete; it is not where list files are given instead.
     """
 
     name = "voc12"
     classes = CLASSES
 
-    def __init__(self, root: Path):
-        self.folder = find_folder(Path(root))
+    def __init__(self, root: Path, needs_lists: bool = True):
+        self.folder = find_folder(Path(root), needs_lists)
         self._has_annotations = (self.folder / "Annotations").is_dir()
         self._labels: dict[str, np.ndarray] = {}
         self._said: set[str] = set()
@@ -184,12 +186,12 @@ class VOC12(Dataset):
             logging.warning(message)
 
 
-def find_folder(root: Path) -> Path:
+def find_folder(root: Path, needs_lists: bool = True) -> Path:
     """The folder of VOC 2012 in `root`: the first of LAYOUTS that is complete; DataError says all that is missing."""
     if not root.is_dir():
         raise DataError(f"--data_root {root} is not a folder. {_how_to_get(root)}")
     folders = [root / layout for layout in LAYOUTS if (root / layout).is_dir()]
-    missing = [_missing(folder) for folder in folders]
+    missing = [_missing(folder, needs_lists) for folder in folders]
     best = min(range(len(folders)), key=lambda i: len(missing[i]))
     if missing[best]:
         raise DataError(
@@ -198,13 +200,15 @@ def find_folder(root: Path) -> Path:
     return folders[best]
 
 
-def _missing(folder: Path) -> list[str]:
+def _missing(folder: Path, needs_lists: bool) -> list[str]:
     absent = []
     if next((folder / "JPEGImages").glob("*.jpg"), None) is None:
         absent.append("JPEGImages/*.jpg")
     if not any((folder / name).is_dir() for name in ("Annotations", *MASK_FOLDERS)):
         absent.append(f"Annotations (nor {' or '.join(MASK_FOLDERS)}, whose classes could stand in)")
-    absent += [f"{LISTS}/{split}.txt" for split in ("train", "val") if not (folder / LISTS / f"{split}.txt").is_file()]
+    if needs_lists:
+        splits = (split for split in ("train", "val") if not (folder / LISTS / f"{split}.txt").is_file())
+        absent += [f"{LISTS}/{split}.txt" for split in splits]
     return absent
 
 
