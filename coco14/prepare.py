@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -104,12 +105,16 @@ def prepare(data_root: Path, num_workers: int = 0, overwrite: bool = False) -> S
         _check_images(root, path, [name_of(i) for i in ids[(splits == split) & (files.form == NOWHERE)]])
     _check_sources(folder, paths, overwrite)
     jobs = [(image, files.path(row, name_of(image.image_id), ".jpg")) for row, image in enumerate(images)]
+    begin = time.time()
     n_made = 0
     with bar(len(jobs), "masks") as progress:
         parts = chunks(jobs, IMAGES_PER_CALL)
         for part, made in zip(parts, map_items(partial(_make, folder), parts, num_workers), strict=True):
             n_made += made
             progress.update(len(part))
+    for left in folder.rglob(".*.tmp"):  # of a run that was killed
+        if left.stat().st_mtime < begin:
+            left.unlink(missing_ok=True)
     labels = np.zeros((len(images), len(CATEGORIES)), bool)
     for row, image in enumerate(images):
         labels[row, image.classes] = True

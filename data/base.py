@@ -69,6 +69,11 @@ class Dataset:
         """The images that `--check_data` is to read besides those of the lists."""
         return []
 
+    @property
+    def category_ids(self) -> tuple[int, ...]:
+        """The ids of the classes in COCO files, where they differ from the mask values."""
+        return tuple(range(1, self.n_classes + 1))
+
     def has_mask(self, name: str) -> bool:
         """Whether there is ground truth, without reading it."""
         return self.mask(name) is not None

@@ -63,19 +63,12 @@ class Folder(Dataset):
         self.problems: list[str] = []
         self.notes: list[str] = []
         self._absent: dict[str, str] = {}  # text that names no image -> where it stands
-        if not self.root.is_dir():
-            raise DataError(f"--data_root {self.root} is not a folder; wanted one with {IMAGES}/ and {LABELS}")
-        missing = [name for name in (IMAGES, LABELS) if not (self.root / name).exists()]
-        if missing:
-            raise DataError(
-                f"{self.root} has no {' and no '.join(missing)}; wanted the images in {IMAGES}/ and a {LABELS} "
-                f"with lines like: name,class1;class2"
-            )
+        _check_layout(self.root)
         self._images = self._files(IMAGES, ENDINGS)
         self._names = {_plain(path): name for name, path in self._images.items()}  # path with ending -> name
         self._masks = self._files(MASKS, MASK_ENDINGS)
         if not self._images:
-            self._complain(f"{self.root / IMAGES} holds no image; wanted {', '.join(ENDINGS)}")
+            raise DataError(f"{self.root / IMAGES} holds no image; wanted {', '.join(ENDINGS)}")
         listed = self._read_classes()
         rows = self._read_labels(listed)
         self.classes = listed or tuple(sorted({name for names in rows.values() for name in names}))
@@ -91,7 +84,7 @@ class Folder(Dataset):
             self._matrix[row, [place[name] for name in names]] = 1
         self._note_what_is_left_out(listed)
         if strict:
-            self._raise([*self.problems, *(f"{where}: {self._no_image(text)}" for text, where in self._absent.items())])
+            self._raise([*(f"{where}: {self._no_image(text)}" for text, where in self._absent.items()), *self.problems])
 
     @property
     def has_masks(self) -> bool:
@@ -108,7 +101,8 @@ class Folder(Dataset):
             held_out = set(self.names("val")) if split == "train" and (lists / "val.txt").is_file() else set()
             names = sorted(name for name in self._rows if name not in held_out)
             if not names:
-                raise DataError(f"no labelled image is left for the split train: {lists / 'val.txt'} has them all")
+                why = f"{lists / 'val.txt'} has them all" if held_out else f"{self.root / LABELS} names none"
+                raise DataError(f"no labelled image is left for the split {split}: {why}")
             return names
         there = sorted({path.stem for path in lists.glob("*.txt")} | {"train", "val", "all"})
         raise DataError(f"there is no {lists / split}.txt; splits are {', '.join(there)}, or name a list file (.txt)")
@@ -276,6 +270,17 @@ class Folder(Dataset):
         if problems:
             more = f"; and {len(problems) - SHOWN} more: --check_data lists them" if len(problems) > SHOWN else ""
             raise DataError("; ".join(problems[:SHOWN]) + more)
+
+
+def _check_layout(root: Path) -> None:
+    if not root.is_dir():
+        raise DataError(f"--data_root {root} is not a folder; wanted one with {IMAGES}/ and {LABELS}")
+    missing = [name for name in (IMAGES, LABELS) if not (root / name).exists()]
+    if missing:
+        raise DataError(
+            f"{root} has no {' and no '.join(missing)}; wanted the images in {IMAGES}/ and a {LABELS} "
+            f"with lines like: name,class1;class2"
+        )
 
 
 def _plain(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Instances in the formats of COCO, as pycocotools reads them: masks run-length encoded, category ids from 1."""
+"""Instances in the formats of COCO, as pycocotools reads them: masks are run-length encoded."""
 
 import json
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from pycocotools import mask as rle
 
+from data.base import Dataset
 from misc.files import write_atomic
 
 
@@ -17,21 +18,27 @@ def image_ids(names: Sequence[str]) -> dict[str, int]:
     return {name: i + 1 for i, name in enumerate(names)}
 
 
-def results(image_id: int, detected: dict[str, np.ndarray]) -> list[dict]:
+def results(image_id: int, detected: dict[str, np.ndarray], category_ids: Sequence[int]) -> list[dict]:
     """The detections of an image (score, mask, class as in an instance file) in COCO's result format.
 
-    Fragments that score 0 are too small to be objects and are left out.
+    category_ids: of the classes, as `Dataset.category_ids`. Fragments that score 0 are too small to be objects and left
+    out.
     """
     return [
-        {"image_id": image_id, "category_id": int(kind) + 1, "segmentation": _encode(mask), "score": float(score)}
+        {
+            "image_id": image_id,
+            "category_id": category_ids[kind],
+            "segmentation": _encode(mask),
+            "score": float(score),
+        }
         for score, mask, kind in zip(*(detected[name] for name in ("score", "mask", "class")), strict=True)
         if score > 0
     ]
 
 
-def truth(image_id: int, masks: np.ndarray, labels: np.ndarray) -> list[dict]:
+def truth(image_id: int, masks: np.ndarray, labels: np.ndarray, category_ids: Sequence[int]) -> list[dict]:
     """The true instances of an image, bool [m, H, W] and 0-based classes [m], in COCO's result format, scored 1."""
-    return results(image_id, {"score": np.ones(len(labels)), "mask": masks, "class": labels})
+    return results(image_id, {"score": np.ones(len(labels)), "mask": masks, "class": labels}, category_ids)
 
 
 def annotations(entries: Sequence[dict]) -> list[dict]:
@@ -48,18 +55,22 @@ def annotations(entries: Sequence[dict]) -> list[dict]:
     ]
 
 
-def dataset(
-    description: str, classes: Sequence[str], ids: dict[str, int], sizes: dict[str, tuple[int, int]],
-    entries: Sequence[dict],
-) -> dict:  # fmt: skip
-    """A COCO annotation file. sizes: name -> (H, W) of every image; entries: instances in COCO's result format."""
+def annotation_file(
+    dataset: Dataset, description: str, ids: dict[str, int], sizes: dict[str, tuple[int, int]], entries: Sequence[dict]
+) -> dict:
+    """A COCO annotation file.
+
+    ids: as `image_ids`. sizes: (H, W) of the images that are to be in it. entries: their instances, as `results`.
+    """
     return {
         "info": {"description": description},
         "images": [
             {"id": ids[name], "file_name": f"{name}.jpg", "height": height, "width": width}
             for name, (height, width) in sizes.items()
         ],
-        "categories": [{"id": c + 1, "name": name} for c, name in enumerate(classes)],
+        "categories": [
+            {"id": number, "name": name} for number, name in zip(dataset.category_ids, dataset.classes, strict=True)
+        ],
         "annotations": annotations(entries),
     }
 

@@ -18,7 +18,8 @@ def write_atomic(path: Path, write: Callable[[Any], None]) -> None:
     """Calls write(binary file) on a temporary file beside `path` and renames it; on an error nothing is left."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    # Without the name in it: that may be as long as the system allows.
+    temporary = path.with_name(f".{os.getpid()}.{secrets.token_hex(8)}.tmp")
     try:
         with open(temporary, "wb") as file:
             write(file)

@@ -9,13 +9,11 @@ from scipy import ndimage
 
 from misc.indexing import transition
 
-CYCLE = 12  # iterations between two looks at what still moves; periods of 1, 2, 3, 4, 6 and 12 are then known
-TINY = (
-    1e-20  # far below what counts in float32; without it ever smaller numbers become denormal, which CPUs are slow at
-)
+CYCLE = 12  # iterations between two looks at what still moves; a multiple of the periods that occur
+TINY = 1e-20  # added to maps: too small to count, but it keeps the walk clear of denormal numbers, slow on CPUs
 WALK_VALUES = 2**23  # upsampled values held at once: 32 MiB
 WALK_MAPS = 64
-MASK_BYTES = 2**27  # of the masks of one image, for as far as fragments that score 0 go
+MASK_BYTES = 2**26  # of the masks of one image, for as far as fragments that score 0 go
 
 
 @torch.inference_mode()
@@ -30,7 +28,6 @@ def centroids(displacement: torch.Tensor, iterations: int = 300) -> torch.Tensor
     # A power of two as side makes grid_sample's coordinates exact: index i lies at (2 i + 1) / side - 1.
     side = 1 << (max(height, width) - 1).bit_length()
     field = F.pad(displacement.double().flip(0)[None], (0, side - width, 0, side - height))  # (1, (dx, dy), side, side)
-    origin = field.new_tensor([1 / side - 1])
     moving = torch.arange(height * width, device=displacement.device)
     position = torch.stack([moving % width, moving // width]).float()  # (x, y)
     last = position[:, -1:].clone()
@@ -38,17 +35,32 @@ def centroids(displacement: torch.Tensor, iterations: int = 300) -> torch.Tensor
     left = iterations
     while left and len(moving):
         before = position
-        for _ in range((left - 1) % CYCLE + 1):
-            exact = position.double()
-            grid = torch.add(origin, exact, alpha=2 / side).T[None, None]
-            step = F.grid_sample(field, grid, mode="bilinear", padding_mode="border", align_corners=False)[0, :, 0]
-            position = torch.minimum(exact.add_(step).float().clamp_(min=0), last)
-            left -= 1
-        end[:, moving] = position
-        # What a round of CYCLE iterations brings back to its place will be there at the end, whole rounds later.
+        some = (left - 1) % CYCLE + 1
+        position = _follow(field, position, last, some)
+        left -= some
+        # What CYCLE iterations bring back to its place will be there at the end too, whole cycles later.
         changed = (position != before).any(0)
-        position, moving = position[:, changed], moving[changed]
+        if not left or changed.sum() < 0.9 * len(moving):  # for fewer it is not worth while
+            end.index_copy_(1, moving, position)
+            still = changed.nonzero().flatten()
+            position, moving = position.index_select(1, still), moving.index_select(0, still)
     return end.flip(0).round().int().view(2, height, width)
+
+
+def _follow(field: torch.Tensor, position: torch.Tensor, last: torch.Tensor, iterations: int) -> torch.Tensor:
+    """float32 [2, n], (x, y): positions after some iterations. last: [2, 1], the greatest x and y."""
+    position = position.clone()
+    exact = torch.empty_like(position, dtype=torch.float64)
+    grid = torch.empty_like(exact)
+    side = field.shape[-1]
+    origin = field.new_tensor([1 / side - 1])
+    for _ in range(iterations):
+        exact.copy_(position)
+        torch.add(origin, exact, alpha=2 / side, out=grid)
+        step = F.grid_sample(field, grid.T[None, None], padding_mode="border", align_corners=False)  # bilinear
+        position.copy_(exact.add_(step[0, :, 0])).clamp_(min=0)
+        torch.minimum(position, last, out=position)
+    return position
 
 
 def clusters(centroids: torch.Tensor, displacement: torch.Tensor, threshold: float = 2.5) -> np.ndarray:
@@ -91,15 +103,15 @@ def instance_map(
     top = 0.0
     for some in mass.argsort(descending=True).split(per_round):  # what is to win comes early, and lifts the floor
         maps = start[some // n] * (instance == (some % n)[:, None])
-        walk, kept = _walk(matrix, maps.T.contiguous(), 2**exp_times, bg_thres * top)
-        if not kept.any():
+        walk, kept = _walk(matrix, maps.T + TINY, 2**exp_times, max(bg_thres * top, 2 * TINY))
+        if not len(kept):
             continue
         some, walk = some[kept], walk.T.reshape(-1, 1, height, width)
         scores = F.interpolate(walk, scale_factor=4, mode="bilinear", align_corners=False)[:, 0, : size[0], : size[1]]
         value, which = scores.max(0)
         ahead = value > best
-        best[ahead] = value[ahead]
-        index[ahead] = some[which[ahead]].int() + 1
+        best = torch.where(ahead, value, best)
+        index = torch.where(ahead, some[which].int() + 1, index)
         top = max(top, float(value.max()))
     if top:
         best /= top
@@ -107,25 +119,20 @@ def instance_map(
     return index.cpu().numpy(), best.cpu().numpy()
 
 
-def _walk(matrix: torch.Tensor, maps: torch.Tensor, steps: int, floor: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """maps [hw, m] after `steps` steps of the walk, without those that cannot end above `floor`; bool [m], who is left.
+def _walk(matrix: torch.Tensor, walk: torch.Tensor, steps: int, floor: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Maps [hw, m] after `steps` steps of the walk, without those that cannot end above `floor`, and which are left.
 
     A step takes weighted means, so that no map's maximum ever rises: one that has sunk to the floor need not go on.
     """
-    kept = torch.ones(maps.shape[1], dtype=torch.bool, device=maps.device)
-    walk = maps
-    for step in range(steps + 1):
-        if step & (step - 1) == 0 or step == steps:  # at 0, 1, 2, 4, 8 ...
+    left = torch.arange(walk.shape[1], device=walk.device)
+    for step in range(steps):
+        if step & (step - 1) == 0:  # 0, 1, 2, 4, 8 ...
             above = walk.amax(0) > floor
-            kept[kept.clone()] = above
-            walk = walk[:, above]
-            if not len(above) or not above.any():
+            walk, left = walk[:, above].contiguous(), left[above]
+            if not len(left):
                 break
-        if step == 0:
-            walk = walk + TINY
-        if step < steps:
-            walk = matrix @ walk
-    return walk, kept
+        walk = matrix @ walk
+    return walk, left
 
 
 def detect(index: np.ndarray, score: np.ndarray, classes: np.ndarray, max_fragment_size: float = 0) -> dict:

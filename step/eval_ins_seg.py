@@ -79,8 +79,8 @@ def _score(args: argparse.Namespace, dataset: Dataset, ids: dict[str, int] | Non
         masks, labels = index[None] == np.arange(1, len(values) + 1)[:, None, None], values.astype(np.int64) - 1
         detected = insfile.load(result_file(args, "ins_seg_out_dir", name, ".npy"))
         matches = match_instances(detected["mask"], detected["class"], detected["score"], masks, labels)
-        results = cocojson.results(ids[name], detected) if ids else []
-        truth = cocojson.truth(ids[name], masks, labels) if ids else []
+        results = cocojson.results(ids[name], detected, dataset.category_ids) if ids else []
+        truth = cocojson.truth(ids[name], masks, labels, dataset.category_ids) if ids else []
         scored.append(Scored(name, index.shape, matches, results, truth))
     return scored
 
@@ -91,7 +91,7 @@ def _export(args: argparse.Namespace, dataset: Dataset, ids: dict[str, int], sco
     sizes = {image.name: image.size for image in scored}
     truth = [entry for image in scored for entry in image.truth]
     results = [entry for image in scored for entry in image.results]
-    cocojson.save(folder / "truth.json", cocojson.dataset(dataset.name, dataset.classes, ids, sizes, truth))
+    cocojson.save(folder / "truth.json", cocojson.annotation_file(dataset, dataset.name, ids, sizes, truth))
     cocojson.save(folder / "results.json", results)
 
 

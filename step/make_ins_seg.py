@@ -53,14 +53,16 @@ def _export(args: argparse.Namespace, dataset: Dataset, names: Sequence[str]) ->
     """Writes the instances of the whole inference list as a COCO annotation file, to train other networks on."""
     ids = cocojson.image_ids(names)
     sizes, entries = {}, []
-    read = map_items(partial(_read, args, ids), names, args.num_workers)
+    read = map_items(partial(_read, args, dataset, ids), names, args.num_workers)
     for name, (size, found) in zip(names, read, strict=True):
         sizes[name] = size
         entries += found
-    content = cocojson.dataset(f"{dataset.name}, instances by RIB and IRN", dataset.classes, ids, sizes, entries)
+    content = cocojson.annotation_file(dataset, f"{dataset.name}: instances by RIB and IRN", ids, sizes, entries)
     cocojson.save(Path(args.coco_json) / "pseudo.json", content)
 
 
-def _read(args: argparse.Namespace, ids: dict[str, int], name: str) -> tuple[tuple[int, int], list[dict]]:
+def _read(
+    args: argparse.Namespace, dataset: Dataset, ids: dict[str, int], name: str
+) -> tuple[tuple[int, int], list[dict]]:
     detected = insfile.load(result_file(args, "ins_seg_out_dir", name, ".npy"))
-    return detected["mask"].shape[1:], cocojson.results(ids[name], detected)
+    return detected["mask"].shape[1:], cocojson.results(ids[name], detected, dataset.category_ids)

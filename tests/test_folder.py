@@ -13,10 +13,11 @@ import pytest
 from PIL import Image
 
 import data
-from data.base import DataError, Dataset
+from data.base import DataError, Dataset, voc_palette
 from data.folder import PRESET, Folder
 from data.presets import PUBLISHED
 from misc.cli import main
+from misc.files import save_mask
 from run_sample import STEPS, add_arguments
 from tests.folder_mini import CLASSES, TURNED, make_folder
 
@@ -128,6 +129,16 @@ def test_names_with_folders_and_spaces_become_files_below_the_results(mini):
     assert path == mini.root / "work/cam/sub/deep er/picture.npy"
 
 
+def test_names_as_long_as_the_system_allows(mini):
+    name = "ü" * 125
+    shutil.copy(mini.root / "images/plain.jpg", mini.root / "images" / f"{name}.jpg")
+    mini.csv.write_text(f"{name},cat\n", encoding="utf-8")
+    folder = Folder(mini.root)
+    assert folder.names("train") == [name] and folder.image(name).shape == mini.images["plain"].shape
+    save_mask(mini.root / f"{name}.png", mini.masks["plain"], voc_palette())
+    assert (mini.root / f"{name}.png").is_file() and not list(mini.root.glob(".*.tmp"))
+
+
 def test_images_without_a_line_are_left_out(mini):
     mini.write_csv(names=mini.names[:7])
     folder = Folder(mini.root)
@@ -189,7 +200,7 @@ BAD = [
     (write("labels.csv", "../images/plain.jpg,cat\n"), r"labels\.csv line 1: '\.\./images/plain\.jpg' is not in"),
     (add_line("plain,dgo\n"), r"labels\.csv line 12: image 'plain' stands in line 2 too"),
     (write("labels.csv", "name,label\nplain,cat;dgo\n"), r"labels\.csv line 2: class 'dgo' is not in .*classes\.txt"),
-    (write("labels.csv", '"plain\n",cat\nplain,cat\nturned,x'), r"line 3: image 'plain' .* line 1 too; .* line 4: class"),
+    (write("labels.csv", '"plain\n",cat\nplain,cat\nturned,x'), r"line 3: image 'plain' .* line 1 too; .* line 4: cl"),
     (write("labels.csv", "plain,Background\n"), r"labels\.csv line 1: background is no class"),
     (write("labels.csv", "plain;cat\n"), r"labels\.csv line 1 has 1 column, wanted 2: name,class1;class2"),
     (write("labels.csv", "plain,cat,dog\n"), r"labels\.csv line 1 has 3 columns, wanted 2: .* in double quotes"),

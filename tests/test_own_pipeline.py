@@ -1,0 +1,182 @@
+"""COCO, a folder of own images and a dataset in a file of its own, through the command line with the small network."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from coco14.prepare import prepare
+from misc import camfile
+from run_sample import STEPS
+from tests.coco_mini import make_coco
+from tests.folder_mini import CLASSES, make_folder
+
+ROOT = Path(__file__).parent.parent
+SMALL = (
+    "--num_workers 1 --cam_network resnet14 --cam_init scratch --cam_optimizer adamw --cam_learning_rate 1e-3 "
+    "--cam_crop_size 64 --cam_resize_long 56,96 --cam_batch_size 4 --cam_num_epoches 1 --cam_scales 1.0,0.5 "
+    "--RIB_iter 2 --RIB_batch_size 2 --RIB_crop_size 64 --RIB_resize_long 56,96 --irn_backbone cam --irn_crop_size 64 "
+    "--irn_batch_size 4 --irn_num_epoches 1 --irn_radius 4 --irn_learning_rate 0.01 --exp_times 3"
+).split()
+KINDS = {"cam": ".npy", "cam_rib": ".npy", "ir_label": ".png", "sem_seg": ".png"}
+METHOD = "train_cam-eval_sem_seg,report"
+
+
+def run(work_dir, dataset, data_root, *arguments, code=0):
+    """Runs run_sample.py and returns what it printed; the exit code must be `code`."""
+    where = ["--dataset", str(dataset), "--data_root", str(data_root), "--work_dir", str(work_dir)]
+    command = [sys.executable, "run_sample.py", *where, *SMALL, *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == code, done.stderr[-3000:]
+    assert code == 0 or "Traceback" not in done.stderr
+    return done.stdout + done.stderr
+
+
+def results(folder, kind):
+    """The names of the results of a kind, from the paths below its folder."""
+    paths = [path.relative_to(folder / kind) for path in (folder / kind).rglob("*") if path.is_file()]
+    assert all(path.suffix == KINDS[kind] for path in paths)
+    return sorted(str(path).removesuffix(KINDS[kind]) for path in paths)
+
+
+def check_files(work_dir, sizes, classes):
+    """Every image has its files, of its size, and no mask value but those of its classes."""
+    for kind in KINDS:
+        assert results(work_dir, kind) == sorted(sizes)
+    for name, (height, width) in sizes.items():
+        for kind in ("cam", "cam_rib"):
+            file = camfile.load(work_dir / kind / f"{name}.npy")
+            assert file["keys"].tolist() == sorted(classes[name])
+            n = len(classes[name])
+            assert file["cam"].shape == (n, -(-height // 4), -(-width // 4))
+            assert file["high_res"].shape == (n, height, width) and np.isfinite(file["high_res"]).all()
+        for kind in ("ir_label", "sem_seg"):
+            with Image.open(work_dir / kind / f"{name}.png") as png:
+                mask = np.array(png)
+            allowed = {0, *(c + 1 for c in classes[name]), *({255} if kind == "ir_label" and classes[name] else ())}
+            assert mask.shape == (height, width) and set(np.unique(mask)) <= allowed
+
+
+@pytest.fixture(scope="module")
+def coco(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("coco")
+    mini = make_coco(folder / "data")
+    prepare(mini.root)
+    return mini, folder / "work", run(folder / "work", "coco14", mini.root)
+
+
+def test_coco_from_labels_to_masks(coco):
+    mini, work_dir, _ = coco
+    index = {c["id"]: i for i, c in enumerate(json.loads(mini.json("train").read_text())["categories"])}
+    classes = {name: {index[a["category_id"]] for a in mini.of(name)} for name in mini.names["train"]}
+    check_files(work_dir, {name: mini.sizes[name] for name in mini.names["train"]}, classes)
+    assert mini.sizes[mini.large][1] > 512 and not classes[mini.empty] and mini.grey in classes
+
+
+def test_coco_scores_are_those_of_the_files(coco):
+    mini, work_dir, printed = coco
+    metrics = json.loads((work_dir / "metrics.json").read_text())
+    confusion = np.zeros((81, 81), np.int64)
+    for name in mini.names["train"]:
+        truth = np.array(Image.open(mini.root / "coco14/masks" / f"{name}.png"))
+        mask = np.array(Image.open(work_dir / "sem_seg" / f"{name}.png"))
+        np.add.at(confusion, (truth[truth != 255], mask[truth != 255]), 1)
+    assert metrics["eval_sem_seg"]["confusion"] == confusion.tolist()
+    assert [step for step in metrics if step != "report"] == [step.name for step in STEPS if step.name != "report"]
+    sweep = [t for t in metrics["eval_cam"]["sweep"] if t != "0.15"]
+    assert sweep[0] == "0.1" and sweep[-1] == "0.5" and "pseudo mask" in printed
+    assert len(metrics["train_cam"]["average_precision"]) == 80
+    assert metrics["make_rib_cam"]["RIB_steps"]["0"] == 1  # the image without any object
+    args = json.loads((work_dir / "args.json").read_text())
+    assert args["arguments"]["stop_th"] == 1000 and args["sources"]["score_th"].endswith("for COCO")
+
+
+def test_coco_check_and_mistakes(coco, tmp_path):
+    mini, _, _ = coco
+    printed = run(tmp_path, "coco14", mini.root, "--check_data")
+    assert re.search(r"^images +12 +.* 530 pixels wide", printed, re.MULTILINE) and "nothing is wrong" in printed
+    assert re.search(r"^without any class +1 ", printed, re.MULTILINE) and re.search(
+        r"^ +80 +\d+  toothbr", printed, re.M
+    )
+    printed = run(tmp_path, "coco14", tmp_path, "--steps", "1", code=2)
+    assert "index.npz does not exist" in printed and "python -m coco14.prepare" in printed
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("own images")
+    mini = make_folder(folder / "data")
+    (mini.root / "splits").mkdir()
+    (mini.root / "splits" / "val.txt").write_text("plain\nsub/plain.webp\n")
+    return mini, folder / "work", run(folder / "work", "folder", mini.root)
+
+
+def test_own_images_from_labels_to_masks(own):
+    mini, work_dir, printed = own
+    train = [name for name in mini.names if name not in ("plain", "sub/plain")]
+    check_files(work_dir, {name: mini.masks[name].shape for name in train}, mini.labels)
+    metrics = json.loads((work_dir / "metrics.json").read_text())
+    assert metrics["eval_sem_seg"]["images"] == len(train) == 8 and "pseudo mask" in printed
+    assert list(metrics["train_cam"]["average_precision"]) == list(CLASSES)
+    assert (work_dir / "cam" / "sub" / "deep er" / "picture.npy").is_file()
+    assert not [path for path in work_dir.rglob("*") if path.suffix in (".tmp", ".checkpoint")]
+
+
+def test_a_list_file_of_own_images(own, tmp_path):
+    mini, work_dir, _ = own
+    (tmp_path / "some list.txt").write_text("日本語 😀.png\nsub/deep er/picture\n", encoding="utf-8")
+    arguments = ("--cam_weights_name", str(work_dir / "sess/res50_cam.pth"), "--steps", "2")
+    run(tmp_path / "work", "folder", mini.root, *arguments, "--infer_list", str(tmp_path / "some list.txt"))
+    assert results(tmp_path / "work", "cam") == ["sub/deep er/picture", "日本語 😀"]
+    for name in ("sub/deep er/picture", "日本語 😀"):
+        assert (tmp_path / "work/cam" / f"{name}.npy").read_bytes() == (work_dir / "cam" / f"{name}.npy").read_bytes()
+
+
+def test_without_masks_one_line_says_what_is_left_out(own, tmp_path):
+    _, work_dir, _ = own
+    mini = make_folder(tmp_path / "data", masks=False)
+    weights = ("--cam_weights_name", str(work_dir / "sess/res50_cam.pth"))
+    printed = run(
+        tmp_path / "work", "folder", mini.root, *weights, "--steps", "make_cam-eval_rib_cam,report", "--limit", "2"
+    )
+    said = [line for line in printed.splitlines() if "no masks" in line]
+    assert len(said) == 1 and said[0].endswith("dataset folder has no masks: left out eval_cam, eval_rib_cam")
+    metrics = json.loads((tmp_path / "work" / "metrics.json").read_text())
+    assert [step for step in metrics if step != "report"] == ["make_cam", "make_rib_cam"]
+    assert (tmp_path / "work" / "overview.png").is_file()
+    printed = run(tmp_path / "work", "folder", mini.root, *weights, "--steps", "eval_cam", code=2)
+    assert "has no masks, and all of these steps need some: eval_cam" in printed
+
+
+def test_mistakes_in_the_labels_are_said_before_any_work(own, tmp_path):
+    mini = make_folder(tmp_path / "data")
+    mini.csv.write_text("plain,cat\ntwo words,dgo\n")
+    printed = run(tmp_path / "work", "folder", mini.root, code=2)
+    assert "labels.csv line 2: class 'dgo' is not in" in printed
+    assert sorted(path.name for path in (tmp_path / "work").iterdir()) == ["args.json", "log.txt"]
+
+
+def test_the_documented_dataset_runs_as_written(tmp_path):
+    text = (ROOT / "docs" / "adding_a_dataset.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert len(code.splitlines()) < 40
+    (tmp_path / "sorted_photos.py").write_text(code, encoding="utf-8")
+    rng = np.random.default_rng(0)
+    names = {f"{c}/photo {i}": {k} for k, c in enumerate(("cat", "hot dog")) for i in range(3)}
+    for name, (k,) in names.items():
+        path = tmp_path / "photos" / f"{name}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(100 * k, 100 * k + 90, (60, 72, 3), dtype=np.uint8)).save(path)
+    dataset = tmp_path / "sorted_photos.py"
+    printed = run(tmp_path / "work", dataset, tmp_path / "photos", "--check_data")
+    assert "nothing is wrong" in printed and re.search(r"^images +6 ", printed, re.MULTILINE)
+    printed = run(tmp_path / "work", dataset, tmp_path / "photos", "--steps", METHOD)
+    assert "has no masks: left out eval_cam, eval_rib_cam, eval_sem_seg" in printed
+    check_files(tmp_path / "work", dict.fromkeys(names, (60, 72)), names)
+    (tmp_path / "empty").mkdir()
+    assert "has no folder; wanted one" in run(tmp_path / "work", dataset, tmp_path / "empty", "--check_data", code=2)
