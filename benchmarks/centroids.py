@@ -1,6 +1,6 @@
 """Refinement of centroids against a plain NumPy loop at VOC size, 94 x 125 positions, 300 iterations.
 
-python -m benchmarks.centroids [--out benchmarks/results] [--threads 1]
+python -m benchmarks.centroids [--out benchmarks/results] [--threads N]
 
 Writes centroids.json and centroids.md. What can be saved depends on the field: positions that have settled are not
 moved again. So it is measured on fields of different kinds, down to noise in which nothing ever settles.
@@ -70,10 +70,9 @@ def main() -> int:
     """Measures, writes, prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder of the tables")
-    parser.add_argument("--threads", type=int, help="threads of torch")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch; NumPy's loop has one")
     args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    torch.set_num_threads(args.threads)
     rows = []
     for name, make in FIELDS.items():
         field = make()

@@ -71,6 +71,7 @@ class COCO14(Dataset):
 
     name = "coco14"
     classes = CLASSES
+    category_ids = tuple(CATEGORIES)
 
     def __init__(self, root: Path):
         self.root = Path(root)

@@ -40,7 +40,7 @@ def centroids(displacement: torch.Tensor, iterations: int = 300) -> torch.Tensor
         left -= some
         # What CYCLE iterations bring back to its place will be there at the end too, whole cycles later.
         changed = (position != before).any(0)
-        if not left or changed.sum() < 0.9 * len(moving):  # for fewer it is not worth while
+        if not left or (some == CYCLE and changed.sum() < 0.9 * len(moving)):  # for fewer it is not worth while
             end.index_copy_(1, moving, position)
             still = changed.nonzero().flatten()
             position, moving = position.index_select(1, still), moving.index_select(0, still)

@@ -14,7 +14,7 @@ from misc import camfile, cocojson, insfile, torchutils
 from misc.instances import centroids, clusters, detect, instance_map
 from misc.pool import map_items
 from misc.progress import bar
-from misc.workdir import pending, require, result_file, seeds_argument
+from misc.workdir import made, pending, require, result_file, seeds_argument
 from net.loading import load_irn
 
 
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> dict:
     torchutils.barrier()
     if args.coco_json and torchutils.rank() == 0:
         _export(args, dataset, names)
-    return {"images": len(todo)}
+    return made(todo, names)
 
 
 def _export(args: argparse.Namespace, dataset: Dataset, names: Sequence[str]) -> None:

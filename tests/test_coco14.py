@@ -58,6 +58,7 @@ def test_preset_is_that_of_the_paper():
 def test_is_a_dataset(prepared):
     coco = COCO14(prepared.root)
     assert isinstance(coco, Dataset) and coco.name == "coco14" and coco.n_classes == 80 and coco.has_masks
+    assert coco.category_ids == tuple(sorted(CATEGORIES)) and coco.category_ids[79] == 90
     assert coco.names("train") == prepared.names["train"] and coco.names("val") == prepared.names["val"]
     with pytest.raises(DataError, match="coco14 has no split 'test'; there are train, val"):
         coco.names("test")

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools.coco import COCO
 
 from data.shapes import Shapes
-from misc import camfile
+from misc import camfile, insfile, viz
 from run_sample import STEPS
 
 ROOT = Path(__file__).parent.parent
@@ -41,10 +42,12 @@ def files(folder):
 
 def test_every_step_leaves_its_files(finished):
     folder, _ = finished
-    for kind, suffix in (("cam", ".npy"), ("cam_rib", ".npy"), ("ir_label", ".png"), ("sem_seg", ".png")):
+    suffixes = {"cam": ".npy", "cam_rib": ".npy", "ir_label": ".png", "sem_seg": ".png", "ins_seg": ".npy"}
+    for kind, suffix in suffixes.items():
         assert sorted(path.name for path in (folder / kind).iterdir()) == [f"{name}{suffix}" for name in NAMES]
     for name in ("sess/res50_cam.pth", "sess/res50_irn.pth", "overview.png", "thresholds.png", "args.json", "log.txt"):
         assert (folder / name).stat().st_size > 0
+    assert Image.open(folder / "overview.png").width == 7 * (viz.TILE + viz.GAP)  # the last column shows instances
     assert not list(folder.rglob("*.tmp")) and not list(folder.rglob("*.checkpoint"))
 
 
@@ -60,6 +63,9 @@ def test_files_hold_what_they_should(finished):
         classes = {0, *(np.flatnonzero(dataset.label(name)) + 1)}
         assert set(np.unique(Image.open(folder / "ir_label" / f"{name}.png"))) <= classes | {255}
         assert set(np.unique(Image.open(folder / "sem_seg" / f"{name}.png"))) <= classes
+        found = insfile.load(folder / "ins_seg" / f"{name}.npy")
+        assert found["mask"].shape == (len(found["score"]), 96, 96) and (found["mask"].sum(0) <= 1).all()
+        assert {*found["class"] + 1} <= classes and found["score"].max(initial=0) <= 1
 
 
 def test_metrics_and_provenance(finished):
@@ -87,7 +93,7 @@ def test_finished_files_are_not_made_again(finished):
     before = files(folder)
     times = {path: path.stat().st_mtime_ns for path in folder.rglob("*.npy")}
     (folder / "cam" / f"{NAMES[3]}.npy").unlink()
-    run(folder, "--steps", "1-9")
+    run(folder, "--steps", "1-11")
     after = files(folder)
     assert all(before[path] == after[path] for path in before if path.suffix in (".npy", ".png", ".pth"))
     changed = [path.name for path, time in times.items() if path.stat().st_mtime_ns != time]
@@ -99,9 +105,14 @@ def test_same_bytes_for_any_number_of_workers(finished, tmp_path):
     (tmp_path / "sess").mkdir()
     for name in ("res50_cam.pth", "res50_irn.pth"):
         (tmp_path / "sess" / name).write_bytes((folder / "sess" / name).read_bytes())
-    run(tmp_path, "--steps", "make_cam,make_rib_cam,cam_to_ir_label,make_sem_seg", "--num_workers", "2")
-    for kind in ("cam", "cam_rib", "ir_label", "sem_seg"):
+    steps = "make_cam,make_rib_cam,cam_to_ir_label,make_sem_seg,make_ins_seg"
+    run(tmp_path, "--steps", steps, "--num_workers", "2", "--coco_json", str(tmp_path / "coco"))
+    for kind in ("cam", "cam_rib", "ir_label", "sem_seg", "ins_seg"):
         assert files(tmp_path / kind) == files(folder / kind)
+    pseudo = COCO(str(tmp_path / "coco" / "pseudo.json"))
+    found = [insfile.load(folder / "ins_seg" / f"{name}.npy") for name in NAMES]
+    assert [image["file_name"] for image in pseudo.imgs.values()] == [f"{name}.jpg" for name in NAMES]
+    assert len(pseudo.anns) == sum((detected["score"] > 0).sum() for detected in found) > 0
 
 
 @pytest.mark.parametrize(
@@ -112,6 +123,7 @@ def test_same_bytes_for_any_number_of_workers(finished, tmp_path):
         (["--steps", "cam_to_ir_label", "--seeds", "cam"], "step make_cam makes those"),
         (["--steps", "make_sem_seg"], "step train_irn makes it"),
         (["--steps", "eval_sem_seg"], "step make_sem_seg makes those"),
+        (["--steps", "eval_ins_seg"], "step make_ins_seg makes those"),
         (["--steps", "train_cam", "--cam_batch_size", "64"], "do not fill one batch"),
         (["--train_list", "nowhere.txt", "--steps", "1"], "does not exist"),
         (["--work_dir", "/dev/null/here"], "cannot be written"),

@@ -263,6 +263,42 @@ def test_annotations_without_area_are_labels_only(mini, caplog):
     assert not any((coco.mask(name) == index + 1).any() for name in named)
 
 
+JUNK = (None, -1, 0, 1.5, 1e300, float("nan"), "x", [], {}, [[]], True, 10**30, [1, 2], {"a": 1})
+
+
+def test_no_mutation_of_the_json_gives_anything_but_a_data_error(mini):
+    def places(value, path=()):
+        for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+            yield (*path, key)
+            yield from places(value[key], (*path, key))
+
+    rng = np.random.default_rng(0)
+    text = mini.json("train").read_text()
+    every = list(places(json.loads(text)))
+    refused = 0
+    for i in range(300):
+        if i % 3:
+            content = json.loads(text)
+            *parents, last = every[rng.integers(len(every))]
+            target = content
+            for key in parents:
+                target = target[key]
+            target[last] = JUNK[rng.integers(len(JUNK))]
+            mini.json("train").write_text(json.dumps(content))
+        else:
+            data = bytearray(text.encode())
+            data[rng.integers(len(data))] = rng.integers(256)
+            mini.json("train").write_bytes(data)
+        try:
+            for image in read_annotations(mini.json("train")):
+                if np.prod(image.size) < 1e6:
+                    paint(image.size, image.objects)
+        except DataError as error:
+            assert str(mini.json("train")) in str(error)
+            refused += 1
+    assert refused > 200
+
+
 def test_command_line(mini, capsys):
     assert main(["--data_root", str(mini.root), "--num_workers", "1"]) == 0
     out = capsys.readouterr().out

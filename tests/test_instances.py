@@ -1,0 +1,567 @@
+"""Instances: golden files, values by hand, edge cases, AP, files and the COCO export."""
+
+import argparse
+import json
+import logging
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from scipy import ndimage
+
+from benchmarks.centroids import objects, plain_centroids, smooth
+from data.shapes import Shapes
+from misc import cocojson, insfile, instances, metrics, viz
+from misc.camfile import CamFileError
+from misc.indexing import propagate_to_edge
+from misc.instances import centroids, clusters, detect, instance_map
+from step import eval_ins_seg
+from tests.helpers import golden
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    return golden("instances")
+
+
+# centroids
+
+
+def test_golden_centroids_and_clusters(recorded):
+    displacement = torch.from_numpy(recorded["displacement"])
+    got = centroids(displacement)
+    assert got.dtype == torch.int32
+    np.testing.assert_array_equal(got, recorded["centroids"])
+    masks = clusters(got, displacement)
+    assert masks.dtype == bool
+    np.testing.assert_array_equal(masks, recorded["instance_map"])
+
+
+@pytest.mark.parametrize("field", [objects((24, 31), n=3), smooth((24, 31), 20, 3), smooth((24, 31), 3, 0)])
+@pytest.mark.parametrize("iterations", [1, 13, 300])
+def test_centroids_equal_the_plain_loop(field, iterations):
+    wanted = plain_centroids(field, iterations)
+    np.testing.assert_array_equal(centroids(torch.from_numpy(field), iterations), wanted)
+    assert len(np.unique(wanted.reshape(2, -1), axis=1).T) > 1
+
+
+def test_a_step_reads_the_field_bilinearly_and_clips():
+    displacement = torch.zeros(2, 4, 5)
+    displacement[:, 0, 0] = torch.tensor([1.5, 2.25])  # first to (1.5, 2.25), between (1, 2), (1, 3), (2, 2) and (2, 3)
+    displacement[0, 1, 2], displacement[0, 2, 3], displacement[1, 2, 2] = 2.0, 4.0, -8.0
+    displacement[:, 3, 4] = torch.tensor([5.0, -9.0])  # out of the map: stays at the lower edge, goes to the left one
+    # 0.5 * 0.75 * 2 + 0.5 * 0.25 * 4 = 1.25 downwards, 0.5 * 0.75 * -8 = -3 to the left: (2.75, -0.75), cut to 0
+    assert centroids(displacement, 1)[:, 0, 0].tolist() == [2, 2]
+    assert centroids(displacement, 2)[:, 0, 0].tolist() == [3, 0]
+    assert centroids(displacement, 2)[:, 3, 4].tolist() == [3, 0]
+    assert centroids(displacement, 2)[:, 3, 0].tolist() == [3, 0]  # no displacement: stays
+
+
+@pytest.mark.parametrize(("iterations", "place"), [(299, 3), (300, 1), (301, 3), (302, 1)])
+def test_positions_that_go_to_and_fro_end_where_the_last_iteration_puts_them(iterations, place):
+    displacement = torch.zeros(2, 3, 6)
+    displacement[1, :, 1], displacement[1, :, 3] = 2.0, -2.0
+    assert centroids(displacement, iterations)[:, 1, 1].tolist() == [1, place]
+
+
+@pytest.mark.parametrize("iterations", [5, 17, 36, 300])
+def test_longer_ways_round_are_followed_to_the_end(iterations):
+    displacement = torch.zeros(2, 2, 7)
+    way = [1, 3, 5, 6, 2]
+    for here, there in zip(way, [*way[1:], way[0]], strict=True):
+        displacement[1, :, here] = there - here
+    assert centroids(displacement, iterations)[1, 0, 1] == way[iterations % 5]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (5, 1)])
+def test_maps_of_a_single_row_or_column(size):
+    displacement = torch.full((2, *size), 0.4)
+    wanted = [[size[0] - 1] * np.prod(size), [size[1] - 1] * np.prod(size)]
+    np.testing.assert_array_equal(centroids(displacement).reshape(2, -1), wanted)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_centroids_on_a_gpu_are_those_of_the_cpu():
+    field = torch.from_numpy(objects((94, 125)))
+    np.testing.assert_array_equal(centroids(field.cuda()).cpu(), centroids(field))
+
+
+# clusters
+
+
+def test_clusters_are_four_connected_and_strays_come_first():
+    strong = 9.0
+    displacement = torch.full((2, 3, 4), strong)
+    displacement[:, 0, 0] = displacement[:, 1, 1] = 0.0  # touch at a corner only: two regions
+    displacement[:, 2, 2:] = 1.0
+    place = torch.zeros(2, 3, 4, dtype=torch.int32)  # everybody's centroid is (0, 0) but
+    place[:, 0, 3] = torch.tensor([1, 1])
+    place[:, 1, 0] = torch.tensor([2, 3])
+    place[:, 1, 3] = torch.tensor([0, 2])  # no weak displacement here
+    masks = clusters(place, displacement)
+    assert masks.shape == (4, 3, 4) and (masks.sum(0) == 1).all()
+    assert [np.argwhere(mask).tolist() for mask in (masks[0], masks[2], masks[3])] == [[[1, 3]], [[0, 3]], [[1, 0]]]
+    assert len(clusters(place, displacement, threshold=20.0)) == 1
+
+
+def two_blocks(gap=0):
+    """Displacement towards the centres of two 8 x 8 blocks side by side, CAM on both, edge map without an edge."""
+    y, x = np.indices((12, 24)).astype(np.float32)
+    centre = np.where(x < 12, 7.5 - gap, 15.5 + gap)
+    displacement = torch.from_numpy(np.stack([5.5 - y, centre - x]))
+    cam = np.zeros((1, 12, 24), np.float32)
+    cam[0, 2:10, 4 - gap : 12 - gap] = 1
+    cam[0, 2:10, 12 + gap : 20 + gap] = 0.9
+    return displacement, torch.from_numpy(cam)
+
+
+def test_two_touching_objects_of_one_class_become_two_instances():
+    displacement, cam = two_blocks()
+    edge = torch.zeros(1, 12, 24)
+    edge[:, 1:11, 3], edge[:, 1:11, 20], edge[:, 1, 3:21], edge[:, 10, 3:21], edge[:, :, 11:13] = 1, 1, 1, 1, 0.5
+    masks = clusters(centroids(displacement), displacement)
+    index, score = instance_map(cam, masks, edge, (48, 96), 0.25, exp_times=3)
+    found = detect(index, score, np.full(len(masks), 7), 0.01 * 48 * 96)
+    found = {name: value[found["score"] > 0] for name, value in found.items()}
+    assert found["class"].tolist() == [7, 7] and found["score"].max() == 1
+    for mask, columns in zip(found["mask"], (slice(16, 48), slice(48, 80)), strict=True):
+        truth = np.zeros((1, 48, 96), bool)
+        truth[0, 8:40, columns] = True
+        assert metrics.mask_iou(mask[None], truth) > 0.8
+    assert (ndimage.binary_dilation(found["mask"][0]) & found["mask"][1]).any()  # they touch
+
+
+# the strongest instance of every pixel
+
+
+def plain_instance_map(cam, masks, edge, size, bg_thres, exp_times):
+    """As published: every class's CAM within every instance, all at once; index and score."""
+    maps = (cam[:, None] * torch.from_numpy(masks).float()[None]).flatten(0, 1)
+    walk = propagate_to_edge(maps, edge, 5, 10.0, exp_times)
+    up = F.interpolate(walk, scale_factor=4, mode="bilinear", align_corners=False)[:, 0, : size[0], : size[1]]
+    up = up / up.max()
+    return F.pad(up, (0, 0, 0, 0, 1, 0), value=bg_thres).argmax(0).numpy(), up.amax(0).numpy()
+
+
+def noisy_inputs(n_classes=3, size=(110, 163), seed=0):
+    rng = np.random.default_rng(seed)
+    h, w = -(-size[0] // 4), -(-size[1] // 4)
+    displacement = torch.from_numpy(rng.normal(0, 3, (2, h, w)).astype(np.float32))
+    masks = clusters(centroids(displacement), displacement)
+    cam = ndimage.gaussian_filter(rng.random((n_classes, h, w)), (0, 2, 2)) - 0.45
+    edge = ndimage.gaussian_filter(rng.random((1, h, w)), (0, 1, 1)) * 1.5
+    return torch.from_numpy(np.maximum(cam, 0)).float(), masks, torch.from_numpy(np.clip(edge, 0, 1)).float(), size
+
+
+@pytest.mark.parametrize("maps", [64, 5])
+def test_instance_map_equals_the_published_form(maps, monkeypatch):
+    monkeypatch.setattr(instances, "WALK_MAPS", maps)
+    cam, masks, edge, size = noisy_inputs()
+    index, score = instance_map(cam, masks, edge, size, 0.25, exp_times=4)
+    wanted, wanted_score = plain_instance_map(cam, masks, edge, size, 0.25, 4)
+    assert index.shape == score.shape == size and len(masks) > 10
+    assert (index == wanted).mean() > 0.9999 and len(np.unique(wanted)) > 10 and (wanted == 0).any()
+    np.testing.assert_allclose(score[index > 0], wanted_score[index > 0], rtol=1e-4)
+    assert score.max() == 1
+
+
+def test_what_cannot_exceed_the_background_is_not_walked(monkeypatch):
+    walked = []
+    walk = instances._walk
+    monkeypatch.setattr(instances, "_walk", lambda *args: walked.append(walk(*args)) or walked[-1])
+    monkeypatch.setattr(instances, "WALK_MAPS", 1)
+    displacement, cam = two_blocks(gap=2)
+    masks = clusters(centroids(displacement), displacement)
+    cam[0, :, 12:] *= 0.1
+    instance_map(cam, masks, torch.zeros(1, 12, 24), (48, 96), 0.25, exp_times=3)
+    assert [len(left) for _, left in walked] == [1, 0]
+
+
+def test_an_image_without_a_class_has_no_instance(tmp_path):
+    _, masks, edge, size = noisy_inputs()
+    index, score = instance_map(torch.zeros(0, *edge.shape[1:]), masks, edge, size, 0.25, exp_times=2)
+    assert not index.any() and not score.any()
+    found = detect(index, score, np.zeros(0, np.int64), 10)
+    assert found["score"].shape == found["class"].shape == (0,) and found["mask"].shape == (0, *size)
+    insfile.save(tmp_path / "a.npy", found)
+    assert insfile.load(tmp_path / "a.npy")["mask"].shape == (0, *size)
+    index, _ = instance_map(torch.zeros(2, *edge.shape[1:]), masks, edge, size, 0.25, exp_times=2)  # CAMs all zero
+    assert not index.any()
+
+
+def test_hundreds_of_fragments_stay_under_a_gigabyte(tmp_path):
+    """At VOC size and from displacement to matches, in a process of its own."""
+    code = """
+import resource, sys
+import numpy as np, torch
+torch.set_num_threads(1)
+from misc import insfile, metrics
+from misc.instances import centroids, clusters, detect, instance_map
+rng = np.random.default_rng(0)
+displacement = torch.from_numpy(rng.normal(0, 3, (2, 94, 125)).astype(np.float32))
+masks = clusters(centroids(displacement), displacement)
+cam, edge = (torch.from_numpy(rng.random((n, 94, 125)).astype(np.float32)) for n in (2, 1))
+index, score = instance_map(cam, masks, edge, (375, 500), 0.25, exp_times=2)
+found = detect(index, score, np.arange(2).repeat(len(masks)), 0.01 * 375 * 500)
+insfile.save(sys.argv[1], found)
+found = insfile.load(sys.argv[1])
+truth = np.zeros((3, 375, 500), bool)
+truth[0, :200], truth[1, 200:], truth[2, :9, :9] = True, True, True
+matches = metrics.match_instances(found["mask"], found["class"], found["score"], truth, np.array([0, 1, 0]))
+assert matches.hits.shape == (10, len(found["score"]))
+print(len(masks), len(found["score"]), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+    command = [sys.executable, "-c", code, str(tmp_path / "a.npy")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    n_instances, n_fragments, megabytes = map(int, done.stdout.split())
+    assert n_instances > 500 and n_fragments > 300
+    assert megabytes < 1000
+
+
+# detection
+
+
+def test_golden_detection(recorded):
+    index = (recorded["instance_map"] * np.array([1, 2])[:, None, None]).sum(0)
+    score = np.where(index == 1, *recorded["score_map"])
+    found = detect(index, score, np.array([0, 1]))
+    for name in ("score", "mask", "class"):
+        np.testing.assert_array_equal(found[name], recorded[f"det_{name}"])
+
+
+def test_fragments_by_hand():
+    index = np.array([[1, 1, 0, 3], [0, 1, 3, 0], [3, 0, 0, 3], [3, 3, 0, 3]])
+    score = np.arange(16, dtype=np.float32).reshape(4, 4) / 16
+    found = detect(index, score, np.array([5, 8, 2]), max_fragment_size=2)
+    # Instance 2 has no pixel. Instance 3 falls into four: pixels that meet at a corner do not belong together.
+    assert found["class"].tolist() == [5, 2, 2, 2, 2]
+    assert found["score"].tolist() == [5 / 16, 0, 0, 13 / 16, 15 / 16]
+    assert found["mask"].sum((1, 2)).tolist() == [3, 1, 1, 3, 2]
+    np.testing.assert_array_equal(found["mask"].any(0), index > 0)
+    assert (found["score"].dtype, found["mask"].dtype, found["class"].dtype) == (np.float32, bool, np.int64)
+
+
+def test_beyond_the_memory_the_smallest_worthless_fragments_go(monkeypatch, caplog):
+    monkeypatch.setattr(instances, "MASK_BYTES", 3 * 64)
+    index = np.zeros((8, 8), np.int32)
+    index[0, :2], index[2, :6], index[4, 0], index[6, :5], index[4, 4:7] = 1, 1, 2, 2, 2
+    with caplog.at_level(logging.INFO):
+        found = detect(index, np.full((8, 8), 0.5, np.float32), np.array([0, 1]), max_fragment_size=5)
+    assert found["mask"].sum((1, 2)).tolist() == [6, 3, 5] and found["score"].tolist() == [0.5, 0, 0.5]
+    assert "2 fragments that score 0 are dropped" in caplog.text
+
+
+# files
+
+
+@pytest.fixture
+def found():
+    rng = np.random.default_rng(1)
+    return {
+        "score": rng.random(3).astype(np.float32),
+        "mask": rng.random((3, 9, 11)) < 0.4,
+        "class": np.array([4, 0, 4], np.int64),
+    }
+
+
+def same(got, wanted):
+    return all(np.array_equal(got[name], wanted[name]) and got[name].dtype == wanted[name].dtype for name in wanted)
+
+
+def test_instance_file_round_trip(tmp_path, found):
+    insfile.save(tmp_path / "a.npy", found)
+    assert same(insfile.load(tmp_path / "a.npy"), found)
+    assert same(np.load(tmp_path / "a.npy", allow_pickle=True).item(), found)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.npy"]
+
+
+def test_instance_file_of_the_published_code(tmp_path, found):
+    np.save(tmp_path / "a.npy", {**found, "score": found["score"].astype(np.float64), "mask": found["mask"] * 1.0})
+    assert same(insfile.load(tmp_path / "a.npy"), found)
+
+
+class Payload:
+    def __reduce__(self):
+        return print, ("unpickled",)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"score": Payload()}, "it would run builtins.print, which is refused"),
+        ({"score": np.zeros(2)}, r"shapes do not fit: score \(2,\), mask \(3, 9, 11\)"),
+        (None, "lacks mask"),
+    ],
+)
+def test_bad_instance_files_are_refused(tmp_path, found, change, message, capsys):
+    value = {**found, **change} if change else {"score": found["score"], "class": found["class"]}
+    np.save(tmp_path / "a.npy", value)
+    with pytest.raises(CamFileError, match=rf"a\.npy is not a whole instance file: .*{message}"):
+        insfile.load(tmp_path / "a.npy")
+    assert capsys.readouterr().out == ""
+
+
+# AP
+
+
+def chainer_images():
+    data = golden("chainercv")
+    return [[data[f"{name}{i}"] for name in ("pm", "pl", "ps", "gm", "gl")] for i in range(5)], data
+
+
+def test_golden_ap():
+    images, data = chainer_images()
+    for threshold in (0.5, 0.7):
+        got = metrics.instance_ap(*zip(*images, strict=True), iou_thresh=threshold)
+        np.testing.assert_allclose(got["ap"], data[f"ap_{threshold}"], rtol=0, atol=1e-9)
+        assert got["map"] == pytest.approx(float(data[f"map_{threshold}"]), abs=1e-9)
+
+
+def plain_ap(images, threshold, n_classes):
+    """One class after another over all images at once, the curve integrated step by step."""
+    out = np.full(n_classes, np.nan)
+    for c in range(n_classes):
+        rows, positives = [], 0
+        for pm, pl, ps, gm, gl in images:
+            truths = [mask for mask, label in zip(gm, gl, strict=True) if label == c]
+            positives += len(truths)
+            taken = set()
+            mine = sorted((p for p in zip(ps, pl, range(len(pl)), strict=True) if p[1] == c), reverse=True)
+            for score, _, i in mine:
+                ious = [(pm[i] & t).sum() / max((pm[i] | t).sum(), 1) for t in truths]
+                best = int(np.argmax(ious)) if ious else -1
+                hit = bool(ious) and ious[best] >= threshold and best not in taken
+                if ious and ious[best] >= threshold:
+                    taken.add(best)
+                rows.append((score, hit))
+        if not positives:
+            continue
+        rows.sort(reverse=True)
+        hits = [hit for _, hit in rows]
+        precision = [sum(hits[: i + 1]) / (i + 1) for i in range(len(hits))]
+        out[c] = sum(max(precision[i:]) / positives for i, hit in enumerate(hits) if hit)
+    return out
+
+
+def random_images(n_images=8, n_classes=4, seed=0):
+    """Predictions that are shifted truths, some twice, some of another class, and some noise."""
+    rng = np.random.default_rng(seed)
+    images = []
+    for k in range(n_images):
+        n = k % 4
+        truth = np.zeros((n, 20, 24), bool)
+        for mask in truth:
+            y, x = rng.integers(0, 12, 2)
+            mask[y : y + rng.integers(4, 9), x : x + rng.integers(4, 12)] = True
+        labels = rng.integers(0, n_classes - 1, n)  # the last class is never true
+        copies = rng.integers(0, n, 3) if n else np.zeros(0, np.int64)
+        pred = np.concatenate([np.roll(truth[copies], 1, 1 + k % 2), rng.random((k % 3, 20, 24)) < 0.3])
+        pred_labels = np.concatenate([labels[copies], rng.integers(0, n_classes, k % 3)])
+        images.append((pred, pred_labels, rng.random(len(pred)), truth, labels))
+    return images
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_streaming_ap_equals_the_plain_one(seed):
+    images = random_images(seed=seed)
+    total = metrics.InstanceAP((0.5, 0.7, 0.9))
+    for image in images:
+        total.add(*image)
+    for ap, threshold in zip(total.ap(4), total.thresholds, strict=True):
+        np.testing.assert_allclose(ap, plain_ap(images, threshold, 4), rtol=0, atol=1e-12)
+    assert 0 < metrics.mean_ap(total.ap(4)[0]) < 1 and np.isnan(total.ap(4)[:, 3]).all()
+
+
+def test_ap_by_hand():
+    truth = np.zeros((2, 4, 10), bool)
+    truth[0, :, :4], truth[1, :, 6:] = True, True
+    pred = np.zeros((4, 4, 10), bool)
+    pred[0, :, :4], pred[1, :, :3], pred[2, :, 5:], pred[3, :, 6:8] = True, True, True, True  # IoU 1, 3/4, 4/5, 1/2
+    matches = metrics.match_instances(pred, [0] * 4, [0.7, 0.9, 0.8, 0.1], truth, [0, 0], (0.5, 0.75, 0.78, 0.9))
+    assert matches.scores.tolist() == [0.9, 0.8, 0.7, 0.1]
+    # The copy of a truth that is already found is wrong; where the first was not good enough it is right.
+    assert matches.hits.tolist() == [[1, 1, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 0]]
+    total = metrics.InstanceAP((0.5, 0.75, 0.78, 0.9))
+    total.add_matches(matches)
+    # Precision at the hits, made monotone: 1, 1; 1, 1; max(1/2, 2/3), 2/3; 1/3, each worth 1/2 of the recall.
+    np.testing.assert_allclose(total.ap()[:, 0], [1, 1, 2 / 3, 1 / 6])
+
+
+def test_ap_of_classes_never_predicted_or_never_true():
+    mask = np.ones((1, 2, 2), bool)
+    none = np.zeros((0, 2, 2), bool)
+    got = metrics.instance_ap([mask, none], [[2], []], [[0.5], []], [none, mask], [[], [1]])
+    np.testing.assert_array_equal(got["ap"], [np.nan, 0, np.nan])
+    assert got["map"] == 0
+    assert np.isnan(metrics.instance_ap([], [], [], [], [])["map"])
+
+
+def test_mask_iou_by_hand():
+    a = np.array([[[1, 1, 0]], [[0, 0, 0]]], bool)
+    b = np.array([[[0, 1, 1]], [[1, 1, 0]], [[0, 0, 0]]], bool)
+    np.testing.assert_allclose(metrics.mask_iou(a, b), [[1 / 3, 1, 0], [0, 0, 0]])
+    assert metrics.mask_iou(a, b[:0]).shape == (2, 0)
+    with pytest.raises(ValueError, match="one size"):
+        metrics.mask_iou(a, b.transpose(0, 2, 1))
+
+
+# the dataset, the step and the export
+
+
+@pytest.fixture(scope="module")
+def shapes():
+    return Shapes(n_train=300, n_val=1, size=48)
+
+
+def truth_of(dataset, name):
+    index, values = dataset.instances(name)
+    return index[None] == np.arange(1, len(values) + 1)[:, None, None], values.astype(np.int64) - 1
+
+
+def crowded(dataset, count):
+    """The first images with a pair of one class that touches."""
+    names = []
+    for name in dataset.names("train"):
+        masks, labels = truth_of(dataset, name)
+        touch = [
+            labels[i] == labels[j] and (ndimage.binary_dilation(masks[i]) & masks[j]).any()
+            for i in range(len(labels))
+            for j in range(i)
+        ]
+        names += [name] if any(touch) else []
+    return names[:count]
+
+
+def test_shapes_hold_touching_instances_of_one_class(shapes):
+    assert len(crowded(shapes, 10)) >= 3
+
+
+@pytest.fixture
+def scored(shapes, tmp_path):
+    """Arguments for the step, over touching pairs whose second instance is found badly or not at all."""
+    names = crowded(shapes, 3) + shapes.names("train")[:5]
+    for i, name in enumerate(names):
+        masks, labels = truth_of(shapes, name)
+        masks = masks.copy()
+        if len(masks) > 1:
+            masks[1] = np.roll(masks[1], 5, 0)
+        score = np.linspace(0.9, 0.4, len(masks)) - 0.01 * i
+        score[2:] = 0
+        insfile.save(tmp_path / "ins_seg" / f"{name}.npy", {"score": score, "mask": masks, "class": labels})
+    (tmp_path / "list.txt").write_text("\n".join(names))
+    return argparse.Namespace(
+        dataset="shapes", shapes_train=300, shapes_val=1, shapes_size=48, seed=0, limit=None, bad_images={},
+        eval_list=str(tmp_path / "list.txt"), work_dir=str(tmp_path), ins_seg_out_dir=None, num_workers=0,
+        coco_json=str(tmp_path / "coco"),
+    )  # fmt: skip
+
+
+def test_the_step_scores_all_files(scored, shapes, tmp_path):
+    values = eval_ins_seg.run(scored)
+    names = (tmp_path / "list.txt").read_text().split()
+    images = []
+    for name in names:
+        got = insfile.load(tmp_path / "ins_seg" / f"{name}.npy")
+        images.append((got["mask"], got["class"], got["score"], *truth_of(shapes, name)))
+    for key, thresholds in (("50", [0.5]), ("70", [0.7]), ("50_95", metrics.COCO_IOUS)):
+        ap = np.mean([plain_ap(images, t, 6) for t in thresholds], 0)
+        got = [np.nan if v is None else v for v in values[f"ap_{key}"].values()]
+        np.testing.assert_allclose(got, ap, atol=1e-12)
+        assert values[f"map_{key}"] == pytest.approx(np.nanmean(ap))
+    assert list(values["ap_50"]) == list(shapes.classes) and 0.2 < values["map_50_95"] < values["map_50"] < 1
+    assert values["images"] == len(names) == 8 and values["instances"] == sum(len(image[4]) for image in images)
+    json.dumps(values, allow_nan=False)
+    scored.num_workers = 2
+    assert eval_ins_seg.run(scored) == values
+
+
+def coco_stats(folder):
+    """(AP over 0.5:0.95, AP at 0.5) by pycocotools, and the results it read."""
+    truth = COCO(str(folder / "truth.json"))
+    results = truth.loadRes(str(folder / "results.json"))
+    evaluation = COCOeval(truth, results, "segm")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    assert len(truth.imgs) == 8
+    return evaluation.stats[:2], results.anns.values()
+
+
+def test_pycocotools_evaluates_the_export(scored, shapes, tmp_path):
+    eval_ins_seg.run(scored)
+    stats, results = coco_stats(tmp_path / "coco")
+    total, count = metrics.InstanceAP(), 0
+    for name in (tmp_path / "list.txt").read_text().split():
+        got = insfile.load(tmp_path / "ins_seg" / f"{name}.npy")
+        kept = got["score"] > 0  # what scores 0 is not exported
+        count += kept.sum()
+        total.add(got["mask"][kept], got["class"][kept], got["score"][kept], *truth_of(shapes, name))
+    assert len(results) == count > 8
+    # COCO samples the curve at 101 recalls: close to the area, not equal.
+    np.testing.assert_allclose(stats, [metrics.mean_ap(total.ap()), metrics.mean_ap(total.ap()[0])], atol=0.015)
+    assert stats[0] < stats[1] - 0.05
+
+
+def test_pycocotools_finds_the_truth_perfect(scored, shapes, tmp_path):
+    for name in (tmp_path / "list.txt").read_text().split():
+        masks, labels = truth_of(shapes, name)
+        found = {"score": np.ones(len(labels)), "mask": masks, "class": labels}
+        insfile.save(tmp_path / "ins_seg" / f"{name}.npy", found)
+    values = eval_ins_seg.run(scored)
+    assert values["map_50"] == values["map_70"] == values["map_50_95"] == 1
+    np.testing.assert_allclose(coco_stats(tmp_path / "coco")[0], 1)
+
+
+def test_exported_masks_are_those_of_the_files(scored, shapes, tmp_path):
+    eval_ins_seg.run(scored)
+    truth = COCO(str(tmp_path / "coco" / "truth.json"))
+    for image in truth.imgs.values():
+        masks, labels = truth_of(shapes, image["file_name"].removesuffix(".jpg"))
+        entries = truth.imgToAnns[image["id"]]
+        np.testing.assert_array_equal([truth.annToMask(entry) for entry in entries], masks)
+        assert [truth.cats[entry["category_id"]]["name"] for entry in entries] == [shapes.classes[c] for c in labels]
+        assert [entry["area"] for entry in entries] == masks.sum((1, 2)).tolist()
+        assert (image["height"], image["width"]) == (48, 48)
+
+
+def test_image_ids():
+    assert cocojson.image_ids(["000000057870", "000000000009"]) == {"000000057870": 57870, "000000000009": 9}
+    assert cocojson.image_ids(["2007_000032", "000000000009"]) == {"2007_000032": 1, "000000000009": 2}
+    assert cocojson.image_ids(["1", "01"]) == {"1": 1, "01": 2}
+
+
+def test_a_dataset_without_true_instances_is_not_scored(scored, monkeypatch, caplog):
+    monkeypatch.setattr(Shapes, "instances", lambda *_: None)
+    assert eval_ins_seg.run(scored) == {}
+    assert "no true instances" in caplog.text
+
+
+def test_matches_travel_between_processes(shapes):
+    matches = metrics.match_instances(*random_images()[7])
+    again = pickle.loads(pickle.dumps(matches))
+    assert all(np.array_equal(a, b) for a, b in zip(matches, again, strict=True))
+
+
+# pictures
+
+
+def test_overlay_gives_every_instance_its_own_colour():
+    image = np.full((20, 30, 3), 100, np.uint8)
+    masks = np.zeros((3, 20, 30), bool)
+    masks[0, 2:10, 2:12], masks[1, 2:10, 12:24], masks[2, 14:18, 2:8] = True, True, True
+    out = viz.overlay_instances(image, masks, np.array([0.9, 0.5, 0.0]))
+    assert out.dtype == np.uint8 and (out[12, 20] == 80).all()
+    assert (out[16, 4] == 80).all()  # scores 0
+    assert np.abs(out[5, 5].astype(int) - out[5, 16]).max() > 60
+    assert (out[2, 5] == 255).all()  # the outline
+    np.testing.assert_array_equal(viz.overlay_instances(image, masks[:0], np.zeros(0)), np.full((20, 30, 3), 80))
