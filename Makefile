@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 ARGS ?=
 
-.PHONY: sample test slow lint format seeds clean
+.PHONY: sample test slow lint format seeds bench clean
 
 sample: $(VENV)/.installed
 	$(RUN) run_sample.py $(ARGS)
@@ -26,6 +26,11 @@ format: $(VENV)/.installed-dev
 # The three-seed table of the README: the whole pipeline once per seed.
 seeds: $(VENV)/.installed
 	$(RUN) -m benchmarks.shapes_seeds $(ARGS)
+
+# Each fast form against a plain one, on this machine's CPU.
+bench: $(VENV)/.installed
+	$(RUN) -m benchmarks.cpu $(ARGS)
+	$(RUN) -m benchmarks.centroids
 
 $(VENV)/.installed: requirements.txt constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 10) else "Python 3.10 or later is needed")'
