@@ -4,7 +4,9 @@
 import argparse
 import sys
 
-from misc.cli import Step, above_zero, finite, floats, integers, main, not_negative, positive
+from misc.argtypes import above_zero, finite, floats, integers, not_negative, positive
+from misc.cli import main
+from misc.steps import Step
 
 RIB_SEEDS = {"folder": "cam_rib_out_dir"}
 STEPS = (

@@ -1,26 +1,22 @@
 """The command line: which steps, which values and where they come from; one line for a user's mistake."""
 
 import argparse
-import datetime
 import importlib
 import logging
-import math
 import os
-import platform
-import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import NoReturn
 
 import yaml
 
 from data import DATASETS, Choices, open_dataset, preset
+from misc.argtypes import boolean, not_negative
 from misc.errors import UserError
+from misc.provenance import provenance
+from misc.steps import Step, choose, table
 
 DESCRIPTION = """\
 RIB: weakly supervised semantic segmentation by reducing the information bottleneck.
@@ -31,86 +27,6 @@ RIB: weakly supervised semantic segmentation by reducing the information bottlen
   python run_sample.py --steps 4-6                       steps by number or name: make_cam,eval_cam or 8-report
   python run_sample.py --list_steps                      what each step reads and writes
 """
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step: its number and name, the module whose run(args, **options) does it, what it reads and writes.
-
-    needs_masks: it is left out for a dataset without ground truth.
-    """
-
-    number: int
-    name: str
-    module: str
-    reads: str
-    writes: str
-    options: dict = field(default_factory=dict)
-    needs_masks: bool = False
-
-
-def positive(text: str) -> int:
-    """A whole number of at least 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return value
-
-
-def not_negative(text: str) -> int:
-    """A whole number of at least 0."""
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is below 0")
-    return value
-
-
-def finite(text: str) -> float:
-    """A number that is neither infinite nor NaN."""
-    value = float(text)
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"{text} is not a finite number")
-    return value
-
-
-def above_zero(text: str) -> float:
-    """A number above 0."""
-    value = finite(text)
-    if value <= 0:
-        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
-    return value
-
-
-positive.__name__ = not_negative.__name__ = "whole number"
-above_zero.__name__ = finite.__name__ = "number"
-
-
-def floats(count: int | None = None) -> Callable[[str], tuple[float, ...]]:
-    """A type of numbers joined by commas, exactly `count` of them if given."""
-    return _numbers(finite, count)
-
-
-def integers(count: int | None = None) -> Callable[[str], tuple[int, ...]]:
-    """A type of whole numbers joined by commas, exactly `count` of them if given."""
-    return _numbers(int, count)
-
-
-def _numbers(kind: type, count: int | None) -> Callable:
-    def parse(text: str) -> tuple:
-        values = tuple(kind(part) for part in text.strip("()[] ").split(",") if part.strip())
-        if count is not None and len(values) != count:
-            raise argparse.ArgumentTypeError(f"{text!r} has {len(values)} values, wanted {count} joined by commas")
-        return values
-
-    parse.__name__ = "list of numbers joined by commas"
-    return parse
-
-
-def _boolean(text: str) -> bool:
-    words = {"true": True, "yes": True, "1": True, "on": True, "false": False, "no": False, "0": False, "off": False}
-    if text.lower() not in words:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
-    return words[text.lower()]
 
 
 def build_parser(
@@ -176,7 +92,7 @@ def build_parser(
     )
     for step in steps:
         flag = f"{step.name}_pass"
-        group.add_argument(f"--{flag}", nargs="?", const=True, type=_boolean, metavar="BOOL", help=argparse.SUPPRESS)
+        group.add_argument(f"--{flag}", nargs="?", const=True, type=boolean, metavar="BOOL", help=argparse.SUPPRESS)
         group.add_argument(f"--no-{flag}", dest=flag, action="store_false", default=None, help=argparse.SUPPRESS)
     return parser
 
@@ -263,7 +179,7 @@ def _read_config(path: str, parser: argparse.ArgumentParser) -> dict:
         text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
         try:
             if isinstance(action.default, bool) or name.endswith("_pass"):
-                values[name] = _boolean(text)
+                values[name] = boolean(text)
             else:
                 values[name] = action.type(text) if action.type else text
         except (ValueError, argparse.ArgumentTypeError) as error:
@@ -292,50 +208,6 @@ def _check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     low, high, step = args.cam_eval_sweep
     if low > high or step <= 0:
         parser.error(f"--cam_eval_sweep is {args.cam_eval_sweep}; wanted LO <= HI and STEP above 0")
-
-
-def choose(steps: Sequence[Step], args: argparse.Namespace) -> list[Step]:
-    """The steps to run, in order. UserError for a step that there is not."""
-    flags = {step.name: getattr(args, f"{step.name}_pass") for step in steps}
-    if args.steps is not None:
-        chosen = _select(steps, args.steps)
-        chosen |= {name for name, flag in flags.items() if flag}
-    elif any(flags.values()):
-        chosen = {name for name, flag in flags.items() if flag}
-    else:
-        chosen = set(flags)
-    plan = [step for step in steps if step.name in chosen and flags[step.name] is not False]
-    if not plan:
-        raise UserError("no step is left to run: every one that was asked for is also switched off")
-    return plan
-
-
-def _select(steps: Sequence[Step], text: str) -> set[str]:
-    keys = {key: i for i, step in enumerate(steps) for key in (str(step.number), step.name)}
-
-    def index(key: str) -> int:
-        if key not in keys:
-            known = ", ".join(f"{step.number} {step.name}" for step in steps)
-            raise UserError(f"--steps: there is no step {key!r}; there are {known}")
-        return keys[key]
-
-    chosen: set[str] = set()
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        first, dash, last = part.partition("-")
-        begin, end = index(first.strip()), index((last if dash else first).strip())
-        if begin > end:
-            raise UserError(f"--steps: {part} runs backwards; steps always run in their own order")
-        chosen |= {step.name for step in steps[begin : end + 1]}
-    if not chosen:
-        raise UserError("--steps names no step; see --list_steps")
-    return chosen
-
-
-def table(steps: Sequence[Step]) -> str:
-    """The steps as text."""
-    rows = [("", "step", "reads", "writes"), *((str(s.number), s.name, s.reads, s.writes) for s in steps)]
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
 def main(steps: Sequence[Step], add_arguments: Callable, argv: Sequence[str] | None = None) -> int:
@@ -382,7 +254,7 @@ def _run(args: argparse.Namespace, sources: dict[str, str], chosen: Sequence[Ste
         path = Path(args.work_dir) / "args.json"
         last = load_json(path)
         earlier = [*last.pop("earlier", []), last] if last else []
-        save_json(path, {**_provenance(args, sources, argv), "earlier": earlier})
+        save_json(path, {**provenance(args, sources, argv), "earlier": earlier})
     chosen = _possible(args, chosen)
     args.bad_images = _bad_images(args) if args.skip_bad else {}
     for step in chosen:
@@ -439,37 +311,3 @@ def _start_log(work_dir: Path, first: bool) -> None:
     logging.basicConfig(
         level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=handlers, force=True
     )
-
-
-def _provenance(args: argparse.Namespace, sources: dict[str, str], argv: Sequence[str]) -> dict:
-    """What made the results: arguments and their sources, versions, commit, machine."""
-    import torch
-
-    names = ("torch", "torchvision", "numpy", "scipy", "pillow", "opencv-python-headless", "pydensecrf2")
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {
-        "command": shlex.join(["python", "run_sample.py", *argv]),
-        "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "arguments": vars(args),
-        "sources": sources,
-        "seed": args.seed,
-        "git_commit": _git_commit(),
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in names}},
-        "hardware": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "gpu": gpu},
-    }
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _git_commit() -> str | None:
-    try:
-        folder = Path(__file__).parent
-        command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"]
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None

@@ -10,8 +10,9 @@ import pytest
 import yaml
 
 from data import preset
-from misc.cli import Step, choose, main, parse
+from misc.cli import main, parse
 from misc.errors import UserError
+from misc.steps import Step, choose
 from run_sample import STEPS, add_arguments
 
 ALL = [step.name for step in STEPS]

@@ -1,0 +1,67 @@
+"""What a step is, and which ones a command line asks for."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from misc.errors import UserError
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: its number and name, the module whose run(args, **options) does it, what it reads and writes.
+
+    needs_masks: it is left out for a dataset without ground truth.
+    """
+
+    number: int
+    name: str
+    module: str
+    reads: str
+    writes: str
+    options: dict = field(default_factory=dict)
+    needs_masks: bool = False
+
+
+def choose(steps: Sequence[Step], args: argparse.Namespace) -> list[Step]:
+    """The steps to run, in order. UserError for a step that there is not."""
+    flags = {step.name: getattr(args, f"{step.name}_pass") for step in steps}
+    if args.steps is not None:
+        chosen = _select(steps, args.steps)
+        chosen |= {name for name, flag in flags.items() if flag}
+    elif any(flags.values()):
+        chosen = {name for name, flag in flags.items() if flag}
+    else:
+        chosen = set(flags)
+    plan = [step for step in steps if step.name in chosen and flags[step.name] is not False]
+    if not plan:
+        raise UserError("no step is left to run: every one that was asked for is also switched off")
+    return plan
+
+
+def _select(steps: Sequence[Step], text: str) -> set[str]:
+    keys = {key: i for i, step in enumerate(steps) for key in (str(step.number), step.name)}
+
+    def index(key: str) -> int:
+        if key not in keys:
+            known = ", ".join(f"{step.number} {step.name}" for step in steps)
+            raise UserError(f"--steps: there is no step {key!r}; there are {known}")
+        return keys[key]
+
+    chosen: set[str] = set()
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        first, dash, last = part.partition("-")
+        begin, end = index(first.strip()), index((last if dash else first).strip())
+        if begin > end:
+            raise UserError(f"--steps: {part} runs backwards; steps always run in their own order")
+        chosen |= {step.name for step in steps[begin : end + 1]}
+    if not chosen:
+        raise UserError("--steps names no step; see --list_steps")
+    return chosen
+
+
+def table(steps: Sequence[Step]) -> str:
+    """The steps as text."""
+    rows = [("", "step", "reads", "writes"), *((str(s.number), s.name, s.reads, s.writes) for s in steps)]
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
