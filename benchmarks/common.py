@@ -57,13 +57,11 @@ def peak_extra_mb(module: str, function: str) -> float:
     The function is a generator: what it does up to its first yield is preparation.
     """
     code = (
-        f"import resource, {module} as m\nwork = m.{function}()\nnext(work)\n"
-        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\nbefore = peak()\nnext(work, None)\n"
-        "print(peak() - before)"
+        f"import {module} as m\nfrom benchmarks.common import max_rss_mb\nwork = m.{function}()\nnext(work)\n"
+        "before = max_rss_mb()\nnext(work, None)\nprint(max_rss_mb() - before)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    unit = 1024 if sys.platform != "darwin" else 1024**2
-    return int(done.stdout.split()[-1]) / unit
+    return float(done.stdout.split()[-1])
 
 
 def environment() -> dict:
@@ -99,8 +97,13 @@ def write(rows: list[Row], folder: Path, name: str) -> str:
 
 
 def max_rss_mb() -> float:
-    """Peak memory of this process in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Peak memory of this process in MB; where there is no /proc, that of the process it was started from counts too."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024
+    unit = 1024**2 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def _installed(name: str) -> bool:

@@ -201,8 +201,9 @@ def test_an_image_without_a_class_has_no_instance(tmp_path):
 def test_hundreds_of_fragments_stay_under_a_gigabyte(tmp_path):
     """At VOC size and from displacement to matches, in a process of its own."""
     code = """
-import resource, sys
+import sys
 import numpy as np, torch
+from benchmarks.common import max_rss_mb
 torch.set_num_threads(1)
 from misc import insfile, metrics
 from misc.instances import centroids, clusters, detect, instance_map
@@ -218,7 +219,7 @@ truth = np.zeros((3, 375, 500), bool)
 truth[0, :200], truth[1, 200:], truth[2, :9, :9] = True, True, True
 matches = metrics.match_instances(found["mask"], found["class"], found["score"], truth, np.array([0, 1, 0]))
 assert matches.hits.shape == (10, len(found["score"]))
-print(len(masks), len(found["score"]), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+print(len(masks), len(found["score"]), int(max_rss_mb()))
 """
     command = [sys.executable, "-c", code, str(tmp_path / "a.npy")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
