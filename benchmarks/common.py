@@ -97,7 +97,7 @@ def write(rows: list[Row], folder: Path, name: str) -> str:
 
 
 def max_rss_mb() -> float:
-    """Peak memory of this process in MB; where there is no /proc, that of the process it was started from counts too."""
+    """Peak memory of this process in MB; without /proc, the peak of the process it was started from counts too."""
     status = Path("/proc/self/status")
     if status.is_file():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
