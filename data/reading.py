@@ -26,10 +26,10 @@ def read_image(path: Path, exif: bool = False) -> np.ndarray:
     exif: turn the image as its EXIF orientation says. DataError if the file is missing, damaged or over MAX_PIXELS.
     """
     with _opened(path) as image:
-        if image.mode.startswith("I;16"):  # Pillow would clip 16-bit grey at 255
-            return np.repeat((np.array(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
         if exif:
             image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I;16"):  # Pillow would clip 16-bit grey at 255
+            return np.repeat((np.array(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
         return np.array(image.convert("RGB"))
 
 

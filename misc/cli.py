@@ -276,11 +276,16 @@ def _possible(args: argparse.Namespace, chosen: Sequence[Step]) -> Sequence[Step
     for note in dataset.notes:
         logging.warning(note)
     scoring = [step.name for step in chosen if step.needs_masks]
-    if dataset.has_masks or not scoring:
+    if not scoring:
         return chosen
+    lacks = f"dataset {args.dataset} has no masks"
+    if dataset.has_masks:
+        if any(map(dataset.has_mask, dataset.names_of(args.eval_list)[: args.limit])):
+            return chosen
+        lacks += f" for --eval_list {args.eval_list}"
     if len(scoring) == len(chosen):
-        raise UserError(f"dataset {args.dataset} has no masks, and all of these steps need some: {', '.join(scoring)}")
-    logging.warning("dataset %s has no masks: left out %s", args.dataset, ", ".join(scoring))
+        raise UserError(f"{lacks}, and all of these steps need some: {', '.join(scoring)}")
+    logging.warning("%s: left out %s", lacks, ", ".join(scoring))
     return [step for step in chosen if not step.needs_masks]
 
 

@@ -393,3 +393,26 @@ def test_results_of_a_dataset_file_lie_under_its_name(tmp_path, capsys):
     path.write_text("PRESET = {'RIB_iter': (3, 'tried')}\ndef open_dataset(args): pass\n")
     assert main(STEPS, add_arguments, ["--dataset", str(path), "--dry_run"]) == 0
     assert f"dataset {path}, results in result/mine" in capsys.readouterr().out
+
+
+def test_masks_for_other_images_than_those_to_be_scored_leave_scoring_out(tmp_path, caplog):
+    import argparse
+
+    from misc.cli import _possible
+    from run_sample import STEPS
+
+    for name in ("a", "b"):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        Image.fromarray(np.zeros((8, 9, 3), np.uint8)).save(tmp_path / "images" / f"{name}.png")
+    (tmp_path / "labels.csv").write_text("a,cat\nb,cat\n")
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(np.ones((8, 9), np.uint8)).save(tmp_path / "masks" / "b.png")
+    (tmp_path / "splits").mkdir()
+    (tmp_path / "splits" / "train.txt").write_text("a\n")
+    (tmp_path / "splits" / "val.txt").write_text("b\n")
+    args = argparse.Namespace(dataset="folder", data_root=str(tmp_path), eval_list="train", limit=None)
+    left = [step.name for step in _possible(args, STEPS)]
+    assert "make_rib_cam" in left and not {"eval_cam", "eval_rib_cam", "eval_sem_seg"} & set(left)
+    assert "no masks for --eval_list train: left out eval_cam" in caplog.text
+    args.eval_list = "val"
+    assert [step.name for step in _possible(args, STEPS)] == [step.name for step in STEPS]

@@ -179,4 +179,6 @@ def test_the_documented_dataset_runs_as_written(tmp_path):
     assert "has no masks: left out eval_cam, eval_rib_cam, eval_sem_seg" in printed
     check_files(tmp_path / "work", dict.fromkeys(names, (60, 72)), names)
     (tmp_path / "empty").mkdir()
-    assert "has no folder; wanted one" in run(tmp_path / "work", dataset, tmp_path / "empty", "--check_data", code=2)
+    assert "wanted one folder for each class" in run(
+        tmp_path / "work", dataset, tmp_path / "empty", "--check_data", code=2
+    )
