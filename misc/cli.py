@@ -258,14 +258,14 @@ def _run(args: argparse.Namespace, sources: dict[str, str], chosen: Sequence[Ste
     chosen = _possible(args, chosen)
     args.bad_images = _bad_images(args) if args.skip_bad else {}
     for step in chosen:
-        logging.info("step %d %s", step.number, step.name)
+        logging.info("step %s", step.title)
         begin = time.perf_counter()
         values = importlib.import_module(step.module).run(args, **step.options)
         torchutils.barrier()
         seconds = time.perf_counter() - begin
         if values:
             workdir.record(args, step.name, {"seconds": round(seconds, 2), **values})
-        logging.info("step %d %s took %.1f s", step.number, step.name, seconds)
+        logging.info("step %s took %.1f s", step.title, seconds)
     for name, problem in args.bad_images.items():
         logging.warning("left out %s: %s", name, problem)
 

@@ -1,5 +1,6 @@
 """The command line: which steps run, which values win and where they come from, and what a mistake looks like."""
 
+import argparse
 import json
 import logging
 import re
@@ -384,3 +385,19 @@ def test_nothing_left_to_run_and_a_power_of_zero_are_refused(capsys):
     assert "no step is left" in capsys.readouterr().err
     assert main(STEPS, add_arguments, ["--beta", "0", "--dry_run"]) == 2
     assert "not a number above 0" in capsys.readouterr().err
+
+
+def test_a_step_without_a_number_runs_only_by_its_name():
+    steps = [Step(1, "first", "m", "", ""), Step(2, "second", "m", "", ""), Step(None, "apart", "m", "", "")]
+
+    def names(text=None, **flags):
+        args = argparse.Namespace(steps=text, **{f"{step.name}_pass": flags.get(step.name) for step in steps})
+        return [step.name for step in choose(steps, args)]
+
+    assert names() == ["first", "second"]
+    assert names("apart") == ["apart"]
+    assert names("1-2,apart") == ["first", "second", "apart"]
+    assert names(apart=True) == ["apart"]
+    for wrong in ("1-apart", "None", ""):
+        with pytest.raises(UserError):
+            names(wrong)
