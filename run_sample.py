@@ -4,7 +4,7 @@
 import argparse
 import sys
 
-from misc.argtypes import above_zero, finite, floats, integers, not_negative, positive
+from misc.argtypes import above_zero, boolean, finite, floats, integers, not_negative, positive, words
 from misc.cli import main
 from misc.steps import Step
 
@@ -21,6 +21,8 @@ STEPS = (
     Step(9, "eval_sem_seg", "step.eval_sem_seg", "sem_seg/NAME.png, masks", "metrics.json", needs_masks=True),
     Step(10, "make_ins_seg", "step.make_ins_seg", "images, seeds, sess/res50_irn.pth", "ins_seg/NAME.npy"),
     Step(11, "eval_ins_seg", "step.eval_ins_seg", "ins_seg/NAME.npy, true instances", "metrics.json", needs_masks=True),
+    Step(12, "train_seg", "step.train_seg", "images, sem_seg/NAME.png", "sess/deeplabv2.pth"),
+    Step(13, "eval_seg", "step.eval_seg", "images, sess/deeplabv2.pth, masks if any", "seg/NAME.png, metrics.json"),
     Step(14, "report", "step.report", "whatever is there", "overview.png, thresholds.png"),
 )
 
@@ -32,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--infer_list", metavar="LIST", help="images that get seeds and pseudo masks")
     group.add_argument("--eval_list", metavar="LIST", help="images on which seeds and pseudo masks are scored")
     group.add_argument(
-        "--val_list", metavar="LIST", help="images on which the classifier and the segmentation are scored"
+        "--val_list", "--split", metavar="LIST", help="images on which the classifier and the segmentation are scored"
     )
     group.add_argument("--limit", type=positive, metavar="N", help="only the first N images of every list")
     group.add_argument("--shapes_train", type=positive, default=320, metavar="N", help="shapes: training images")
@@ -126,10 +128,54 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also write COCO files there: pseudo.json (annotations), results.json and truth.json (for pycocotools)",
     )
 
+    group = parser.add_argument_group("segmentation network (steps 12 and 13)")
+    models = ("deeplabv2_resnet101", "deeplabv2_resnet14", "deeplabv3_resnet101", "deeplabv3_resnet50")
+    group.add_argument("--seg_model", choices=models, help="v2 as published; v3 is torchvision's")
+    group.add_argument(
+        "--seg_labels",
+        type=words("pseudo", "cam", "truth"),
+        metavar="WORD,...",
+        help="one network for each, the first is the result: pseudo (step 8's masks), cam (the same walk from the "
+        "plain CAMs), truth (the dataset's masks)",
+    )
+    group.add_argument(
+        "--seg_init",
+        metavar="INIT",
+        help="backbone: imagenet, coco (torchvision's, from COCO's masks), cam (the classifier's), scratch, or a file",
+    )
+    group.add_argument("--seg_loss", choices=("ce", "balanced"), help="balanced: fore- and background averaged apart")
+    group.add_argument("--seg_crop_size", type=positive, metavar="PX", help="side of the training crops")
+    group.add_argument("--seg_scales", type=floats(), metavar="S,...", help="image scales in training, one is drawn")
+    group.add_argument(
+        "--seg_batch_size", type=positive, metavar="N", help="images per step, over all ranks and --seg_accumulate"
+    )
+    group.add_argument("--seg_accumulate", type=positive, metavar="N", help="parts in which a step is computed")
+    group.add_argument("--seg_iter", type=positive, metavar="N", help="training steps")
+    group.add_argument(
+        "--seg_lr", type=above_zero, metavar="LR", help="of the backbone (classifier 10x, its biases 20x)"
+    )
+    group.add_argument("--seg_momentum", type=finite, metavar="M", help="momentum of SGD")
+    group.add_argument("--seg_weight_decay", type=finite, metavar="W", help="weight decay (biases: none)")
+    group.add_argument("--seg_checkpoint_every", type=positive, metavar="N", help="steps from which a run can go on")
+    group.add_argument(
+        "--seg_msc_scales", type=floats(), metavar="S,...", help="v2: scales within the network; the first 1.0"
+    )
+    group.add_argument("--seg_aspp_rates", type=integers(), metavar="R,...", help="v2: dilations of the classifier")
+    group.add_argument("--seg_test_scales", type=floats(), metavar="S,...", help="image scales at inference, averaged")
+    group.add_argument("--seg_test_mirror", type=boolean, metavar="BOOL", help="average with the mirror image")
+    group.add_argument(
+        "--seg_crf",
+        type=floats(5),
+        metavar="S,C,S,S,C",
+        help="CRF: Gaussian deviation (px) and weight; bilateral deviation (px), deviation (grey values) and weight",
+    )
+    group.add_argument("--seg_crf_iter", type=not_negative, metavar="N", help="iterations of the CRF; 0: no CRF")
+
     group = parser.add_argument_group("files (default: below --work_dir)")
     group.add_argument("--cam_weights_name", metavar="FILE", help="classifier weights")
     group.add_argument("--irn_weights_name", metavar="FILE", help="boundary network weights")
-    for name in ("cam", "cam_rib", "ir_label", "sem_seg", "ins_seg"):
+    group.add_argument("--seg_weights_name", metavar="FILE", help="segmentation network weights")
+    for name in ("cam", "cam_rib", "ir_label", "sem_seg", "sem_seg_cam", "ins_seg", "seg"):
         group.add_argument(f"--{name}_out_dir", metavar="DIR", help=f"folder of the {name} files")
 
 

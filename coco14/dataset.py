@@ -40,6 +40,7 @@ PRESET: dict[str, tuple[object, str]] = {
     "explode_ratio": (0.8, "RIB, step/make_rib_cam.py, for COCO"),
     "irn_infer_pad": (0, "RIB, step/make_sem_seg.py, for COCO: images are larger than 512"),
     "sem_seg_bg_thres": (0.22, "RIB, run_sample.py, for COCO"),
+    "seg_crop_size": (481, "RIB, as its authors report, for COCO"),
     "train_list": ("train", "RIB, run_sample.py: the 82,783 images of train2014"),
     "infer_list": ("train", "RIB, run_sample.py: the 82,783 images of train2014"),
     "eval_list": ("train", "RIB, run_sample.py: seeds and pseudo masks are scored on train2014"),

@@ -28,6 +28,8 @@ class Dataset:
     # What `--check_data` reports besides what it finds by reading every image: problems to be mended, and mere notes.
     problems: Sequence[str] = ()
     notes: Sequence[str] = ()
+    # Folder, below that of the masks, in which the dataset's test server wants those of images without ground truth.
+    submission = ""
 
     @property
     def n_classes(self) -> int:

@@ -26,27 +26,47 @@ class TrainingCrops(torch.utils.data.Dataset):
         return torch.from_numpy(image), torch.from_numpy(self.dataset.label(name))
 
 
-class AffinityCrops(torch.utils.data.Dataset):
-    """Augmented crops of images with their CRF labels, reduced to the stride-4 grid (IRN, the affinity dataset)."""
+class SegmentationCrops(torch.utils.data.Dataset):
+    """Augmented crops of images with their masks: a random scale out of `scales`, random flip, random crop.
 
-    def __init__(self, dataset: Dataset, read_label, scales: tuple[float, float], crop: int, seed: int):
+    read_label(name): uint8 [H, W]. An item is asked for by (name, *keys), and the keys seed its augmentation.
+    """
+
+    def __init__(self, dataset: Dataset, read_label, scales: Sequence[float], crop: int, seed: int):
         self.dataset, self.read_label, self.scales = dataset, read_label, scales
         self.crop, self.seed = crop, seed
 
+    def scale(self, draw: np.random.Generator) -> float:
+        """One of the scales."""
+        return float(draw.choice(self.scales))
+
     def __getitem__(self, item: tuple) -> tuple[torch.Tensor, torch.Tensor]:
-        """(float32 [3, crop, crop], uint8 [crop / 4, crop / 4] with 255 for ignore and padding)."""
+        """(float32 [3, crop, crop], uint8 [crop, crop] with 255 for ignore and padding)."""
         name, *keys = item
         draw = rng(self.seed, name, *keys)
         image = self.dataset.image(name)
         label = self.read_label(name)
-        size = rescale_size(image.shape, draw.uniform(*self.scales))
+        size = rescale_size(image.shape, self.scale(draw))
         image, label = normalize(resize(image, *size)), resize(label, *size, nearest=True)
         if draw.random() < 0.5:
             image, label = image[..., ::-1], label[..., ::-1]
         box = crop_box(size, self.crop, draw)
         image, label = paste(image, box, self.crop, 0.0), paste(label, box, self.crop, 255)
-        small = resize(label, self.crop // 4, self.crop // 4, nearest=True)
-        return torch.from_numpy(image), torch.from_numpy(small.copy())
+        return torch.from_numpy(image), torch.from_numpy(label)
+
+
+class AffinityCrops(SegmentationCrops):
+    """The same with a scale anywhere in the range `scales`, masks reduced to stride 4 (IRN, the affinity dataset)."""
+
+    def scale(self, draw: np.random.Generator) -> float:
+        """A number between the two scales."""
+        return draw.uniform(*self.scales)
+
+    def __getitem__(self, item: tuple) -> tuple[torch.Tensor, torch.Tensor]:
+        """(float32 [3, crop, crop], uint8 [crop / 4, crop / 4] with 255 for ignore and padding)."""
+        image, label = super().__getitem__(item)
+        small = resize(label.numpy(), self.crop // 4, self.crop // 4, nearest=True)
+        return image, torch.from_numpy(small.copy())
 
 
 class TopLeftCrops(torch.utils.data.Dataset):
@@ -66,10 +86,13 @@ class TopLeftCrops(torch.utils.data.Dataset):
 
 
 class Pyramids(torch.utils.data.Dataset):
-    """Whole images at several scales with their mirrors, for CAM and RIB."""
+    """Whole images at several scales with their mirrors.
 
-    def __init__(self, dataset: Dataset, names: Sequence[str], scales: Sequence[float]):
-        self.dataset, self.names, self.scales = dataset, names, tuple(scales)
+    labelled: whether the images have labels; those of a test split have none, and their label comes out empty.
+    """
+
+    def __init__(self, dataset: Dataset, names: Sequence[str], scales: Sequence[float], labelled: bool = True):
+        self.dataset, self.names, self.scales, self.labelled = dataset, names, tuple(scales), labelled
 
     def __len__(self) -> int:
         return len(self.names)
@@ -79,7 +102,8 @@ class Pyramids(torch.utils.data.Dataset):
         name = self.names[i]
         image = self.dataset.image(name)
         levels = [torch.from_numpy(level) for level in pyramid(image, self.scales)]
-        return name, image.shape[:2], levels, torch.from_numpy(self.dataset.label(name))
+        label = self.dataset.label(name) if self.labelled else np.zeros(0, np.float32)
+        return name, image.shape[:2], levels, torch.from_numpy(label)
 
 
 def iterate_images(dataset: torch.utils.data.Dataset, num_workers: int) -> DataLoader:
@@ -95,6 +119,27 @@ def epoch_batches(names: Sequence[str], batch_size: int, seed: int, epoch: int) 
     order = rng(seed, "order", epoch).permutation(len(names))
     batches = [order[i : i + batch_size] for i in range(0, len(names) - batch_size + 1, batch_size)]
     return [[(names[i], epoch) for i in batch[rank() :: world_size()]] for batch in batches]
+
+
+def stream_batches(
+    names: Sequence[str], batch_size: int, parts: int, seed: int, first: int, last: int
+) -> list[list[tuple]]:
+    """The (name, epoch) batches of the steps first..last - 1, each step in `parts` of batch_size / parts images.
+
+    They are cut from one endless stream, one shuffled epoch after another, so a list may be shorter than a batch. With
+    several ranks every rank takes its share of the same global batches.
+    """
+    orders: dict[int, np.ndarray] = {}
+
+    def item(position: int) -> tuple[str, int]:
+        epoch, place = divmod(position, len(names))
+        if epoch not in orders:
+            orders[epoch] = rng(seed, "order", epoch).permutation(len(names))
+        return names[orders[epoch][place]], epoch
+
+    size = batch_size // parts
+    starts = range(first * batch_size, last * batch_size, size)
+    return [[item(position) for position in range(start + rank(), start + size, world_size())] for start in starts]
 
 
 class CompanionBatches:

@@ -62,6 +62,19 @@ def _numbers(kind: type, count: int | None) -> Callable:
     return parse
 
 
+def words(*choices: str) -> Callable[[str], tuple[str, ...]]:
+    """A type of words out of `choices`, joined by commas, each at most once and at least one of them."""
+
+    def parse(text: str) -> tuple[str, ...]:
+        values = tuple(part.strip() for part in text.strip("()[] ").split(",") if part.strip())
+        if not values or len(set(values)) < len(values) or not set(values) <= set(choices):
+            raise argparse.ArgumentTypeError(f"{text!r} is no list of different words out of {', '.join(choices)}")
+        return values
+
+    parse.__name__ = "list of words joined by commas"
+    return parse
+
+
 def boolean(text: str) -> bool:
     words = {"true": True, "yes": True, "1": True, "on": True, "false": False, "no": False, "0": False, "off": False}
     if text.lower() not in words:

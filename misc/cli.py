@@ -114,7 +114,9 @@ class _Help(argparse.RawDescriptionHelpFormatter):
         text = action.help or ""
         if action.default is None or isinstance(action.default, bool) or "default" in text:
             return text
-        default = ",".join(f"{v:g}" for v in action.default) if isinstance(action.default, tuple) else action.default
+        default = action.default
+        if isinstance(default, tuple):
+            default = ",".join(v if isinstance(v, str) else f"{v:g}" for v in default)
         return f"{text} (default: {default})".replace("%", "%%")
 
 
@@ -205,6 +207,13 @@ def _check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         low, high = getattr(args, name)
         if not 0 < low <= high:
             parser.error(f"--{name} is {low},{high}; wanted 0 < LO <= HI")
+    for name in ("seg_scales", "seg_test_scales", "seg_msc_scales", "seg_aspp_rates"):
+        if not getattr(args, name) or min(getattr(args, name)) <= 0:
+            parser.error(f"--{name} is {getattr(args, name)}; wanted at least one number, all above 0")
+    if args.seg_msc_scales[0] != 1:
+        parser.error(f"--seg_msc_scales is {args.seg_msc_scales}; the first must be 1.0")
+    if args.seg_batch_size % args.seg_accumulate:
+        parser.error(f"--seg_batch_size {args.seg_batch_size} is no multiple of --seg_accumulate {args.seg_accumulate}")
     low, high, step = args.cam_eval_sweep
     if low > high or step <= 0:
         parser.error(f"--cam_eval_sweep is {args.cam_eval_sweep}; wanted LO <= HI and STEP above 0")

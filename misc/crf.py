@@ -1,8 +1,8 @@
-"""Dense CRF: labels for the boundary network (IRN, step/cam_to_ir_label.py and misc/imutils.py)."""
+"""Dense CRF: for the labels of the boundary network (IRN, misc/imutils.py) and the segmentation network's masks."""
 
 import importlib.util
-import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,8 +12,20 @@ from misc.permutohedral import Lattice
 
 GT_PROB = 0.7
 ITERATIONS = 10
-GAUSSIAN = {"sxy": 3, "compat": 3}
-BILATERAL = {"sxy": 50, "srgb": 5, "compat": 10}
+CLIP = 1e-5  # least probability of a unary term
+
+
+class Kernels(NamedTuple):
+    """The pairwise terms of a dense CRF: deviations in pixels and in grey values, and weights (Potts)."""
+
+    gaussian_sxy: float
+    gaussian_compat: float
+    bilateral_sxy: float
+    bilateral_srgb: float
+    bilateral_compat: float
+
+
+SEEDS = Kernels(3, 3, 50, 5, 10)  # IRN, misc/imutils.py
 
 
 def crf_labels(
@@ -27,9 +39,39 @@ def crf_labels(
     """
     if n_labels == 1:
         return [np.zeros(image.shape[:2], np.uint8) for _ in labelings]
+    chance = (1 - GT_PROB) / (n_labels - 1)
+    unaries = [
+        -np.log(np.where(np.arange(n_labels)[:, None, None] == labeling, GT_PROB, chance)) for labeling in labelings
+    ]
+    return _infer(image, unaries, SEEDS, ITERATIONS, device)
+
+
+def crf_probabilities(
+    image: np.ndarray,
+    probabilities: np.ndarray,
+    kernels: Kernels,
+    iterations: int = ITERATIONS,
+    device: torch.device | None = None,
+) -> np.ndarray:
+    """uint8 [H, W]: the labels of a network's probabilities float32 [L, H, W] after a dense CRF.
+
+    image: uint8 [H, W, 3]. device: as in `crf_labels`.
+    """
+    return _infer(image, [-np.log(np.clip(probabilities, CLIP, 1))], kernels, iterations, device)[0]
+
+
+def _infer(
+    image: np.ndarray,
+    unaries: Sequence[np.ndarray],
+    kernels: Kernels,
+    iterations: int,
+    device: torch.device | None,
+) -> list[np.ndarray]:
+    """The labels uint8 [H, W] for each unary energy [L, H, W]."""
+    unaries = [np.ascontiguousarray(unary, np.float32) for unary in unaries]
     if device is None:
-        return _by_pydensecrf(image, labelings, n_labels)
-    return _by_torch(image, labelings, n_labels, device)
+        return _by_pydensecrf(image, unaries, kernels, iterations)
+    return _by_torch(image, unaries, kernels, iterations, device)
 
 
 def resolve_backend(backend: str, device: torch.device) -> torch.device | None:
@@ -44,52 +86,53 @@ def resolve_backend(backend: str, device: torch.device) -> torch.device | None:
     return None if backend == "pydensecrf" else device
 
 
-def _by_pydensecrf(image: np.ndarray, labelings: Sequence[np.ndarray], n_labels: int) -> list[np.ndarray]:
+def _by_pydensecrf(
+    image: np.ndarray, unaries: Sequence[np.ndarray], kernels: Kernels, iterations: int
+) -> list[np.ndarray]:
     import pydensecrf.densecrf as densecrf
-    from pydensecrf.utils import unary_from_labels
 
     height, width = image.shape[:2]
-    crf = densecrf.DenseCRF2D(width, height, n_labels)
-    crf.addPairwiseGaussian(**GAUSSIAN)
-    crf.addPairwiseBilateral(**BILATERAL, rgbim=np.ascontiguousarray(image))
+    crf = densecrf.DenseCRF2D(width, height, len(unaries[0]))
+    crf.addPairwiseGaussian(sxy=kernels.gaussian_sxy, compat=kernels.gaussian_compat)
+    crf.addPairwiseBilateral(
+        sxy=kernels.bilateral_sxy, srgb=kernels.bilateral_srgb, compat=kernels.bilateral_compat,
+        rgbim=np.ascontiguousarray(image),
+    )  # fmt: skip
     refined = []
-    for labeling in labelings:
-        unary = unary_from_labels(labeling, n_labels, gt_prob=GT_PROB, zero_unsure=False)
-        crf.setUnaryEnergy(np.ascontiguousarray(unary))
-        refined.append(np.argmax(np.array(crf.inference(ITERATIONS)), 0).reshape(height, width).astype(np.uint8))
+    for unary in unaries:
+        crf.setUnaryEnergy(unary.reshape(len(unary), -1))
+        refined.append(np.argmax(np.array(crf.inference(iterations)), 0).reshape(height, width).astype(np.uint8))
     return refined
 
 
 @torch.inference_mode()
 def _by_torch(
-    image: np.ndarray, labelings: Sequence[np.ndarray], n_labels: int, device: torch.device
+    image: np.ndarray, unaries: Sequence[np.ndarray], kernels: Kernels, iterations: int, device: torch.device
 ) -> list[np.ndarray]:
     height, width = image.shape[:2]
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     position = torch.stack([x, y], -1).reshape(-1, 2).to(device, torch.float32)
     colour = torch.from_numpy(np.ascontiguousarray(image)).reshape(-1, 3).to(device, torch.float32)
-    kernels = [
-        (position / GAUSSIAN["sxy"], GAUSSIAN["compat"]),
-        (torch.cat([position / BILATERAL["sxy"], colour / BILATERAL["srgb"]], 1), BILATERAL["compat"]),
-    ]
+    bilateral = torch.cat([position / kernels.bilateral_sxy, colour / kernels.bilateral_srgb], 1)
     terms = []
-    for features, compat in kernels:
+    for features, compat in (
+        (position / kernels.gaussian_sxy, kernels.gaussian_compat),
+        (bilateral, kernels.bilateral_compat),
+    ):
         lattice = Lattice(features)
         norm = (lattice.filter(features.new_ones(len(features), 1)) + 1e-20).rsqrt()
         terms.append((lattice, norm, compat))
-    # All labelings are channels of one pass: (pixels, labelings, labels).
-    given = torch.from_numpy(np.stack([np.asarray(labeling, np.int64).reshape(-1) for labeling in labelings], 1))
-    chance = math.log((1 - GT_PROB) / (n_labels - 1))
-    log_prior = torch.full((*given.shape, n_labels), chance, device=device)
-    log_prior.scatter_(2, given.to(device)[..., None], math.log(GT_PROB))
+    # All unary terms are channels of one pass: (pixels, runs, labels).
+    energies = torch.from_numpy(np.stack(unaries)).to(device)
+    log_prior = -energies.flatten(2).permute(2, 0, 1).contiguous()
     q = torch.softmax(log_prior, 2)
-    for _ in range(ITERATIONS):
+    for _ in range(iterations):
         logits = log_prior
         for lattice, norm, compat in terms:
             message = norm * lattice.filter(norm * q.flatten(1))  # symmetric normalisation, Potts compatibility
             logits = logits + compat * message.view_as(q)
         q = torch.softmax(logits, 2)
-    labels = q.argmax(2).T.reshape(len(labelings), height, width).to(torch.uint8).cpu().numpy()
+    labels = q.argmax(2).T.reshape(len(unaries), height, width).to(torch.uint8).cpu().numpy()
     return list(labels)
 
 

@@ -1,6 +1,7 @@
 """The one training loop: bar, checkpoint after every epoch, exact resume, stop on a loss that is not finite."""
 
 import argparse
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from data.base import Dataset
-from data.loaders import epoch_batches
+from data.loaders import epoch_batches, stream_batches
 from misc import torchutils
 from misc.errors import UserError
 from misc.files import find_doubled, save_torch
@@ -29,13 +30,16 @@ def fit(
     title: str,
     settings: dict,
     scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
+    accumulate: int = 1,
 ) -> list[float]:
     """Trains `model` in place and returns the mean loss of every epoch.
 
     loss_of(model, batch): the loss of a batch as the loader gives it. loader_of(epoch): that epoch's batches, which
     must depend on nothing but the epoch. checkpoint: where the state after each epoch is kept, so that a run that was
     cut off goes on there; removed by the caller once the result is stored. settings: plain values that must be the same
-    when it goes on, else UserError. FloatingPointError if a loss is not finite, on every rank at once.
+    when it goes on, else UserError. accumulate: batches whose mean gradient makes one step; an epoch holds whole steps.
+    FloatingPointError if a loss is not finite, on every rank at once. What counts by iterations calls the iterations
+    between two checkpoints an epoch (`loader_by_iteration`).
     """
     first, losses = 0, []
     if checkpoint.is_file():
@@ -52,12 +56,16 @@ def fit(
         total = torch.zeros(())
         with bar(total=len(loader), title=f"{title} {epoch + 1}/{epochs}", unit="batch") as progress:
             for i, batch in enumerate(loader):
-                loss = loss_of(parallel, batch)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                if scheduler is not None:
-                    scheduler.step()
+                if i % accumulate == 0:
+                    optimizer.zero_grad(set_to_none=True)
+                complete = (i + 1) % accumulate == 0
+                with contextlib.nullcontext() if complete or parallel is model else parallel.no_sync():
+                    loss = loss_of(parallel, batch)
+                    (loss / accumulate).backward()
+                if complete:
+                    optimizer.step()
+                    if scheduler is not None:
+                        scheduler.step()
                 value = torchutils.mean_over_ranks(loss.detach()).item()
                 if not abs(value) < float("inf"):
                     raise FloatingPointError(
@@ -88,11 +96,9 @@ def loader_by_epoch(
 
     batch_size: images of one step over all ranks.
     """
-    ranks = torchutils.world_size()
     if len(names) < batch_size:
         raise UserError(f"{len(names)} images do not fill one batch of {batch_size}; lower the batch size")
-    if batch_size % ranks:
-        raise UserError(f"a batch of {batch_size} cannot be shared equally by {ranks} ranks; change one of the two")
+    _check_shares(batch_size)
 
     def loader_of(epoch: int) -> DataLoader:
         batches = epoch_batches(names, batch_size, args.seed, epoch)
@@ -101,9 +107,38 @@ def loader_by_epoch(
     return loader_of, len(names) // batch_size
 
 
-def to_train(args: argparse.Namespace, argument: str) -> Path | None:
+def loader_by_iteration(
+    crops: torch.utils.data.Dataset, names: Sequence[str], batch_size: int, parts: int, iterations: int, every: int,
+    args: argparse.Namespace, pin_memory: bool,
+) -> tuple[Callable[[int], DataLoader], int]:  # fmt: skip
+    """The loader of every block of `every` iterations for `fit`, and the number of blocks; the last may be shorter.
+
+    batch_size: images of one step over all ranks and `parts`. Which images an iteration sees and every
+    draw in it depend on (seed, iteration) alone, so that going on needs no more than the number of the block.
+    """
+    _check_shares(batch_size, parts)
+
+    def loader_of(block: int) -> DataLoader:
+        first = block * every
+        torchutils.seed_everything(int(torchutils.rng(args.seed, "block", block, torchutils.rank()).integers(2**62)))
+        batches = stream_batches(names, batch_size, parts, args.seed, first, min(first + every, iterations))
+        return DataLoader(crops, batch_sampler=batches, num_workers=args.num_workers, pin_memory=pin_memory)
+
+    return loader_of, -(-iterations // every)
+
+
+def _check_shares(batch_size: int, parts: int = 1) -> None:
+    shares = parts * torchutils.world_size()
+    if batch_size % shares:
+        raise UserError(
+            f"a batch of {batch_size} cannot be shared equally by {torchutils.world_size()} ranks"
+            f"{f' in {parts} parts each' if parts > 1 else ''}; change one of them"
+        )
+
+
+def to_train(args: argparse.Namespace, argument: str, variant: str = "") -> Path | None:
     """The weights file that is to be trained, None where it is there. A file that the user named is never replaced."""
-    target = place(args, argument)
+    target = place(args, argument, variant)
     there = find_doubled(target)
     if there is None or (args.overwrite and not getattr(args, argument)):
         return target

@@ -12,18 +12,22 @@ from misc.torchutils import gather, rank, shard
 PLACES = {
     "cam_weights_name": ("sess/res50_cam.pth", "train_cam"),
     "irn_weights_name": ("sess/res50_irn.pth", "train_irn"),
+    "seg_weights_name": ("sess/deeplabv2.pth", "train_seg"),
     "cam_out_dir": ("cam", "make_cam"),
     "cam_rib_out_dir": ("cam_rib", "make_rib_cam"),
     "ir_label_out_dir": ("ir_label", "cam_to_ir_label"),
     "sem_seg_out_dir": ("sem_seg", "make_sem_seg"),
+    "sem_seg_cam_out_dir": ("sem_seg_cam", "train_seg"),
     "ins_seg_out_dir": ("ins_seg", "make_ins_seg"),
+    "seg_out_dir": ("seg", "eval_seg"),
 }
 
 
-def place(args: argparse.Namespace, argument: str) -> Path:
-    """The path that an argument of PLACES names, by default below `--work_dir`."""
+def place(args: argparse.Namespace, argument: str, variant: str = "") -> Path:
+    """The path that an argument of PLACES names, by default below `--work_dir`; `variant` goes before its ending."""
     value = getattr(args, argument)
-    return Path(value) if value else Path(args.work_dir) / PLACES[argument][0]
+    path = Path(value) if value else Path(args.work_dir) / PLACES[argument][0]
+    return path.with_stem(path.stem + variant) if variant else path
 
 
 def seeds_argument(args: argparse.Namespace) -> str:
@@ -36,15 +40,23 @@ def result_file(args: argparse.Namespace, argument: str, name: str, suffix: str)
     return place(args, argument) / f"{name}{suffix}"
 
 
-def require(args: argparse.Namespace, argument: str, names: Sequence[str] | None = None, suffix: str = ".npy") -> None:
+def require(
+    args: argparse.Namespace,
+    argument: str,
+    names: Sequence[str] | None = None,
+    suffix: str = ".npy",
+    variant: str = "",
+) -> None:
     """UserError if a file that an earlier step makes is not there, saying which step makes it.
 
-    names: the images whose result files are needed; without, the argument names a single file.
+    names: the images whose result files are needed; without, the argument names a single file, or the
+    variant of it.
     """
     step = PLACES[argument][1]
     if names is None:
-        if find_doubled(place(args, argument)) is None:
-            raise UserError(f"{place(args, argument)} is missing; step {step} makes it: add --steps {step}")
+        path = place(args, argument, variant)
+        if find_doubled(path) is None:
+            raise UserError(f"{path} is missing; step {step} makes it: add --steps {step}")
         return
     folder = place(args, argument)
     missing = [name for name in names if not (folder / f"{name}{suffix}").is_file()]

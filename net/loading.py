@@ -1,12 +1,13 @@
 """Networks with the weights that the arguments name, ready for the device."""
 
 import argparse
+from pathlib import Path
 
 import torch
 
 from data.base import Dataset
 from misc.workdir import place
-from net import weights
+from net import deeplabv2, weights
 from net.resnet50_cam import CAM
 from net.resnet50_irn import EdgeDisplacement
 
@@ -22,4 +23,17 @@ def load_irn(args: argparse.Namespace, device: torch.device) -> EdgeDisplacement
     """The boundary network at inference, in evaluation mode."""
     model = EdgeDisplacement(args.irn_infer_pad, arch=args.cam_network)
     weights.load(model, place(args, "irn_weights_name"))
+    return model.eval().to(device, memory_format=torch.channels_last)
+
+
+def build_seg(args: argparse.Namespace, dataset: Dataset) -> deeplabv2.DeepLab:
+    """The segmentation network with random weights."""
+    scratch = args.seg_init == "scratch"
+    return deeplabv2.build(args.seg_model, dataset.n_classes + 1, args.seg_msc_scales, args.seg_aspp_rates, scratch)
+
+
+def load_seg(args: argparse.Namespace, dataset: Dataset, path: Path, device: torch.device) -> deeplabv2.DeepLab:
+    """The segmentation network with the weights of `path`, in evaluation mode."""
+    model = build_seg(args, dataset)
+    weights.load(model, path)
     return model.eval().to(device, memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""The ResNet backbones: ResNet-50 with the strides of the method, and a small one of the same class for `shapes`."""
+"""The ResNet backbones with the strides of the method, and a small one of the same class for `shapes`."""
 
 from dataclasses import dataclass
 
@@ -12,12 +12,14 @@ class Arch:
     """Shape of a bottleneck ResNet.
 
     blocks: blocks per stage; width: channels of the stem (64 in ResNet-50); strides: of layer1..layer4 given that the
-    stem's convolution has stride 2; max_pool: whether the stem ends in a 3x3 max pooling of stride 2.
+    stem's convolution has stride 2; dilations: of layer1..layer4, of all blocks of a stage alike; max_pool: whether the
+    stem ends in a 3x3 max pooling of stride 2.
     """
 
     blocks: tuple[int, int, int, int]
     width: int = 64
     strides: tuple[int, int, int, int] = (1, 2, 2, 1)
+    dilations: tuple[int, int, int, int] = (1, 1, 1, 1)
     max_pool: bool = True
 
     @property
@@ -42,6 +44,9 @@ class Arch:
 ARCHS = {
     # IRN: strides (2, 2, 2, 1), the first being the stem's max pooling; the last stage keeps stride 1 and dilation 1.
     "resnet50": Arch(blocks=(3, 4, 6, 3)),
+    # DeepLab-v2: overall stride 8. Every block of a dilated stage has the stage's dilation, the first one too, where
+    # torchvision's replace_stride_with_dilation gives that one the dilation of the stage before.
+    "resnet101": Arch(blocks=(3, 4, 23, 3), strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4)),
     # One block per stage, half the width, no max pooling: overall stride 8, for images of about 100 px.
     "resnet14": Arch(blocks=(1, 1, 1, 1), width=32, max_pool=False),
 }
@@ -61,13 +66,18 @@ class ResNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(width)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if self.arch.max_pool else nn.Identity()
         inplanes = width
-        for i, (blocks, stride) in enumerate(zip(self.arch.blocks, self.arch.strides, strict=True)):
+        stages = zip(self.arch.blocks, self.arch.strides, self.arch.dilations, strict=True)
+        for i, (blocks, stride, dilation) in enumerate(stages):
             planes = width * 2**i
-            setattr(self, f"layer{i + 1}", _stage(inplanes, planes, blocks, stride))
+            setattr(self, f"layer{i + 1}", _stage(inplanes, planes, blocks, stride, dilation))
             inplanes = planes * Bottleneck.expansion
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Images [B, 3, H, W] -> features after layer4 [B, D, h, w]."""
+        return self.upper(self.lower(x))
 
     def stem(self, x: torch.Tensor) -> torch.Tensor:
         """Images [B, 3, H, W] -> [B, width, h, w]."""
@@ -89,12 +99,12 @@ class ResNet(nn.Module):
         return out
 
 
-def _stage(inplanes: int, planes: int, blocks: int, stride: int) -> nn.Sequential:
+def _stage(inplanes: int, planes: int, blocks: int, stride: int, dilation: int) -> nn.Sequential:
     outplanes = planes * Bottleneck.expansion
     downsample = None
     if stride != 1 or inplanes != outplanes:
         downsample = nn.Sequential(
             nn.Conv2d(inplanes, outplanes, 1, stride=stride, bias=False), nn.BatchNorm2d(outplanes)
         )
-    first = Bottleneck(inplanes, planes, stride, downsample)
-    return nn.Sequential(first, *(Bottleneck(outplanes, planes) for _ in range(blocks - 1)))
+    first = Bottleneck(inplanes, planes, stride, downsample, dilation=dilation)
+    return nn.Sequential(first, *(Bottleneck(outplanes, planes, dilation=dilation) for _ in range(blocks - 1)))

@@ -11,6 +11,7 @@ from misc.errors import UserError
 from misc.files import find_doubled
 
 IMAGENET = "IMAGENET1K_V1"  # what the published code was trained from
+COCO = "COCO_WITH_VOC_LABELS_V1"  # torchvision's DeepLab-v3, trained with COCO's masks
 
 
 class WeightsError(UserError):
@@ -91,21 +92,25 @@ def canonical(state: Mapping[str, torch.Tensor], model: nn.Module) -> dict[str, 
 
 
 def load_backbone(model: nn.Module, source: str) -> None:
-    """The backbone's start: "imagenet" through torchvision, or a file of any known layout."""
-    if source != "imagenet":
+    """The backbone's start: "imagenet" or "coco" through torchvision, or a file of any known layout."""
+    if source not in ("imagenet", "coco"):
         load(model, source, backbone_only=True)
         return
     from torchvision.models import get_model_weights, list_models
 
-    if model.arch_name not in list_models():
-        raise WeightsError(f"there are no ImageNet weights for {model.arch_name}; start from scratch or from a file")
-    weights = get_model_weights(model.arch_name)[IMAGENET]
+    title, name, version = {
+        "imagenet": ("ImageNet", model.arch_name, IMAGENET),
+        "coco": ("COCO", f"deeplabv3_{model.arch_name}", COCO),
+    }[source]
+    if name not in list_models():
+        raise WeightsError(f"there are no {title} weights for {model.arch_name}; start from scratch or from a file")
+    weights = get_model_weights(name)[version]
     try:
         state = weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
     except (OSError, RuntimeError) as error:
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         raise WeightsError(
-            f"the ImageNet weights could not be fetched ({error}); without a network, put {weights.url} into {folder}"
+            f"the {title} weights could not be fetched ({error}); without a network, put {weights.url} into {folder}"
         ) from error
     load(model, state, backbone_only=True)
 

@@ -4,6 +4,7 @@ import argparse
 import logging
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from misc.files import load_mask
 from misc.metrics import confusion, iou_table, mean_iou
 from misc.pool import chunks, map_items
 from misc.progress import bar
-from misc.workdir import require, result_file
+from misc.workdir import place, require
 
 IMAGES_PER_CALL = 16
 
@@ -24,29 +25,29 @@ def run(args: argparse.Namespace) -> dict:
     dataset = open_dataset(args)
     names = scored_names(args, dataset)
     require(args, "sem_seg_out_dir", names, ".png")
+    values = score(args, dataset, names, place(args, "sem_seg_out_dir"), "eval_sem_seg")
+    logging.info("pseudo mask mIoU %.1f", 100 * values["miou"])
+    return {"images": len(names), **values}
+
+
+def score(args: argparse.Namespace, dataset: Dataset, names: Sequence[str], folder: Path, title: str) -> dict:
+    """mIoU, IoU per class and confusion of the masks folder/NAME.png, over all ranks."""
     mine = torchutils.shard(names)
     total = np.zeros((dataset.n_classes + 1,) * 2, np.int64)
     parts = chunks(mine, IMAGES_PER_CALL)
-    with bar(len(mine), "eval_sem_seg") as progress:
-        for part, counts in zip(parts, map_items(partial(_count, args, dataset), parts, args.num_workers), strict=True):
+    with bar(len(mine), title) as progress:
+        for part, counts in zip(
+            parts, map_items(partial(_count, dataset, folder), parts, args.num_workers), strict=True
+        ):
             total += counts
             progress.update(len(part))
     total = torchutils.all_reduce_sum(total)
-    logging.info("pseudo mask mIoU %.1f", 100 * mean_iou(total))
-    return {
-        "images": len(names),
-        "miou": mean_iou(total),
-        "iou": iou_table(total, dataset.classes),
-        "confusion": total.tolist(),
-    }
+    return {"miou": mean_iou(total), "iou": iou_table(total, dataset.classes), "confusion": total.tolist()}
 
 
-def _count(args: argparse.Namespace, dataset: Dataset, names: Sequence[str]) -> np.ndarray:
+def _count(dataset: Dataset, folder: Path, names: Sequence[str]) -> np.ndarray:
     n = dataset.n_classes + 1
     return sum(
-        (
-            confusion(load_mask(result_file(args, "sem_seg_out_dir", name, ".png")), dataset.mask(name), n)
-            for name in names
-        ),
+        (confusion(load_mask(folder / f"{name}.png"), dataset.mask(name), n) for name in names),
         np.zeros((n, n), np.int64),
     )

@@ -18,24 +18,28 @@ from net.loading import load_irn
 
 
 @torch.inference_mode()
-def run(args: argparse.Namespace) -> dict:
-    """Writes `sem_seg/NAME.png` for every image of the inference list."""
+def run(args: argparse.Namespace, seeds: str | None = None, out: str = "sem_seg_out_dir") -> dict:
+    """Writes `sem_seg/NAME.png` for every image of the inference list.
+
+    seeds, out: the arguments that name the folders of the seeds (default: as `--seeds` says) and of the masks.
+    """
+    seeds = seeds or seeds_argument(args)
     require(args, "irn_weights_name")
     dataset = open_dataset(args)
     names = image_names(args, dataset, "infer")
-    require(args, seeds_argument(args), names)
-    todo = pending(args, "sem_seg_out_dir", names, ".png")
+    require(args, seeds, names)
+    todo = pending(args, out, names, ".png")
     device = torchutils.resolve_device(args.device)
     model = load_irn(args, device)
     with bar(len(todo), "make_sem_seg") as progress:
         for name, size, (images,), _ in iterate_images(Pyramids(dataset, todo, (1.0,)), args.num_workers):
-            seeds = camfile.load(result_file(args, seeds_argument(args), name, ".npy"))
+            seed = camfile.load(result_file(args, seeds, name, ".npy"))
             with torchutils.autocast(device, args.precision):
                 edge, _ = model(images.to(device))
-            cam = torch.from_numpy(seeds["cam"]).to(device) ** args.cam_power
+            cam = torch.from_numpy(seed["cam"]).to(device) ** args.cam_power
             walk = propagate_to_edge(cam, edge, args.walk_radius, args.beta, args.exp_times)
-            label = semantic_label(walk, seeds["keys"], size, args.sem_seg_bg_thres)
-            save_mask(result_file(args, "sem_seg_out_dir", name, ".png"), label, voc_palette())
+            label = semantic_label(walk, seed["keys"], size, args.sem_seg_bg_thres)
+            save_mask(result_file(args, out, name, ".png"), label, voc_palette())
             progress.update()
     return made(todo, names)
 

@@ -1,0 +1,130 @@
+"""Segments the validation or test images, refines the masks by a dense CRF and scores them."""
+
+import argparse
+import logging
+from collections.abc import Sequence
+from functools import partial
+from itertools import chain
+from pathlib import Path
+
+import torch
+
+from data import image_names, open_dataset
+from data.base import Dataset, voc_palette
+from data.loaders import Pyramids, iterate_images
+from misc import crf, torchutils
+from misc.files import find_doubled, load_json, save_json, save_mask
+from misc.pool import chunks, map_items
+from misc.progress import bar
+from misc.workdir import place, require
+from net.deeplabv2 import probabilities
+from net.loading import load_seg
+from step.eval_sem_seg import score
+from step.train_seg import variant
+
+IMAGES_PER_ROUND = 64  # whose logits are held in memory until they are all refined
+# Masks that were made with other values of these are made again.
+DECISIVE = (
+    "seg_model", "seg_msc_scales", "seg_aspp_rates", "seg_test_scales", "seg_test_mirror", "seg_crf", "seg_crf_iter",
+)  # fmt: skip
+
+
+def run(args: argparse.Namespace) -> dict:
+    """Writes `seg/NAME.png` for every image of the validation list; returns mIoU and IoU, with and without the CRF.
+
+    Networks that learnt from further `--seg_labels` are compared by their mIoU. Without ground truth there is no score,
+    and the masks lie as the dataset's test server wants them.
+    """
+    dataset = open_dataset(args)
+    names = image_names(args, dataset, "val")
+    scored = [name for name in names if dataset.has_mask(name)]
+    root = place(args, "seg_out_dir")
+    if not scored:
+        masks = _segment(args, dataset, names, args.seg_labels[0], root, dataset.submission)[0]
+        logging.info("none of the %d images has ground truth: no score; their masks are in %s", len(names), masks)
+        return {"images": len(names), "scored": 0}
+    values: dict = {"images": len(names), "scored": len(scored)}
+    comparison = {}
+    for labels in args.seg_labels:
+        first = labels == args.seg_labels[0]
+        folders = _segment(args, dataset, names, labels, root if first else root / labels)
+        title = _title(args, labels)
+        refined, *raw = (score(args, dataset, scored, folder, f"score {title}") for folder in folders)
+        before = f", {100 * raw[0]['miou']:.1f} before the CRF" if raw else ""
+        logging.info("segmentation learnt from %s: mIoU %.1f%s", title, 100 * refined["miou"], before)
+        comparison[title] = refined["miou"]
+        if first:
+            values |= refined
+            values |= {"before_crf": {key: raw[0][key] for key in ("miou", "iou")}} if raw else {}
+    return {**values, "comparison": comparison} if len(comparison) > 1 else values
+
+
+def _title(args: argparse.Namespace, labels: str) -> str:
+    """What a network learnt from: "rib" for the pseudo masks out of RIB's seeds, else the word of `--seg_labels`."""
+    return "rib" if labels == "pseudo" and args.seeds == "cam_rib" else labels
+
+
+@torch.inference_mode()
+def _segment(
+    args: argparse.Namespace, dataset: Dataset, names: Sequence[str], labels: str, root: Path, below: str = ""
+) -> list[Path]:
+    """Makes the masks that are not there yet; their folders: after the CRF, and before it where there is one.
+
+    labels: what the network learnt from. below: folder of the finished masks, within `root`.
+    """
+    require(args, "seg_weights_name", variant=variant(labels))
+    weights = find_doubled(place(args, "seg_weights_name", variant(labels)))
+    folders = [root / below, root / "before_crf"] if args.seg_crf_iter else [root / below]
+    todo = _pending(args, root / "settings.json", folders, names, weights)
+    device = torchutils.resolve_device(args.device)
+    crf_device = crf.resolve_backend(args.crf_backend, device)
+    # A GPU refines one image after another in this process; processors share them out.
+    workers = 0 if crf_device is not None and crf_device.type == "cuda" else args.num_workers
+    model = load_seg(args, dataset, weights, device)
+    views = 2 if args.seg_test_mirror else 1
+    with bar(len(todo), f"eval_seg, learnt from {labels}") as progress:
+        for part in chunks(todo, IMAGES_PER_ROUND):
+            pyramids = Pyramids(dataset, part, args.seg_test_scales, labelled=False)
+            predicted = []
+            for name, size, levels, _ in iterate_images(pyramids, args.num_workers):
+                with torchutils.autocast(device, args.precision):
+                    logits = [model(level[:views].to(device)).float().cpu() for level in levels]
+                predicted.append((name, size, logits))
+            for _ in map_items(partial(_finish, args, dataset, crf_device, folders), predicted, workers):
+                progress.update()
+    torchutils.barrier()
+    return folders
+
+
+def _pending(
+    args: argparse.Namespace, record: Path, folders: Sequence[Path], names: Sequence[str], weights: Path
+) -> list[str]:
+    """This rank's images without masks; masks of other weights or settings than in `record` are removed first."""
+    settings = {key: list(v) if isinstance(v := getattr(args, key), tuple) else v for key in DECISIVE}
+    settings["weights"] = [weights.name, weights.stat().st_size, weights.stat().st_mtime_ns]
+    paths = {name: [folder / f"{name}.png" for folder in folders] for name in names}
+    if torchutils.rank() == 0 and (args.overwrite or load_json(record) != settings):
+        for path in chain(*paths.values()):
+            path.unlink(missing_ok=True)
+        save_json(record, settings)
+    torchutils.barrier()
+    return [name for name in torchutils.shard(names) if not all(path.is_file() for path in paths[name])]
+
+
+def _finish(
+    args: argparse.Namespace,
+    dataset: Dataset,
+    crf_device: torch.device | None,
+    folders: Sequence[Path],
+    prediction: tuple[str, tuple[int, int], list[torch.Tensor]],
+) -> None:
+    """Stores the masks of one image (name, (H, W), logits per scale) in each of the folders."""
+    name, size, logits = prediction
+    shares = probabilities(logits, size)
+    masks = [shares.argmax(0).numpy()]
+    if args.seg_crf_iter:
+        kernels = crf.Kernels(*args.seg_crf)
+        refined = crf.crf_probabilities(dataset.image(name), shares.numpy(), kernels, args.seg_crf_iter, crf_device)
+        masks.insert(0, refined)
+    for folder, mask in zip(folders, masks, strict=True):
+        save_mask(folder / f"{name}.png", mask, voc_palette())

@@ -1,0 +1,113 @@
+"""Trains the segmentation network on the pseudo masks (DeepLab-v2, with the settings that RIB reports)."""
+
+import argparse
+import logging
+from functools import partial
+
+import numpy as np
+import torch
+
+from data import image_names, open_dataset
+from data.base import DataError, Dataset
+from data.loaders import SegmentationCrops
+from misc import torchutils
+from misc.files import load_mask
+from misc.training import begin, finish, fit, loader_by_iteration, to_train
+from misc.workdir import place, require, result_file
+from net import weights
+from net.deeplabv2 import DeepLab, segmentation_loss
+from net.loading import build_seg
+from step import make_sem_seg
+
+# What `--seg_labels` names -> argument of the folder of the masks; the truth comes from the dataset.
+MASKS = {"pseudo": "sem_seg_out_dir", "cam": "sem_seg_cam_out_dir", "truth": None}
+DECAY_EVERY = 10  # iterations between two steps of the learning rate
+
+
+def run(args: argparse.Namespace) -> dict:
+    """Writes the weights for each of `--seg_labels`; returns the mean loss of every stretch between checkpoints."""
+    dataset = open_dataset(args)
+    names = image_names(args, dataset, "infer")
+    losses = {labels: _train(args, dataset, names, labels) for labels in args.seg_labels}
+    losses = {labels: values for labels, values in losses.items() if values}
+    return {"images": len(names), "loss": losses} if losses else {}
+
+
+def _train(args: argparse.Namespace, dataset: Dataset, names: list[str], labels: str) -> list[float]:
+    """Trains on one kind of labels; no losses where that was done before."""
+    target = to_train(args, "seg_weights_name", variant(labels))
+    if target is None:
+        return []
+    names = _labelled(args, dataset, names, labels)
+    device = torchutils.resolve_device(args.device)
+    crops = SegmentationCrops(
+        dataset, partial(_read_label, args, dataset, labels), args.seg_scales, args.seg_crop_size, args.seed
+    )
+    loader_of, blocks = loader_by_iteration(
+        crops, names, args.seg_batch_size, args.seg_accumulate, args.seg_iter, args.seg_checkpoint_every, args,
+        device.type == "cuda",
+    )  # fmt: skip
+    torchutils.seed_everything(args.seed)
+    model = build_seg(args, dataset)
+    if args.seg_init == "cam":
+        require(args, "cam_weights_name")
+        weights.load_backbone(model.backbone, str(place(args, "cam_weights_name")))
+    elif args.seg_init != "scratch":
+        weights.load_backbone(model.backbone, args.seg_init)
+    model.to(device, memory_format=torch.channels_last)
+    optimizer, scheduler = optimize(args, model)
+
+    def loss_of(model: torch.nn.Module, batch: tuple) -> torch.Tensor:
+        images, truth = (part.to(device, non_blocking=True) for part in batch)
+        with torchutils.autocast(device, args.precision):
+            outputs = model(images.contiguous(memory_format=torch.channels_last))
+        return segmentation_loss(outputs, truth, args.seg_loss)
+
+    title = f"train_seg on {labels}"
+    checkpoint, settings = begin(args, target, dataset, names, ("seg_",))
+    losses = fit(
+        model, loss_of, optimizer, loader_of, blocks, checkpoint, title, settings, scheduler, args.seg_accumulate
+    )
+    finish(model, target, checkpoint)
+    logging.info("%s: loss %.3f over the last iterations, %s", title, losses[-1], target)
+    return losses
+
+
+def variant(labels: str) -> str:
+    """What stands before the ending of the weights file of a kind of labels; nothing for the pseudo masks."""
+    return "" if labels == "pseudo" else f"_{labels}"
+
+
+def optimize(
+    args: argparse.Namespace, model: DeepLab
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """SGD with momentum, and the poly schedule, which moves every DECAY_EVERY iterations only."""
+    groups = model.parameter_groups(args.seg_lr, args.seg_weight_decay)
+    optimizer = torch.optim.SGD(groups, args.seg_lr, momentum=args.seg_momentum)
+
+    def factor(iteration: int) -> float:
+        return torchutils.poly_factor(iteration - iteration % DECAY_EVERY, args.seg_iter)
+
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def _labelled(args: argparse.Namespace, dataset: Dataset, names: list[str], labels: str) -> list[str]:
+    """The names to learn from; their masks are there. The plain CAM's pseudo masks are made here, by the same walk."""
+    if labels == "cam":
+        make_sem_seg.run(args, "cam_out_dir", "sem_seg_cam_out_dir")
+        torchutils.barrier()
+    if MASKS[labels]:
+        require(args, MASKS[labels], names, ".png")
+        return names
+    there = [name for name in names if dataset.has_mask(name)]
+    if not there:
+        raise DataError(
+            f"--seg_labels {labels}, but none of the {len(names)} images of --infer_list {args.infer_list} has a mask"
+        )
+    return there
+
+
+def _read_label(args: argparse.Namespace, dataset: Dataset, labels: str, name: str) -> np.ndarray:
+    if MASKS[labels]:
+        return load_mask(result_file(args, MASKS[labels], name, ".png"))
+    return dataset.mask(name)
