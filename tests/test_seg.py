@@ -1,0 +1,349 @@
+"""The segmentation network: shapes, backbone, parameter groups, losses, order of the images, exact resume."""
+
+import argparse
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+
+import step.train_seg
+from data import preset
+from data.base import Dataset
+from data.loaders import SegmentationCrops, stream_batches
+from misc.cli import main
+from misc.errors import UserError
+from misc.metrics import confusion, mean_iou
+from misc.training import fit, loader_by_iteration
+from net import deeplabv2, weights
+from net.deeplabv2 import balanced_cross_entropy, build, cross_entropy, probabilities, segmentation_loss
+from run_sample import STEPS, add_arguments
+from step.train_seg import optimize
+from tests.helpers import relative_error
+
+MSC, RATES = (1.0, 0.75, 0.5), (6, 12, 18, 24)
+NAMES = [f"image{i}" for i in range(7)]
+
+
+@pytest.mark.parametrize("name", ["deeplabv2_resnet101", "deeplabv2_resnet14", "deeplabv3_resnet50"])
+def test_logits_have_stride_8(name):
+    torch.manual_seed(0)
+    model = build(name, 5, MSC, RATES).eval()
+    for side, at_8 in ((65, 9), (97, 13)):
+        with torch.no_grad():
+            logits = model(torch.randn(1, 3, side, side - 8))
+        assert logits.shape == (1, 5, at_8, at_8 - 1)
+        assert logits.isfinite().all()
+
+
+def test_training_gives_every_scale_and_their_maximum():
+    torch.manual_seed(0)
+    model = build("deeplabv2_resnet14", 5, MSC, (1, 2)).train()
+    x = torch.randn(2, 3, 64, 96)
+    outputs = model(x)
+    assert [tuple(output.shape) for output in outputs] == [
+        (2, 5, 8, 12), (2, 5, 6, 9), (2, 5, 4, 6), (2, 5, 8, 12)
+    ]  # fmt: skip
+    up = [F.interpolate(output, (8, 12), mode="bilinear", align_corners=False) for output in outputs[:3]]
+    torch.testing.assert_close(outputs[3], torch.maximum(torch.maximum(up[0], up[1]), up[2]))
+    assert (outputs[3] > outputs[0]).any()
+    assert torch.equal(model.eval()(x), outputs[3])
+    assert len(build("deeplabv2_resnet14", 5, (1.0,), (1,)).train()(x)) == 1
+
+
+def test_torchvisions_resnet101_lands_where_it_should():
+    torch.manual_seed(0)
+    theirs = torchvision.models.resnet101(weights=None, replace_stride_with_dilation=[False, True, True]).eval()
+    with torch.no_grad():
+        for name, value in theirs.named_buffers():
+            if name.endswith("running_var"):
+                value.uniform_(0.5, 1.5)
+            elif name.endswith("running_mean"):
+                value.normal_(0, 0.1)
+    # torchvision gives the first block of a dilated stage the dilation of the stage before; DeepLab-v2 its own.
+    for layer, dilation in ((theirs.layer3, 2), (theirs.layer4, 4)):
+        layer[0].conv2.dilation = layer[0].conv2.padding = (dilation, dilation)
+    model = build("deeplabv2_resnet101", 21, MSC, RATES).eval()
+    weights.load(model.backbone, theirs.state_dict(), backbone_only=True)
+    x = torch.randn(1, 3, 65, 73)
+    with torch.no_grad():
+        wanted = [theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(x))))]
+        for layer in (theirs.layer1, theirs.layer2, theirs.layer3, theirs.layer4):
+            wanted.append(layer(wanted[-1]))
+        got = model.backbone.stages(x)
+    for a, b in zip(got, wanted, strict=True):
+        assert relative_error(a, b) < 1e-5
+    assert got[-1].shape == (1, 2048, 9, 10)
+
+
+def test_a_deeplabv3_backbone_is_found_in_torchvisions_file(tmp_path):
+    theirs = torchvision.models.segmentation.deeplabv3_resnet50(weights=None, weights_backbone=None, num_classes=21)
+    model = build("deeplabv3_resnet50", 5, MSC, RATES)
+    torch.save(theirs.state_dict(), tmp_path / "coco.pth")
+    weights.load_backbone(model.backbone, str(tmp_path / "coco.pth"))
+    for name, value in theirs.backbone.state_dict().items():
+        assert torch.equal(model.backbone.state_dict()[name], value), name
+
+
+def test_coco_weights_that_there_are_not():
+    with pytest.raises(weights.WeightsError, match="no COCO weights for resnet14"):
+        weights.load_backbone(build("deeplabv2_resnet14", 5, MSC, (1,)).backbone, "coco")
+
+
+# what learns, and how fast
+
+
+def named_groups(model):
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = model.parameter_groups(2.5e-4, 5e-4)
+    return [([names[id(p)] for p in g["params"]], round(g["lr"] / 2.5e-4), g["weight_decay"]) for g in groups]
+
+
+def test_parameter_groups_of_deeplabv2():
+    (backbone, one, decay), (kernels, ten, kernel_decay), (biases, twenty, bias_decay) = named_groups(
+        build("deeplabv2_resnet101", 21, MSC, RATES)
+    )
+    assert (one, ten, twenty) == (1, 10, 20) and (decay, kernel_decay, bias_decay) == (5e-4, 5e-4, 0.0)
+    assert kernels == [f"classifier.{i}.weight" for i in range(4)]
+    assert biases == [f"classifier.{i}.bias" for i in range(4)]
+    # Every convolution of ResNet-101 and nothing of its batch normalisation: 1 + 3 x 33 + 4 in the shortcuts.
+    assert len(backbone) == 104 and backbone[0] == "backbone.conv1.weight"
+    assert all(
+        name.endswith(("conv1.weight", "conv2.weight", "conv3.weight", "downsample.0.weight")) for name in backbone
+    )
+
+
+def test_parameter_groups_of_deeplabv3():
+    (backbone, *_), (kernels, ten, _), (others, twenty, bias_decay) = named_groups(
+        build("deeplabv3_resnet50", 21, MSC, RATES)
+    )
+    assert len(backbone) == 1 + 3 * 16 + 4 and (ten, twenty, bias_decay) == (10, 20, 0)
+    assert "classifier.4.weight" in kernels and {"classifier.4.bias", "classifier.2.weight"} <= set(others)
+
+
+def test_batch_normalisation_is_frozen():
+    model = build("deeplabv2_resnet14", 5, MSC, (1, 2))
+    before = {name: value.clone() for name, value in model.state_dict().items() if "bn" in name}
+    optimizer = torch.optim.SGD(model.parameter_groups(1e-3, 5e-4), 1e-3, momentum=0.9)
+    model.train()
+    segmentation_loss(model(torch.randn(2, 3, 64, 64)), torch.zeros(2, 64, 64, dtype=torch.uint8), "ce").backward()
+    optimizer.step()
+    assert before and all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
+    learns = build("deeplabv2_resnet14", 5, MSC, (1, 2), scratch=True).train()
+    learns(torch.randn(2, 3, 64, 64))
+    assert learns.backbone.bn1.training and not torch.equal(learns.backbone.bn1.running_mean, torch.zeros(32))
+    assert any(name.endswith("bn1.weight") for name in named_groups(learns)[0][0])
+
+
+def test_the_schedule_moves_every_ten_iterations():
+    args = argparse.Namespace(seg_lr=2.5e-4, seg_weight_decay=5e-4, seg_momentum=0.9, seg_iter=40)
+    optimizer, scheduler = optimize(args, build("deeplabv2_resnet14", 5, MSC, (1, 2)))
+    rates = []
+    for _ in range(40):
+        rates.append([group["lr"] / 2.5e-4 for group in optimizer.param_groups])
+        optimizer.step()
+        scheduler.step()
+    for iteration, (one, ten, twenty) in enumerate(rates):
+        assert one == pytest.approx((1 - iteration // 10 * 10 / 40) ** 0.9)
+        assert (ten, twenty) == pytest.approx((10 * one, 20 * one))
+    assert all(group["momentum"] == 0.9 for group in optimizer.param_groups)
+
+
+def test_presets_are_those_of_the_authors():
+    voc, coco = preset("voc12"), preset("coco14")
+    wanted = {
+        "seg_model": "deeplabv2_resnet101", "seg_init": "imagenet", "seg_loss": "balanced", "seg_batch_size": 10,
+        "seg_iter": 30_000, "seg_lr": 2.5e-4, "seg_momentum": 0.9, "seg_weight_decay": 5e-4, "seg_crop_size": 321,
+        "seg_msc_scales": MSC, "seg_aspp_rates": RATES, "seg_crf": (1, 3, 67, 3, 4), "seg_crf_iter": 10,
+    }  # fmt: skip
+    assert {name: voc[name][0] for name in wanted} == wanted
+    assert (min(voc["seg_scales"][0]), max(voc["seg_scales"][0])) == (0.5, 2.0)
+    assert coco["seg_crop_size"][0] == 481 and voc["seg_labels"][0] == ("pseudo",)
+
+
+# losses
+
+
+def test_losses_by_hand():
+    logits = torch.zeros(2, 3, 1, 4)
+    logits[0, :, 0] = torch.log(torch.tensor([[0.5, 0.2, 0.3, 0.9], [0.3, 0.7, 0.3, 0.05], [0.2, 0.1, 0.4, 0.05]]))
+    labels = torch.tensor([[[0, 1, 2, 255]], [[0, 0, 0, 0]]])
+    logs = [np.log(0.5), np.log(0.7), np.log(0.4), *[np.log(1 / 3)] * 4]
+    assert cross_entropy(logits, labels).item() == pytest.approx(-np.mean(logs), rel=1e-5)
+    # First image: its one background pixel, plus the mean of its two foreground pixels. Second: background only.
+    wanted = (-np.log(0.5) - (np.log(0.7) + np.log(0.4)) / 2 - np.log(1 / 3)) / 2
+    assert balanced_cross_entropy(logits, labels).item() == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", deeplabv2.LOSSES)
+def test_pixels_without_label_do_not_count(kind):
+    torch.manual_seed(0)
+    logits = torch.randn(1, 4, 6, 6, requires_grad=True)
+    labels = torch.full((1, 12, 12), 255, dtype=torch.uint8)
+    assert segmentation_loss([logits], labels, kind).item() == 0
+    labels[:, :6] = 2
+    segmentation_loss([logits, logits], labels, kind).backward()
+    assert (logits.grad[:, :, 3:] == 0).all() and (logits.grad[:, :, :3] != 0).all()
+
+
+def test_labels_shrink_as_with_pillow():
+    from data.transforms import resize
+
+    labels = np.random.default_rng(0).integers(0, 4, (21, 34)).astype(np.uint8)
+    small = torch.from_numpy(resize(labels, 5, 9, nearest=True).astype(np.int64))
+    logits = 50 * F.one_hot(small, 4).permute(2, 0, 1)[None].float()
+    assert segmentation_loss([logits], torch.from_numpy(labels)[None], "ce").item() < 1e-6
+
+
+def test_probabilities_average_scales_and_mirrors():
+    torch.manual_seed(0)
+    first, second = torch.randn(2, 3, 2, 4), torch.randn(1, 3, 4, 8)
+    got = probabilities([first, second], (4, 8))
+    up = F.interpolate(first, (4, 8), mode="bilinear", align_corners=False).softmax(1)
+    wanted = (up[0] + up[1].flip(-1) + second.softmax(1)[0]) / 3
+    torch.testing.assert_close(got, wanted)
+    torch.testing.assert_close(got.sum(0), torch.ones(4, 8))
+
+
+# data
+
+
+class Ramp(Dataset):
+    """Images whose red channel holds the label, so that a crop shows whether both went through the same transform."""
+
+    name, classes = "ramp", ("one",)
+
+    def image(self, name):
+        return np.repeat(40 * self.mask(name)[..., None], 3, 2)
+
+    def mask(self, name):
+        return np.kron(np.arange(1, 6, dtype=np.uint8)[None], np.ones((30, 12), np.uint8))
+
+
+def test_crops_treat_image_and_mask_alike():
+    dataset = Ramp()
+    crops = SegmentationCrops(dataset, dataset.mask, (0.5, 1.0, 1.5), 64, seed=0)
+    sizes = set()
+    for epoch in range(12):
+        image, label = crops["a", epoch]
+        assert image.shape == (3, 64, 64) and label.shape == (64, 64) and label.dtype == torch.uint8
+        seen = label != 255
+        assert (image[:, ~seen] == 0).all()
+        value = (image[0] * 0.229 + 0.485) * 255 / 40
+        assert ((value - label).abs()[seen] < 0.5).float().mean() > 0.9  # bicubic softens the steps
+        sizes.add(int(seen.any(1).sum()))
+        torch.testing.assert_close(crops["a", epoch][0], image)
+    assert sizes == {15, 30, 45}
+
+
+def test_a_stream_of_batches():
+    batches = stream_batches(NAMES, 4, 1, seed=0, first=0, last=7)
+    assert [len(batch) for batch in batches] == [4] * 7
+    items = [item for batch in batches for item in batch]
+    for epoch in range(4):  # every image once in each epoch, in another order
+        assert sorted(name for name, e in items if e == epoch) == NAMES
+    assert [name for name, _ in items[:7]] != [name for name, _ in items[7:14]]
+    assert stream_batches(NAMES, 4, 1, 0, 3, 5) == batches[3:5]
+    parts = stream_batches(NAMES, 4, 2, 0, 3, 5)
+    assert [len(part) for part in parts] == [2] * 4 and [*parts[0], *parts[1]] == batches[3]
+    assert len(stream_batches(NAMES[:2], 5, 1, 0, 0, 1)[0]) == 5  # fewer images than a batch
+
+
+def test_ranks_share_a_batch(monkeypatch):
+    whole = stream_batches(NAMES, 4, 1, 0, 0, 3)
+    monkeypatch.setattr("data.loaders.world_size", lambda: 2)
+    shares = []
+    for rank in range(2):
+        monkeypatch.setattr("data.loaders.rank", lambda rank=rank: rank)
+        shares.append(stream_batches(NAMES, 4, 1, 0, 0, 3))
+    assert [sorted(a + b) for a, b in zip(*shares, strict=True)] == [sorted(batch) for batch in whole]
+    monkeypatch.setattr("misc.torchutils.world_size", lambda: 2)
+    with pytest.raises(UserError, match="batch of 6 cannot be shared equally by 2 ranks in 2 parts each"):
+        loader_by_iteration(None, NAMES, 6, 2, 10, 5, argparse.Namespace(seed=0, num_workers=0), False)
+
+
+# training
+
+
+def test_accumulated_parts_are_the_whole_batch(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(4, 3, 32, 32, generator=generator)
+    labels = torch.randint(0, 3, (4, 32, 32), generator=generator).to(torch.uint8)
+    states = []
+    for accumulate in (1, 2):
+        torch.manual_seed(0)
+        model = build("deeplabv2_resnet14", 3, (1.0, 0.5), (1, 2))
+        part = 4 // accumulate
+        parts = [(images[i : i + part], labels[i : i + part]) for i in range(0, 4, part)]
+        optimizer = torch.optim.SGD(model.parameter_groups(1e-3, 5e-4), 1e-3, momentum=0.9)
+
+        def loss_of(model, batch):
+            return segmentation_loss(model(batch[0]), batch[1], "balanced")
+
+        fit(
+            model, loss_of, optimizer, lambda _, parts=parts: parts, 2, tmp_path / f"{accumulate}", "train", {},
+            accumulate=accumulate,
+        )  # fmt: skip
+        states.append(model.state_dict())
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_four_images_are_learnt_by_heart():
+    rng = np.random.default_rng(0)
+    classes = rng.permuted(np.tile(np.arange(5), (4, 1)), axis=1)[:, None, :2]
+    labels = np.kron(classes, np.ones((96, 48), np.int64)).astype(np.uint8)  # the left half and the right half
+    colours = rng.normal(0, 1, (5, 3))
+    images = torch.from_numpy(colours[labels] + rng.normal(0, 0.2, (*labels.shape, 3))).permute(0, 3, 1, 2).float()
+    truth = torch.from_numpy(labels)
+    torch.manual_seed(0)
+    model = build("deeplabv2_resnet14", 5, MSC, (1, 2, 3, 4), scratch=True)
+    args = argparse.Namespace(seg_lr=1e-3, seg_weight_decay=5e-4, seg_momentum=0.9, seg_iter=20)
+    optimizer, scheduler = optimize(args, model)
+    for _ in range(args.seg_iter):
+        model.train()
+        optimizer.zero_grad()
+        segmentation_loss(model(images), truth, "balanced").backward()
+        optimizer.step()
+        scheduler.step()
+    with torch.no_grad():
+        logits = model.eval()(images)
+    masks = np.stack([probabilities([one[None]], (96, 96)).argmax(0).numpy() for one in logits])
+    assert mean_iou(confusion(masks, labels, 5)) > 0.95
+
+
+@pytest.mark.parametrize("model", ["deeplabv2_resnet14", "deeplabv3_resnet50"])
+def test_going_on_gives_the_same_bits(tmp_path, monkeypatch, model):
+    def run(work_dir):
+        arguments = (
+            f"--work_dir {work_dir} --device cpu --shapes_train 5 --shapes_val 1 --shapes_size 32 --num_workers 0 "
+            f"--steps train_seg --seg_model {model} --seg_init scratch --seg_labels truth --seg_crop_size 32 "
+            "--seg_batch_size 4 --seg_accumulate 2 --seg_iter 3 --seg_checkpoint_every 2 --seg_lr 1e-4"
+        )
+        return main(STEPS, add_arguments, arguments.split())
+
+    assert run(tmp_path / "whole") == 0
+    real = step.train_seg.loader_by_iteration
+
+    def cut(*arguments):
+        loader_of, blocks = real(*arguments)
+
+        def until_the_second(block):
+            if block == 1:
+                raise KeyboardInterrupt
+            return loader_of(block)
+
+        return until_the_second, blocks
+
+    monkeypatch.setattr(step.train_seg, "loader_by_iteration", cut)
+    assert run(tmp_path / "cut") == 130
+    assert not (tmp_path / "cut/sess/deeplabv2_truth.pth").exists()
+    monkeypatch.setattr(step.train_seg, "loader_by_iteration", real)
+    torch.manual_seed(12345)  # whatever happened in between
+    assert run(tmp_path / "cut") == 0
+    whole, again = (
+        torch.load(tmp_path / kind / "sess/deeplabv2_truth.pth", weights_only=True) for kind in ("whole", "cut")
+    )
+    assert list(whole) == list(again) and all(torch.equal(whole[name], again[name]) for name in whole)
+    assert not (tmp_path / "cut/sess/deeplabv2_truth.checkpoint").exists()

@@ -1,0 +1,189 @@
+"""Steps train_seg and eval_seg through the command line: files, scores, what is made anew, the VOC test server."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data.base import voc_palette
+from data.shapes import Shapes
+from misc import crf
+from misc.cli import main
+from misc.files import save_mask
+from net.resnet50 import ResNet
+from run_sample import STEPS, add_arguments
+from tests.voc_devkit import make_devkit
+
+ROOT = Path(__file__).parent.parent
+SMALL = (
+    "--device cpu --num_workers 0 --seg_model deeplabv2_resnet14 --seg_init scratch --seg_crop_size 48 --seg_iter 2 "
+    "--seg_batch_size 4 --seg_lr 1e-4 --seg_checkpoint_every 2 --seg_aspp_rates 1,2 --seg_crf 1,3,20,13,4"
+).split()
+SHAPES = ["--shapes_train", "6", "--shapes_val", "3", "--shapes_size", "48"]
+DATA = Shapes(6, 3, 48)
+
+
+def run(work_dir, *arguments, code=0):
+    assert main(STEPS, add_arguments, ["--work_dir", str(work_dir), *SMALL, *arguments]) == code
+
+
+def metrics(work_dir):
+    return json.loads((work_dir / "metrics.json").read_text())
+
+
+def masks(folder):
+    return {path.name: np.array(Image.open(path)) for path in sorted(folder.glob("*.png"))}
+
+
+def give_pseudo_masks(work_dir):
+    """The truth as pseudo masks, with a border nobody is sure of."""
+    for name in DATA.names("train"):
+        mask = DATA.mask(name)
+        mask[:4] = 255
+        save_mask(work_dir / "sem_seg" / f"{name}.png", mask, voc_palette())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("seg")
+    give_pseudo_masks(folder)
+    run(folder, *SHAPES, "--steps", "12-13", "--seg_labels", "pseudo,truth")
+    return folder
+
+
+def miou_of(folder):
+    """Mean over the classes of intersection over union, counted plainly."""
+    made = masks(folder)
+    assert list(made) == [f"{name}.png" for name in DATA.names("val")]
+    pairs = [(DATA.mask(name), made[f"{name}.png"]) for name in DATA.names("val")]
+    ious = []
+    for c in range(7):
+        both = sum(((a == c) & (b == c)).sum() for a, b in pairs)
+        either = sum(((a == c) | (b == c)).sum() for a, b in pairs)
+        ious += [both / either] if either else []
+    return np.mean(ious)
+
+
+def test_scores_are_those_of_the_files(finished):
+    measured = metrics(finished)["eval_seg"]
+    assert measured["images"] == measured["scored"] == 3
+    assert measured["miou"] == pytest.approx(miou_of(finished / "seg"))
+    assert measured["before_crf"]["miou"] == pytest.approx(miou_of(finished / "seg" / "before_crf"))
+    assert measured["comparison"] == pytest.approx(
+        {"rib": miou_of(finished / "seg"), "truth": miou_of(finished / "seg" / "truth")}
+    )
+    assert set(measured["iou"]) == {"background", *Shapes.classes}
+    assert {kind: len(losses) for kind, losses in metrics(finished)["train_seg"]["loss"].items()} == {
+        "pseudo": 1, "truth": 1
+    }  # fmt: skip
+    png = Image.open(finished / "seg" / "val_00000.png")
+    assert png.mode == "P" and png.getpalette()[:6] == voc_palette()[:2].flatten().tolist()
+    assert sorted(path.name for path in (finished / "sess").iterdir()) == ["deeplabv2.pth", "deeplabv2_truth.pth"]
+
+
+def test_masks_are_made_anew_when_the_settings_change(finished, tmp_path):
+    before = {path: path.stat().st_mtime_ns for path in (finished / "seg").glob("*.png")}
+    first, (second, *_) = sorted(before)[0], sorted(before)[1:]
+    first.unlink()
+    same = ("--steps", "eval_seg", "--seg_labels", "pseudo")
+    run(finished, *SHAPES, *same)
+    assert first.is_file() and second.stat().st_mtime_ns == before[second]
+    score = metrics(finished)["eval_seg"]["miou"]
+    run(finished, *SHAPES, *same, "--seg_test_scales", "1.0,1.5", "--seg_test_mirror", "False")
+    assert second.stat().st_mtime_ns != before[second]
+    run(finished, *SHAPES, *same)
+    assert metrics(finished)["eval_seg"]["miou"] == score and "comparison" not in metrics(finished)["eval_seg"]
+    run(finished, *SHAPES, *same, "--seg_crf_iter", "0", "--seg_out_dir", str(tmp_path))
+    assert not (tmp_path / "before_crf").exists() and "before_crf" not in metrics(finished)["eval_seg"]
+    without, wanted = masks(tmp_path), masks(finished / "seg" / "before_crf")
+    assert len(wanted) == 3 and all(np.array_equal(without[name], wanted[name]) for name in wanted)
+
+
+def test_two_ranks_train_and_score_as_one(finished, tmp_path):
+    give_pseudo_masks(tmp_path)
+    torch.manual_seed(0)
+    arguments = ["--work_dir", str(tmp_path), *SMALL, *SHAPES, "--steps", "12-13", "--seg_labels", "pseudo"]
+    start = ["--seg_init", str(tmp_path / "start.pth"), "--seg_loss", "ce", "--seg_crf_iter", "0", "--seg_iter", "3"]
+    torch.save(ResNet("resnet14").state_dict(), tmp_path / "start.pth")
+    measured = []
+    for ranks in (1, 2):
+        launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
+        done = subprocess.run(
+            [sys.executable, *launch, "run_sample.py", *arguments, *start, "--overwrite"],
+            cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        measured.append(metrics(tmp_path))
+    one, two = measured
+    assert two["train_seg"]["loss"]["pseudo"] == pytest.approx(one["train_seg"]["loss"]["pseudo"], rel=1e-4)
+    assert two["eval_seg"]["miou"] == pytest.approx(one["eval_seg"]["miou"], abs=1e-3)
+    assert np.sum(two["eval_seg"]["confusion"]) == 3 * 48 * 48
+
+
+def test_voc_val_and_test(tmp_path, capsys):
+    kit = make_devkit(tmp_path / "data")
+    unlabelled = kit.extra[:2]  # as the real ones: an image and nothing else
+    for name in unlabelled:
+        (kit.folder / "SegmentationClassAug" / f"{name}.png").unlink()
+        (kit.folder / "Annotations" / f"{name}.xml").unlink()
+    (kit.folder / "ImageSets/Segmentation/test.txt").write_text("".join(f"{name}\n" for name in unlabelled))
+    voc = ["--dataset", "voc12", "--data_root", str(kit.root), "--seg_labels", "truth", "--seg_crf_iter", "1"]
+    work_dir = tmp_path / "work"
+    run(work_dir, *voc, "--steps", "train_seg-report", "--no-report_pass")
+    assert metrics(work_dir)["eval_seg"]["scored"] == len(kit.val)
+    valid = sum((kit.masks[name] != 255).sum() for name in kit.val)
+    assert np.sum(metrics(work_dir)["eval_seg"]["confusion"]) == valid
+    assert [name.removesuffix(".png") for name in masks(work_dir / "seg")] == kit.val
+    run(work_dir, *voc, "--steps", "eval_seg", "--split", "test")
+    assert "no score" in capsys.readouterr().err
+    found = masks(work_dir / "seg/results/VOC2012/Segmentation/comp6_test_cls")
+    assert list(found) == [f"{name}.png" for name in unlabelled]
+    for name in unlabelled:
+        assert found[f"{name}.png"].shape == kit.masks[name].shape and found[f"{name}.png"].max() <= 20
+    assert "miou" not in metrics(work_dir)["eval_seg"] and metrics(work_dir)["eval_seg"]["images"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--steps", "eval_seg"], "step train_seg makes it"),
+        (["--steps", "train_seg", "--seg_labels", "pseudo"], "step make_sem_seg makes those"),
+        (["--steps", "train_seg", "--seg_labels", "cam"], "step train_irn makes it"),
+        (["--steps", "train_seg", "--seg_labels", "truth", "--seg_init", "cam"], "step train_cam makes it"),
+        (
+            ["--steps", "train_seg", "--seg_labels", "truth", "--seg_init", "imagenet"],
+            "no ImageNet weights for resnet14",
+        ),
+        (["--seg_labels", "rib"], "no list of different words out of pseudo, cam, truth"),
+        (["--seg_batch_size", "9", "--seg_accumulate", "2"], "is no multiple of --seg_accumulate 2"),
+        (["--seg_msc_scales", "0.5,1"], "the first must be 1.0"),
+        (["--seg_test_scales", ""], "wanted at least one number"),
+        (["--seg_crf", "1,3"], "2 values, wanted 5"),
+    ],
+)
+def test_mistakes_get_one_line(tmp_path, capsys, arguments, message):
+    run(tmp_path, *SHAPES, *arguments, code=2)
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("device", [None, torch.device("cpu")])
+def test_the_crf_of_probabilities(device):
+    if device is None:
+        pytest.importorskip("pydensecrf")
+    rng = np.random.default_rng(0)
+    image = np.full((40, 40, 3), 60.0)
+    image[:, 20:] = 200
+    image = np.clip(image + rng.normal(0, 2, image.shape), 0, 255).astype(np.uint8)
+    shares = np.full((3, 40, 40), 0.2, np.float32)
+    shares[0, :, :23], shares[1, :, 23:] = 0.6, 0.6  # three columns beyond the edge of the image
+    shares[:, 10, 10] = 0.1, 0.1, 0.8  # and one lone pixel
+    kernels = crf.Kernels(1, 3, 67, 3, 4)
+    mask = crf.crf_probabilities(image, shares, kernels, 10, device)
+    assert mask.dtype == np.uint8 and (mask[:, :20] == 0).all() and (mask[:, 20:] == 1).all()
+    assert np.array_equal(crf.crf_probabilities(image, shares, kernels, 0, device), shares.argmax(0))
