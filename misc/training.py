@@ -113,8 +113,8 @@ def loader_by_iteration(
 ) -> tuple[Callable[[int], DataLoader], int]:  # fmt: skip
     """The loader of every block of `every` iterations for `fit`, and the number of blocks; the last may be shorter.
 
-    batch_size: images of one step over all ranks and `parts`. Which images an iteration sees and every
-    draw in it depend on (seed, iteration) alone, so that going on needs no more than the number of the block.
+    batch_size: images of one step over all ranks and `parts`. Which images an iteration sees and every draw within a
+    block depend on the seed and their numbers alone, so that going on needs no more than the number of the block.
     """
     _check_shares(batch_size, parts)
 

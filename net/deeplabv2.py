@@ -9,6 +9,8 @@ from torch import nn
 from misc.torchutils import sum_over_ranks, world_size
 from net.resnet50 import ResNet
 
+# FIDELITY: images are normalised as torchvision's ImageNet weights expect it; the published BGR mean (104.008, 116.669,
+# 122.675) belongs to the Caffe weights that DeepLab-v2 itself starts from.
 MODELS = ("deeplabv2_resnet101", "deeplabv2_resnet14", "deeplabv3_resnet101", "deeplabv3_resnet50")
 LOSSES = ("ce", "balanced")
 STRIDE = 8  # of the logits
@@ -43,6 +45,7 @@ class DeepLab(nn.Module):
         self.backbone, self.classifier = backbone, classifier
         self.scales, self.scratch = tuple(scales), scratch
         if not scratch:
+            # FIDELITY: the published optimiser holds convolutions only, so that affine parameters stay too.
             for module in self._norms():
                 module.requires_grad_(False)
 

@@ -39,7 +39,7 @@ def load(model: nn.Module, source: Path | str | Mapping[str, torch.Tensor], back
     ]  # fmt: skip
     if wrong:
         hint = ""
-        if any(text.startswith("classifier.weight") for text in wrong):
+        if any(text.startswith("classifier.") for text in wrong):
             hint = "; it was trained for another number of classes: check --dataset"
         raise WeightsError(f"{named} does not fit the network: {_some(wrong)}{hint}")
     if missing:

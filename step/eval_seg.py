@@ -22,7 +22,7 @@ from net.loading import load_seg
 from step.eval_sem_seg import score
 from step.train_seg import variant
 
-IMAGES_PER_ROUND = 64  # whose logits are held in memory until they are all refined
+IMAGES_PER_ROUND = 32  # whose logits are held in memory until they are all refined
 # Masks that were made with other values of these are made again.
 DECISIVE = (
     "seg_model", "seg_msc_scales", "seg_aspp_rates", "seg_test_scales", "seg_test_mirror", "seg_crf", "seg_crf_iter",

@@ -51,4 +51,11 @@ def stage_table(name: str, measured: dict) -> str:
         else:
             scores = f"{100 * values['miou']:7.1f}{'':23}"
         lines.append(f"{label:<24}{scores}{values['images']:9d}{seconds:9.0f}")
+    network = measured.get("eval_seg", {})
+    if "miou" in network:
+        seconds = f"{measured.get('train_seg', {}).get('seconds', float('nan')):9.0f}"
+        for learnt_from, miou in network.get("comparison", {"pseudo masks": network["miou"]}).items():
+            label = f"network, from {learnt_from}"
+            lines.append(f"{label:<24}{100 * miou:7.1f}{'':23}{network['scored']:9d}{seconds}")
+            seconds = ""  # one step trains them all
     return "\n".join(lines)

@@ -11,6 +11,7 @@ from data import image_names, open_dataset
 from data.base import DataError, Dataset
 from data.loaders import SegmentationCrops
 from misc import torchutils
+from misc.errors import UserError
 from misc.files import load_mask
 from misc.training import begin, finish, fit, loader_by_iteration, to_train
 from misc.workdir import place, require, result_file
@@ -47,14 +48,7 @@ def _train(args: argparse.Namespace, dataset: Dataset, names: list[str], labels:
         crops, names, args.seg_batch_size, args.seg_accumulate, args.seg_iter, args.seg_checkpoint_every, args,
         device.type == "cuda",
     )  # fmt: skip
-    torchutils.seed_everything(args.seed)
-    model = build_seg(args, dataset)
-    if args.seg_init == "cam":
-        require(args, "cam_weights_name")
-        weights.load_backbone(model.backbone, str(place(args, "cam_weights_name")))
-    elif args.seg_init != "scratch":
-        weights.load_backbone(model.backbone, args.seg_init)
-    model.to(device, memory_format=torch.channels_last)
+    model = _network(args, dataset).to(device, memory_format=torch.channels_last)
     optimizer, scheduler = optimize(args, model)
 
     def loss_of(model: torch.nn.Module, batch: tuple) -> torch.Tensor:
@@ -71,6 +65,24 @@ def _train(args: argparse.Namespace, dataset: Dataset, names: list[str], labels:
     finish(model, target, checkpoint)
     logging.info("%s: loss %.3f over the last iterations, %s", title, losses[-1], target)
     return losses
+
+
+def _network(args: argparse.Namespace, dataset: Dataset) -> DeepLab:
+    """The network as training starts, with the backbone of `--seg_init`."""
+    share = args.seg_batch_size // (args.seg_accumulate * torchutils.world_size())
+    if args.seg_model.startswith("deeplabv3") and share < 2:
+        raise UserError(
+            f"{args.seg_model} normalises over at least 2 images at a time, --seg_batch_size {args.seg_batch_size} in "
+            f"{args.seg_accumulate} parts on {torchutils.world_size()} ranks leaves {share}; raise the batch size"
+        )
+    torchutils.seed_everything(args.seed)
+    model = build_seg(args, dataset)
+    if args.seg_init == "cam":
+        require(args, "cam_weights_name")
+        weights.load_backbone(model.backbone, str(place(args, "cam_weights_name")))
+    elif args.seg_init != "scratch":
+        weights.load_backbone(model.backbone, args.seg_init)
+    return model
 
 
 def variant(labels: str) -> str:

@@ -1,6 +1,7 @@
 """The whole pipeline as a user runs it: `python run_sample.py` on a handful of generated images."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from run_sample import STEPS
 ROOT = Path(__file__).parent.parent
 SMALL = (
     "--limit 10 --num_workers 1 --cam_num_epoches 1 --cam_batch_size 5 --RIB_iter 3 --RIB_batch_size 2 "
-    "--irn_num_epoches 1 --irn_batch_size 5 --exp_times 2"
+    "--irn_num_epoches 1 --irn_batch_size 5 --exp_times 2 --seg_iter 2 --seg_batch_size 4 --seg_lr 1e-5"
 ).split()
 NAMES = Shapes().names("train")[:10]
 
@@ -43,6 +44,7 @@ def files(folder):
 def test_every_step_leaves_its_files(finished):
     folder, _ = finished
     suffixes = {"cam": ".npy", "cam_rib": ".npy", "ir_label": ".png", "sem_seg": ".png", "ins_seg": ".npy"}
+    suffixes["sem_seg_cam"] = ".png"
     for kind, suffix in suffixes.items():
         assert sorted(path.name for path in (folder / kind).iterdir()) == [f"{name}{suffix}" for name in NAMES]
     for name in ("sess/res50_cam.pth", "sess/res50_irn.pth", "overview.png", "thresholds.png", "args.json", "log.txt"):
@@ -82,6 +84,9 @@ def test_metrics_and_provenance(finished):
     assert metrics["make_rib_cam"]["RIB_steps"] == {"3": 10}
     pixels = np.sum(metrics["eval_sem_seg"]["confusion"])
     assert pixels == 10 * 96 * 96
+    assert set(metrics["eval_seg"]["comparison"]) == {"rib", "cam", "truth"}
+    assert metrics["eval_seg"]["comparison"]["rib"] == metrics["eval_seg"]["miou"]
+    assert re.search(r"^network, from truth +\d", printed, re.MULTILINE)
     assert f"{100 * metrics['eval_sem_seg']['miou']:.1f}" in printed and "overview.png" in printed
     args = json.loads((folder / "args.json").read_text())
     assert args["arguments"]["RIB_iter"] == 3 and args["sources"]["RIB_iter"] == "command line"

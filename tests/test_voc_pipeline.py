@@ -58,7 +58,7 @@ def finished(tmp_path_factory):
     kit = make_devkit(folder / "data")
     published_checkpoint(folder / "res50_cam.pth")
     weights = ("--cam_weights_name", str(folder / "res50_cam.pth"))
-    printed = run(folder / "work", kit.root, *weights, "--steps", "make_cam-report")
+    printed = run(folder / "work", kit.root, *weights, "--steps", "make_cam-eval_ins_seg,report")
     return kit, folder, weights, printed
 
 
