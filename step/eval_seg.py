@@ -13,6 +13,7 @@ from data import image_names, open_dataset
 from data.base import Dataset, voc_palette
 from data.loaders import Pyramids, iterate_images
 from misc import crf, torchutils
+from misc.errors import UserError
 from misc.files import find_doubled, load_json, save_json, save_mask
 from misc.pool import chunks, map_items
 from misc.progress import bar
@@ -99,14 +100,25 @@ def _segment(
 def _pending(
     args: argparse.Namespace, record: Path, folders: Sequence[Path], names: Sequence[str], weights: Path
 ) -> list[str]:
-    """This rank's images without masks; masks of other weights or settings than in `record` are removed first."""
+    """This rank's images without masks; masks of other weights or settings than in `record` are removed first.
+
+    UserError for masks without a record, which this step did not make.
+    """
     settings = {key: list(v) if isinstance(v := getattr(args, key), tuple) else v for key in DECISIVE}
     settings["weights"] = [weights.name, weights.stat().st_size, weights.stat().st_mtime_ns]
     paths = {name: [folder / f"{name}.png" for folder in folders] for name in names}
-    if torchutils.rank() == 0 and (args.overwrite or load_json(record) != settings):
-        for path in chain(*paths.values()):
-            path.unlink(missing_ok=True)
-        save_json(record, settings)
+    last = load_json(record)
+    if args.overwrite or last != settings:
+        old = {path for path in chain(*paths.values()) if path.is_file()}
+        if old and not last and not args.overwrite:
+            raise UserError(
+                f"{min(old)} is there, but eval_seg did not make it; choose another --seg_out_dir, or --overwrite"
+            )
+        if torchutils.rank() == 0:
+            others = chain(*(folder.glob("*.png") for folder in folders)) if last else ()
+            for path in {*old, *others}:
+                path.unlink(missing_ok=True)
+            save_json(record, settings)
     torchutils.barrier()
     return [name for name in torchutils.shard(names) if not all(path.is_file() for path in paths[name])]
 

@@ -95,10 +95,13 @@ def test_masks_are_made_anew_when_the_settings_change(finished, tmp_path):
     run(finished, *SHAPES, *same)
     assert first.is_file() and second.stat().st_mtime_ns == before[second]
     score = metrics(finished)["eval_seg"]["miou"]
-    run(finished, *SHAPES, *same, "--seg_test_scales", "1.0,1.5", "--seg_test_mirror", "False")
-    assert second.stat().st_mtime_ns != before[second]
+    run(finished, *SHAPES, *same, "--seg_test_scales", "1.0,1.5", "--seg_test_mirror", "False", "--limit", "1")
+    assert first.is_file() and not second.exists()  # nothing of the old settings is left behind
     run(finished, *SHAPES, *same)
     assert metrics(finished)["eval_seg"]["miou"] == score and "comparison" not in metrics(finished)["eval_seg"]
+    save_mask(tmp_path / "theirs" / "val_00000.png", np.zeros((9, 9)), voc_palette())
+    run(finished, *SHAPES, *same, "--seg_out_dir", str(tmp_path / "theirs"), code=2)
+    assert masks(tmp_path / "theirs")["val_00000.png"].shape == (9, 9)
     run(finished, *SHAPES, *same, "--seg_crf_iter", "0", "--seg_out_dir", str(tmp_path))
     assert not (tmp_path / "before_crf").exists() and "before_crf" not in metrics(finished)["eval_seg"]
     without, wanted = masks(tmp_path), masks(finished / "seg" / "before_crf")
