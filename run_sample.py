@@ -156,7 +156,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--seg_momentum", type=finite, metavar="M", help="momentum of SGD")
     group.add_argument("--seg_weight_decay", type=finite, metavar="W", help="weight decay (biases: none)")
-    group.add_argument("--seg_checkpoint_every", type=positive, metavar="N", help="steps from which a run can go on")
+    group.add_argument("--seg_checkpoint_every", type=positive, metavar="N", help="steps between two checkpoints")
     group.add_argument(
         "--seg_msc_scales", type=floats(), metavar="S,...", help="v2: scales within the network; the first 1.0"
     )

@@ -1,6 +1,6 @@
 """DeepLab-v2 with multi-scale inputs (Chen et al., arXiv 1606.00915), and torchvision's DeepLab-v3 in the same form."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -9,11 +9,6 @@ from torch import nn
 from misc.torchutils import sum_over_ranks, world_size
 from net.resnet50 import ResNet
 
-# FIDELITY: images are normalised as torchvision's ImageNet weights expect it; the published BGR mean (104.008, 116.669,
-# 122.675) belongs to the Caffe weights that DeepLab-v2 itself starts from.
-MODELS = ("deeplabv2_resnet101", "deeplabv2_resnet14", "deeplabv3_resnet101", "deeplabv3_resnet50")
-LOSSES = ("ce", "balanced")
-STRIDE = 8  # of the logits
 IGNORE = 255
 
 
@@ -51,6 +46,8 @@ class DeepLab(nn.Module):
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
         """Images [B, 3, H, W], normalised -> logits [B, L, h, w] of this one scale, at stride 8."""
+        # FIDELITY: x is normalised as torchvision's weights expect; the published BGR mean (104.008, 116.669, 122.675)
+        # belongs to the Caffe weights that DeepLab-v2 itself starts from.
         features = self.backbone(x)
         return self.classifier(features["out"] if isinstance(features, Mapping) else features)
 
@@ -92,9 +89,10 @@ class DeepLab(nn.Module):
 
 
 def build(name: str, n_labels: int, scales: Sequence[float], rates: Sequence[int], scratch: bool = False) -> DeepLab:
-    """One of MODELS with random weights; n_labels: with background.
+    """A network with random weights.
 
-    scales: of the input, for DeepLab-v2 (DeepLab-v3 has one scale). rates: of DeepLab-v2's ASPP.
+    name: deeplabv2_ARCH, ARCH a name of `net.resnet50.ARCHS`, or a DeepLab-v3 of torchvision. n_labels: labels
+    with background. scales: of the input, for DeepLab-v2 (DeepLab-v3 has one). rates: of DeepLab-v2's ASPP.
     """
     family, arch = name.split("_")
     if family == "deeplabv2":
@@ -112,11 +110,10 @@ def segmentation_loss(outputs: Sequence[torch.Tensor], labels: torch.Tensor, kin
 
     outputs: logits [B, L, h, w] each. labels: uint8 [B, H, W], 255 ignored. kind: one of LOSSES.
     """
-    loss_of: Callable = {"ce": cross_entropy, "balanced": balanced_cross_entropy}[kind]
     total = labels.new_zeros((), dtype=torch.float32)
     for logits in outputs:
         small = F.interpolate(labels[:, None].float(), logits.shape[-2:], mode="nearest-exact")[:, 0].long()
-        total = total + loss_of(logits.float(), small)
+        total = total + LOSSES[kind](logits.float(), small)
     return total
 
 
@@ -135,6 +132,9 @@ def balanced_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.
     background, foreground = labels == 0, (labels != 0) & (labels != IGNORE)
     means = [(each * region).sum((1, 2)) / region.sum((1, 2)).clamp(min=1) for region in (background, foreground)]
     return (means[0] + means[1]).mean()
+
+
+LOSSES = {"ce": cross_entropy, "balanced": balanced_cross_entropy}
 
 
 def probabilities(levels: Sequence[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
