@@ -313,7 +313,19 @@ def test_four_images_are_learnt_by_heart():
     assert mean_iou(confusion(masks, labels, 5)) > 0.95
 
 
-@pytest.mark.parametrize("model", ["deeplabv2_resnet14", "deeplabv3_resnet50"])
+def test_draws_within_a_block_depend_on_its_number():
+    args = argparse.Namespace(seed=3, num_workers=0)
+    loader_of, blocks = loader_by_iteration(None, NAMES, 4, 1, 5, 2, args, False)
+    assert blocks == 3
+    drawn, lengths = [], []
+    for block in (0, 1, 2, 1):
+        lengths.append(len(loader_of(block)))
+        drawn.append(torch.rand(4).tolist())  # what dropout would draw
+    assert lengths == [2, 2, 1, 2]
+    assert drawn[1] == drawn[3] and len({tuple(values) for values in drawn}) == 3
+
+
+@pytest.mark.parametrize("model", ["deeplabv2_resnet14", pytest.param("deeplabv3_resnet50", marks=pytest.mark.slow)])
 def test_going_on_gives_the_same_bits(tmp_path, monkeypatch, model):
     def run(work_dir):
         arguments = (
