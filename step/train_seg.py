@@ -22,6 +22,11 @@ from step import make_sem_seg
 
 # What `--seg_labels` names -> argument of the folder of the masks; the truth comes from the dataset.
 MASKS = {"pseudo": "sem_seg_out_dir", "cam": "sem_seg_cam_out_dir", "truth": None}
+# A run that was cut off goes on with the same values of these only; those of inference may change.
+DECISIVE = (
+    "seg_model", "seg_init", "seg_loss", "seg_crop_size", "seg_scales", "seg_batch_size", "seg_accumulate", "seg_iter",
+    "seg_lr", "seg_momentum", "seg_weight_decay", "seg_checkpoint_every", "seg_msc_scales", "seg_aspp_rates", "seeds",
+)  # fmt: skip
 DECAY_EVERY = 10  # iterations between two steps of the learning rate
 
 
@@ -58,7 +63,7 @@ def _train(args: argparse.Namespace, dataset: Dataset, names: list[str], labels:
         return segmentation_loss(outputs, truth, args.seg_loss)
 
     title = f"train_seg on {labels}"
-    checkpoint, settings = begin(args, target, dataset, names, ("seg_",))
+    checkpoint, settings = begin(args, target, dataset, names, DECISIVE)
     losses = fit(
         model, loss_of, optimizer, loader_of, blocks, checkpoint, title, settings, scheduler, args.seg_accumulate
     )
