@@ -1,14 +1,17 @@
 """CAMs widened by reducing the information bottleneck, image by image (RIB, step/make_rib_cam.py)."""
 
 import argparse
+from collections.abc import Sequence
 
 import numpy as np
+import torch
 
 from data import image_names, open_dataset
-from data.loaders import CompanionBatches, CompanionStream, Pyramids, TrainingCrops, iterate_images
+from data.base import Dataset
+from data.loaders import CompanionBatches, CompanionPool, CompanionStream, Pyramids, TrainingCrops, iterate_images
 from misc import camfile, torchutils
 from misc.cam import combine_scales
-from misc.progress import bar
+from misc.progress import Stopwatch, bar
 from misc.rib import RIB
 from misc.workdir import made, pending, require, result_file
 from net.loading import load_cam
@@ -25,23 +28,17 @@ def run(args: argparse.Namespace) -> dict:
         load_cam(args, dataset, device), args.RIB_lr, args.RIB_iter, args.pooling, args.score_th,
         args.stop_th, args.explode_th, args.explode_ratio, args.RIB_weight_decay, args.precision,
     )  # fmt: skip
-    companions = image_names(args, dataset, "train")
-    batches = CompanionBatches(
-        companions, dataset.labels(companions), todo, dataset.labels(todo),
-        args.RIB_iter - 1, args.RIB_batch_size, args.seed,
-    )  # fmt: skip
-    crops = TrainingCrops(dataset, args.RIB_resize_long, args.RIB_crop_size, args.seed)
-    stream = CompanionStream(crops, batches, args.num_workers, pin_memory=device.type == "cuda")
+    watch = Stopwatch()
+    companions = _companions(args, dataset, todo, rib, device, watch)
     steps = []
     with bar(len(todo), "make_rib_cam") as progress:
-        for i, (name, size, levels, label) in enumerate(
-            iterate_images(Pyramids(dataset, todo, args.cam_scales), args.num_workers)
-        ):
+        images = iterate_images(Pyramids(dataset, todo, args.cam_scales), args.num_workers)
+        for i, (name, size, levels, label) in enumerate(watch.iterate(images)):
             levels = [level.to(device) for level in levels]
-            companions_of = stream.of(i)
+            own_companions = companions.of(i)
             try:
                 if label.any():
-                    cams, entered = rib.run(levels, label.to(device), companions_of)
+                    cams, entered = rib.run(levels, label.to(device), own_companions)
                 else:  # no class, no map: nothing to widen
                     cams, entered = [levels[0].new_zeros((len(label), 1, 1))], 0
             except FloatingPointError as error:
@@ -55,7 +52,31 @@ def run(args: argparse.Namespace) -> dict:
                 high_res.cpu().numpy(),
             )
             steps.append(entered)
-            progress.set_postfix_str(f"{np.mean(steps):.1f} RIB steps an image", refresh=False)
+            progress.set_postfix_str(
+                f"{np.mean(steps):.1f} RIB steps an image, {watch.share():.0%} waiting for images", refresh=False
+            )
             progress.update()
     steps = torchutils.gather(steps)
-    return {**made(todo, names), "RIB_steps": {str(n): steps.count(n) for n in sorted(set(steps))}}
+    counts = {str(n): steps.count(n) for n in sorted(set(steps))}
+    return {**made(todo, names), "RIB_steps": counts, "waiting_share": round(watch.share(), 4)}
+
+
+def _companions(
+    args: argparse.Namespace, dataset: Dataset, todo: Sequence[str], rib: RIB, device: torch.device, watch: Stopwatch
+) -> CompanionStream | CompanionPool:
+    """Where the companions of every image to be made come from, by `--RIB_companions`."""
+    names = image_names(args, dataset, "train")
+    crops = TrainingCrops(dataset, args.RIB_resize_long, args.RIB_crop_size, args.seed)
+
+    def batches_of(names: Sequence, labels: np.ndarray) -> CompanionBatches:
+        return CompanionBatches(
+            names, labels, todo, dataset.labels(todo), args.RIB_iter - 1, args.RIB_batch_size, args.seed
+        )
+
+    if args.RIB_companions == "pool" and todo and args.RIB_batch_size:
+        return CompanionPool(
+            crops, names, args.RIB_pool_size, batches_of, lambda images: rib.folded.lower(images.to(device)),
+            args.num_workers,
+        )  # fmt: skip
+    batches = batches_of(names, dataset.labels(names))
+    return CompanionStream(crops, batches, watch, args.num_workers, pin_memory=device.type == "cuda")
