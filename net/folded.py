@@ -12,6 +12,7 @@ from net.resnet50 import ResNet
 
 class Folded:
     """A copy of a network in which every frozen batch normalisation is part of the convolution before it.
+
     gamma * (conv(x, w) - mean) / std + beta = conv(x, w * s) + (beta - mean * s) with s = gamma / std: the same
     function with fewer passes over the feature maps, forwards and backwards, and less that a backward pass has to keep.
     The affine parameters learn all the same: `push` gives the original ones their gradients by the chain rule.
