@@ -70,6 +70,16 @@ def build_parser(
         help="read every image and mask first; go on without those that cannot be read and list them at the end",
     )
 
+    group.add_argument(
+        "--compare",
+        nargs=2,
+        metavar=("RUN_A", "RUN_B"),
+        help="write compare.html: what differs between two work_dirs (into --work_dir if given, else here), and end",
+    )
+    group.add_argument(
+        "--tensorboard", action="store_true", help="log losses, learning rates and scores below WORK_DIR/tensorboard"
+    )
+
     group = parser.add_argument_group("machine")
     group.add_argument(
         "--device", default="auto", choices=("auto", "cpu", "cuda"), help="auto takes a GPU if there is one"
@@ -225,6 +235,11 @@ def main(steps: Sequence[Step], add_arguments: Callable, argv: Sequence[str] | N
             from data.check import check_data
 
             return 0 if check_data(args) else 2
+        if args.compare:
+            from misc.report.compare import compare
+
+            compare(args, Path(args.work_dir if sources["work_dir"] != "default" else "."))
+            return 0
         chosen = choose(steps, args)
         if args.dry_run:
             print(f"dataset {args.dataset}, results in {args.work_dir}\n{table(chosen)}")
@@ -243,7 +258,7 @@ def main(steps: Sequence[Step], add_arguments: Callable, argv: Sequence[str] | N
 
 
 def _run(args: argparse.Namespace, sources: dict[str, str], chosen: Sequence[Step], argv: Sequence[str]) -> None:
-    from misc import torchutils, workdir
+    from misc import board, torchutils, workdir
     from misc.files import load_json, save_json
 
     torchutils.init_ranks(args.device)
@@ -255,6 +270,8 @@ def _run(args: argparse.Namespace, sources: dict[str, str], chosen: Sequence[Ste
         last = load_json(path)
         earlier = [*last.pop("earlier", []), last] if last else []
         save_json(path, {**provenance(args, sources, argv), "earlier": earlier})
+    if args.tensorboard and first:
+        board.start(Path(args.work_dir) / "tensorboard")
     chosen = _possible(args, chosen)
     args.bad_images = _bad_images(args) if args.skip_bad else {}
     for step in chosen:
@@ -265,7 +282,9 @@ def _run(args: argparse.Namespace, sources: dict[str, str], chosen: Sequence[Ste
         seconds = time.perf_counter() - begin
         if values:
             workdir.record(args, step.name, {"seconds": round(seconds, 2), **values})
+            board.scores(step.name, values)
         logging.info("step %s took %.1f s", step.title, seconds)
+    board.stop()
     for name, problem in args.bad_images.items():
         logging.warning("left out %s: %s", name, problem)
 
