@@ -38,14 +38,14 @@ def fit(
     cut off goes on there; removed by the caller once the result is stored. settings: plain values that must be the same
     when it goes on, else UserError. FloatingPointError if a loss is not finite, on every rank at once.
     """
-    first, losses = 0, []
+    first, losses, batches = 0, [], 0
     if checkpoint.is_file():
         state = _read(checkpoint, settings)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         if scheduler is not None:
             scheduler.load_state_dict(state["scheduler"])
-        first, losses = state["epoch"], state["losses"]
+        first, losses, batches = state["epoch"], state["losses"], state["batches"]
     model.train()
     parallel = _parallel(model)
     with bar(total=0, title=title, unit="batch") as progress:
@@ -59,7 +59,6 @@ def fit(
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
-                learning_rate = optimizer.param_groups[0]["lr"]  # of this step: PolyOptimizer sets it in `step`
                 if scheduler is not None:
                     scheduler.step()
                 value = torchutils.mean_over_ranks(loss.detach()).item()
@@ -68,7 +67,8 @@ def fit(
                         f"{title}: the loss is {value} in epoch {epoch + 1}, batch {i + 1}; lower the learning rate"
                     )
                 total += value
-                board.scalars(title, {"loss": value, "learning_rate": learning_rate}, epoch * len(loader) + i)
+                board.scalars(title, {"loss": value, "learning_rate": optimizer.param_groups[0]["lr"]}, batches)
+                batches += 1
                 _show(progress, f"epoch {epoch + 1}/{epochs}, loss {total.item() / (i + 1):.4f}", batch)
             losses.append(total.item() / max(1, len(loader)))
             state = {
@@ -77,6 +77,7 @@ def fit(
                 "scheduler": scheduler.state_dict() if scheduler is not None else None,
                 "epoch": epoch + 1,
                 "losses": losses,
+                "batches": batches,
                 "settings": settings,
             }
             if torchutils.rank() == 0:

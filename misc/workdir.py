@@ -19,6 +19,7 @@ PLACES = {
     "sem_seg_out_dir": ("sem_seg", "make_sem_seg"),
     "edge_out_dir": ("edge", "make_sem_seg"),
     "ins_seg_out_dir": ("ins_seg", "make_ins_seg"),
+    "seg_out_dir": ("seg", "eval_seg"),
 }
 
 

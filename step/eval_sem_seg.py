@@ -16,19 +16,17 @@ from misc.files import load_mask, save_json
 from misc.metrics import confusion, foreground, iou_table, mean_iou
 from misc.pool import chunks, map_items
 from misc.progress import bar
-from misc.workdir import SCHEMA, require, result_file
+from misc.workdir import SCHEMA, place, require, result_file
 
 IMAGES_PER_CALL = 16
 
 
-class Counts(NamedTuple):
-    """What some images add to the total; the CRF labels only where there are any."""
+class Counted(NamedTuple):
+    """What masks amount to against the truth."""
 
-    masks: np.ndarray  # int64 [C, C], confusion of the pseudo masks
-    labels: np.ndarray  # the same of the CRF labels, without the pixels that they leave open
-    left_open: int  # such pixels with ground truth
-    labelled: int  # images with a CRF label
-    miou: list[float]  # of every image on its own
+    confusion: np.ndarray  # int64 [C, C]
+    left_open: int  # pixels with ground truth that were left out because the mask holds 255
+    miou: dict[str, float]  # of every image on its own
 
 
 def run(args: argparse.Namespace) -> dict:
@@ -39,34 +37,27 @@ def run(args: argparse.Namespace) -> dict:
     dataset = open_dataset(args)
     names = scored_names(args, dataset)
     require(args, "sem_seg_out_dir", names, ".png")
-    mine = torchutils.shard(names)
-    masks, labels = (np.zeros((dataset.n_classes + 1,) * 2, np.int64) for _ in range(2))
-    left_open = labelled = 0
-    scores: list[tuple[str, float]] = []
-    parts = chunks(mine, IMAGES_PER_CALL)
-    with bar(len(mine), "eval_sem_seg") as progress:
-        for part, counts in zip(parts, map_items(partial(_count, args, dataset), parts, args.num_workers), strict=True):
-            masks += counts.masks
-            labels += counts.labels
-            left_open, labelled = left_open + counts.left_open, labelled + counts.labelled
-            scores += zip(part, counts.miou, strict=True)
-            progress.set_postfix_str(f"mIoU {100 * mean_iou(masks):.1f}", refresh=False)
-            progress.update(len(part))
-    masks, labels = torchutils.all_reduce_sum(masks), torchutils.all_reduce_sum(labels)
-    left_open, labelled = (sum(torchutils.gather([value])) for value in (left_open, labelled))
-    by_name = dict(torchutils.gather(scores))
+    masks = count(args, dataset, names, place(args, "sem_seg_out_dir"), "eval_sem_seg")
     if torchutils.rank() == 0:
-        ordered = {name: round(by_name[name], 4) for name in names}
-        save_json(Path(args.work_dir) / "per_image.json", {"schema": SCHEMA, "sem_seg": ordered})
-    logging.info("pseudo mask mIoU %.1f", 100 * mean_iou(masks))
-    out = {"images": len(names), **_summary(masks, dataset)}
+        by_name = {name: round(masks.miou[name], 4) for name in names}
+        save_json(Path(args.work_dir) / "per_image.json", {"schema": SCHEMA, "sem_seg": by_name})
+    logging.info("pseudo mask mIoU %.1f", 100 * mean_iou(masks.confusion))
+    values = {"images": len(names), **summary(masks.confusion, dataset)}
+    labelled = [name for name in names if result_file(args, "ir_label_out_dir", name, ".png").is_file()]
     if labelled:
-        open_share = left_open / max(1, left_open + int(labels.sum()))
-        out["ir_label"] = {"images": labelled, "ignored": open_share, **_summary(labels, dataset)}
-    return out
+        labels = count(args, dataset, labelled, place(args, "ir_label_out_dir"), "score CRF labels", skip_open=True)
+        ignored = labels.left_open / max(1, labels.left_open + int(labels.confusion.sum()))
+        values["ir_label"] = {"images": len(labelled), "ignored": ignored, **summary(labels.confusion, dataset)}
+    return values
 
 
-def _summary(counted: np.ndarray, dataset: Dataset) -> dict:
+def score(args: argparse.Namespace, dataset: Dataset, names: Sequence[str], folder: Path, title: str) -> dict:
+    """The summary of the masks folder/NAME.png, over all ranks."""
+    return summary(count(args, dataset, names, folder, title).confusion, dataset)
+
+
+def summary(counted: np.ndarray, dataset: Dataset) -> dict:
+    """mIoU, IoU per class, precision and recall of the foreground, and the confusion that they come from."""
     return {
         "miou": mean_iou(counted),
         "iou": iou_table(counted, dataset.classes),
@@ -75,20 +66,36 @@ def _summary(counted: np.ndarray, dataset: Dataset) -> dict:
     }
 
 
-def _count(args: argparse.Namespace, dataset: Dataset, names: Sequence[str]) -> Counts:
+def count(
+    args: argparse.Namespace, dataset: Dataset, names: Sequence[str], folder: Path, title: str, skip_open: bool = False
+) -> Counted:
+    """Counts the masks folder/NAME.png over all ranks. skip_open: leave out pixels with 255 in the mask."""
+    mine = torchutils.shard(names)
+    total = np.zeros((dataset.n_classes + 1,) * 2, np.int64)
+    left_open, miou = 0, []
+    parts = chunks(mine, IMAGES_PER_CALL)
+    with bar(len(mine), title) as progress:
+        for part, counted in zip(
+            parts, map_items(partial(_count, dataset, folder, skip_open), parts, args.num_workers), strict=True
+        ):
+            total += counted.confusion
+            left_open += counted.left_open
+            miou += counted.miou.items()
+            progress.set_postfix_str(f"mIoU {100 * mean_iou(total):.1f}", refresh=False)
+            progress.update(len(part))
+    total = torchutils.all_reduce_sum(total)
+    return Counted(total, sum(torchutils.gather([left_open])), dict(torchutils.gather(miou)))
+
+
+def _count(dataset: Dataset, folder: Path, skip_open: bool, names: Sequence[str]) -> Counted:
     n = dataset.n_classes + 1
-    masks, labels = (np.zeros((n, n), np.int64) for _ in range(2))
-    left_open, labelled, miou = 0, 0, []
+    total, left_open, miou = np.zeros((n, n), np.int64), 0, {}
     for name in names:
-        truth = dataset.mask(name)
-        counted = confusion(load_mask(result_file(args, "sem_seg_out_dir", name, ".png")), truth, n)
-        masks += counted
-        miou.append(mean_iou(counted))
-        path = result_file(args, "ir_label_out_dir", name, ".png")
-        if path.is_file():
-            label = load_mask(path)
-            open_pixels = label == 255
-            labels += confusion(label, np.where(open_pixels, 255, truth), n)
-            left_open += int((open_pixels & (truth != 255)).sum())
-            labelled += 1
-    return Counts(masks, labels, left_open, labelled, miou)
+        mask, truth = load_mask(folder / f"{name}.png"), dataset.mask(name)
+        if skip_open:
+            left_open += int(((mask == 255) & (truth != 255)).sum())
+            truth = np.where(mask == 255, 255, truth)
+        counted = confusion(mask, truth, n)
+        total += counted
+        miou[name] = mean_iou(counted)
+    return Counted(total, left_open, miou)

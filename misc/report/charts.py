@@ -9,7 +9,7 @@ import numpy as np
 from misc.report.markup import Html, html, join, number, tag
 from misc.report.pictures import confusion_picture
 
-WIDTH, HEIGHT = 460, 290
+WIDTH, HEIGHT = 400, 260
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 12, 40
 TABLE_CLASSES = 26  # up to here a confusion is a table of numbers, beyond it a picture and its largest entries
 LARGEST = 20
@@ -129,7 +129,7 @@ def _large_confusion(counts: np.ndarray, share: np.ndarray, names: Sequence[str]
             cells = (names[i], names[j], f"{100 * off[i, j]:.1f}", f"{counts[i, j]:.0f}")
             rows.append(tag("tr", *(tag("td", cell, class_="n" if k > 1 else None) for k, cell in enumerate(cells))))
     head = tag("tr", *(tag("th", text, scope="col") for text in ("truth", "taken for", "% of its pixels", "pixels")))
-    text = f"{len(names)} classes in their order, a row for every true one and a column for every predicted one; dark is 0."
+    text = f"A row for every true class, a column for every predicted one, {len(names)} in their order; dark is 0."
     picture = tag("img", src=confusion_picture(share), alt=text, class_="pixels", width=len(names), height=len(names))
     largest = tag("table", tag("caption", f"The {len(rows)} largest confusions"), head, *rows, class_="plain")
     return tag("div", tag("figure", picture, tag("figcaption", html(text))), largest, class_="wide")

@@ -14,12 +14,13 @@ from misc.files import load_json, load_mask
 from misc.metrics import confusion, mean_iou
 from misc.report import pictures
 from misc.report.markup import Html, at, join, number, tag
-from misc.workdir import result_file
+from misc.workdir import place, result_file
 
-PER_GROUP, PER_CLASS, FROM_VAL = 6, 2, 6  # images of each kind
+PER_GROUP, FROM_VAL = 6, 6  # images of each kind
+PER_CLASS = (0.5, 1.0, 0.0, 0.25)  # of every class the median, the worst, the best and the one between
 MOST = 120  # images altogether
 MOST_BYTES = 12_000_000  # of pictures; the page may have 15 MB
-GROUPS = {"best": "best", "median": "median", "worst": "worst", "class": "by class", "val": "validation"}
+GROUPS = {"best": "best", "median": "median", "worst": "worst", "class": "class examples", "val": "validation"}
 SCORED, BY_NAME = (("down", "best first"), ("up", "worst first")), ("name", "name")  # orders
 ALL_SHOWN = 24  # lists up to this long are shown whole
 
@@ -48,7 +49,7 @@ def sample(args: argparse.Namespace, dataset: Dataset, names: Sequence[str]) -> 
 
     def take(some: Sequence[str], group: str) -> None:
         for name in some:
-            if name in chosen or len(chosen) < MOST:
+            if (name in chosen or len(chosen) < MOST) and group not in chosen.get(name, ()):
                 chosen.setdefault(name, []).append(group)
 
     scores = per_image(args)
@@ -59,9 +60,10 @@ def sample(args: argparse.Namespace, dataset: Dataset, names: Sequence[str]) -> 
         take(ranked[middle : middle + PER_GROUP], "median")
         take(ranked[-PER_GROUP:], "worst")
         labels = dataset.labels(ranked) > 0
-        for c in range(dataset.n_classes):
-            mine = [ranked[i] for i in np.flatnonzero(labels[:, c])]
-            take([mine[i] for i in _spread(len(mine), PER_CLASS)], "class")
+        for share in PER_CLASS:  # one image of every class before the second of any
+            for c in range(dataset.n_classes):
+                mine = np.flatnonzero(labels[:, c])
+                take([ranked[mine[round(share * (len(mine) - 1))]]] if len(mine) else [], "class")
         if len(ranked) <= ALL_SHOWN:
             take(ranked, "class")
     else:
@@ -71,10 +73,10 @@ def sample(args: argparse.Namespace, dataset: Dataset, names: Sequence[str]) -> 
 
 
 def _validation(args: argparse.Namespace, dataset: Dataset, known: set[str]) -> list[str]:
-    folder = Path(args.work_dir) / "seg"
-    if not folder.is_dir():
+    if not place(args, "seg_out_dir").is_dir():
         return []
-    there = [n for n in dataset.names_of(args.val_list) if n not in known and (folder / f"{n}.png").is_file()]
+    names = [name for name in dataset.names_of(args.val_list) if name not in known]
+    there = [name for name in names if result_file(args, "seg_out_dir", name, ".png").is_file()]
     return [there[i] for i in _spread(len(there), FROM_VAL)]
 
 
@@ -106,7 +108,7 @@ def layers(
     path = result_file(args, "sem_seg_out_dir", name, ".png")
     if path.is_file():
         found.append(("mask", "pseudo mask", None, load_mask(path)))
-    path = Path(args.work_dir) / "seg" / f"{name}.png"
+    path = result_file(args, "seg_out_dir", name, ".png")
     if path.is_file():
         found.append(("seg", "segmentation net", None, load_mask(path)))
     drawn = {*(np.flatnonzero(dataset.label(name)) + 1).tolist()}

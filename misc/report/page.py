@@ -139,10 +139,15 @@ def _thresholds(args: argparse.Namespace, measured: dict) -> list[Html]:
 def _losses(measured: dict) -> list[Html]:
     charts = []
     for step, values in runinfo.steps(measured).items():
-        loss = values.get("loss")
-        if isinstance(loss, list) and loss:
-            line = Line(step, f"loss, {loss[-1]:.4g} at the end", range(1, len(loss) + 1), loss)
-            charts.append(line_chart([line], "epoch" if step in BY_EPOCH else "part of the training", "loss", step))
+        loss = values.get("loss") or {}
+        by_labels = loss if isinstance(loss, dict) else {"": loss}  # the segmentation network may be trained on several
+        lines = [
+            Line(key, f"loss{f' from {labels}' if labels else ''}, {y[-1]:.4g} at the end", range(1, len(y) + 1), y)
+            for (labels, y), key in zip(by_labels.items(), (step, "cam", "label"), strict=False)
+            if y
+        ]
+        if lines:
+            charts.append(line_chart(lines, "epoch" if step in BY_EPOCH else "part of the training", "loss", step))
     return charts
 
 

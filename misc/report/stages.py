@@ -41,19 +41,11 @@ def scored(measured: dict) -> list[Stage]:
 
 
 def variants(measured: dict) -> list[tuple[str, str]]:
-    """Further figures of the segmentation network: (label, path), such as with CRF, or trained on other masks."""
-    found = []
-    values = measured.get("eval_seg", {})
-    for key, value in values.items():
-        if key.startswith("miou_") and isinstance(value, int | float):
-            found.append((f"segmentation network, {key.removeprefix('miou_')}", f"eval_seg.{key}"))
-    for key, value in values.get("comparison", {}).items():
-        path = f"eval_seg.comparison.{key}"
-        if isinstance(value, dict):
-            path, value = f"{path}.miou", value.get("miou")
-        if isinstance(value, int | float):
-            found.append((f"segmentation network on {key} masks", path))
-    return found
+    """Further figures of the segmentation network: (label, path): before the CRF, or trained on other masks."""
+    found = [("segmentation network, before CRF", "eval_seg.before_crf.miou")]
+    for labels in at(measured, "eval_seg.comparison") or {}:
+        found.append((f"segmentation network from {labels}", f"eval_seg.comparison.{labels}"))
+    return [(label, path) for label, path in found if isinstance(at(measured, path), int | float)]
 
 
 def instance_text(measured: dict) -> str:
