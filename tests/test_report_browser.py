@@ -11,6 +11,7 @@ from misc.report.page import build
 from tests.report_mini import finished
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="the package selenium is not installed")
+WebDriverWait = pytest.importorskip("selenium.webdriver.support.ui").WebDriverWait
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(
@@ -164,9 +165,9 @@ def test_light_and_dark(page, scheme):
     media(page, scheme)
     paper = {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 23, 28)"}
     other = {"light": "dark", "dark": "light"}[scheme]
-    assert value(page, "body", "backgroundColor") == paper[scheme]
     (button,) = find(page, "#theme")
-    assert button.text == other
+    WebDriverWait(page, 20).until(lambda _: button.text == other)
+    assert value(page, "body", "backgroundColor") == paper[scheme]
     button.click()
     assert value(page, "body", "backgroundColor") == paper[other] and button.text == scheme
 

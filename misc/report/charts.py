@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from misc.report.markup import Html, html, join, number, tag
+from misc.report.markup import Html, join, number, tag
 from misc.report.pictures import confusion_picture
 
 WIDTH, HEIGHT = 400, 260
@@ -122,6 +122,7 @@ def confusion_table(confusion: Sequence[Sequence[int]], names: Sequence[str], pa
 
 def _large_confusion(counts: np.ndarray, share: np.ndarray, names: Sequence[str]) -> Html:
     off = share * ~np.eye(len(share), dtype=bool)
+    off[0] = off[:, 0] = 0  # every class is mostly mistaken for the background; that stands in the picture
     flat = np.argsort(-off, axis=None, kind="stable")[:LARGEST]
     rows = []
     for i, j in zip(*np.unravel_index(flat, off.shape), strict=True):
@@ -131,5 +132,7 @@ def _large_confusion(counts: np.ndarray, share: np.ndarray, names: Sequence[str]
     head = tag("tr", *(tag("th", text, scope="col") for text in ("truth", "taken for", "% of its pixels", "pixels")))
     text = f"A row for every true class, a column for every predicted one, {len(names)} in their order; dark is 0."
     picture = tag("img", src=confusion_picture(share), alt=text, class_="pixels", width=len(names), height=len(names))
-    largest = tag("table", tag("caption", f"The {len(rows)} largest confusions"), head, *rows, class_="plain")
-    return tag("div", tag("figure", picture, tag("figcaption", html(text))), largest, class_="wide")
+    caption = tag("caption", f"The {len(rows)} largest confusions between classes")
+    largest = tag("table", caption, head, *rows, class_="plain")
+    scrolling = tag("div", largest, class_="scroll", tabindex=0, role="region", aria_label="largest confusions")
+    return tag("div", tag("figure", picture, tag("figcaption", text)), scrolling, class_="wide")

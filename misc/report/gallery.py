@@ -208,7 +208,8 @@ def controls(dataset: Dataset, groups: set[str], classes: set[int], orders: Sequ
     if len(classes) > 1:
         entries = [("", "every class"), *((str(c), dataset.classes[c]) for c in sorted(classes))]
         parts.append(buttons("class", entries, ""))
-    parts.append(buttons("sort", orders, orders[0][0]))
+    if len(orders) > 1:
+        parts.append(buttons("sort", orders, orders[0][0]))
     help_text = "Arrow keys go from image to image, Enter enlarges, digits 0 to 9 set the slider."
     return tag(
         "div", *parts, tag("p", tag("span", "", id="shown", aria_live="polite"), " ", help_text, class_="small"),
