@@ -13,6 +13,7 @@ from typing import NoReturn
 import yaml
 
 from data import DATASETS, Choices, open_dataset, preset
+from misc import board
 from misc.argtypes import boolean, not_negative
 from misc.errors import UserError
 from misc.provenance import provenance
@@ -255,10 +256,12 @@ def main(steps: Sequence[Step], add_arguments: Callable, argv: Sequence[str] | N
     except KeyboardInterrupt:
         print("run_sample.py: interrupted; the same command goes on where it stopped", file=sys.stderr)
         return 130
+    finally:
+        board.stop()
 
 
 def _run(args: argparse.Namespace, sources: dict[str, str], chosen: Sequence[Step], argv: Sequence[str]) -> None:
-    from misc import board, torchutils, workdir
+    from misc import torchutils, workdir
     from misc.files import load_json, save_json
 
     torchutils.init_ranks(args.device)
@@ -284,7 +287,6 @@ def _run(args: argparse.Namespace, sources: dict[str, str], chosen: Sequence[Ste
             workdir.record(args, step.name, {"seconds": round(seconds, 2), **values})
             board.scores(step.name, values)
         logging.info("step %s took %.1f s", step.title, seconds)
-    board.stop()
     for name, problem in args.bad_images.items():
         logging.warning("left out %s: %s", name, problem)
 

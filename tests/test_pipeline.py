@@ -73,6 +73,8 @@ def test_files_hold_what_they_should(finished):
         classes = {0, *(np.flatnonzero(dataset.label(name)) + 1)}
         assert set(np.unique(Image.open(folder / "ir_label" / f"{name}.png"))) <= classes | {255}
         assert set(np.unique(Image.open(folder / "sem_seg" / f"{name}.png"))) <= classes
+        edge = Image.open(folder / "edge" / f"{name}.png")
+        assert edge.mode == "L" and edge.size == (24, 24) and len(set(edge.tobytes())) > 10
         found = insfile.load(folder / "ins_seg" / f"{name}.npy")
         assert found["mask"].shape == (len(found["score"]), 96, 96) and (found["mask"].sum(0) <= 1).all()
         assert {*found["class"] + 1} <= classes and found["score"].max(initial=0) <= 1

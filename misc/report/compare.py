@@ -1,7 +1,6 @@
 """Two runs side by side: settings, stages, classes, and the images whose masks changed most."""
 
 import argparse
-import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -179,7 +178,6 @@ def _images(a: Run, b: Run, num_workers: int) -> Html:
         classes |= set(np.flatnonzero(a.dataset.label(names[i])).tolist())
         cards.append(_card(a, b, kind, names[i], shares[i]))
     what = {"sem_seg_out_dir": "pseudo mask", "cam_rib_out_dir": "RIB seed", "cam_out_dir": "CAM seed"}[kind]
-    logging.info("compared the %s of %d images, %.1f%% of their pixels differ", what, len(names), 100 * np.mean(shares))
     text = (
         f"{len(shown)} of {len(names)} images that both runs have a {what} of, by the share of pixels that changed; "
         f"over all of them {100 * np.mean(shares):.1f}%. Last picture: blue where only B is right, orange where only "
