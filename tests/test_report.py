@@ -256,7 +256,9 @@ def test_layers_draw_what_they_should():
     edge = pixels(pictures.edge_layer(np.array([[0, 255]], np.uint8)))
     assert edge[0, 0, :3].sum() == 0 and edge[0, 1].tolist() == [255, 236, 150, 255]
     before, after, truth = (np.array([row], np.uint8) for row in ([0, 1, 1, 1], [0, 0, 2, 1], [0, 1, 2, 255]))
-    assert (pixels(pictures.change_layer(before, after, truth))[0, :, 3] > 0).tolist() == [False, True, True, False]
+    orange, blue, clear = [230, 159, 0, 255], [86, 180, 233, 255], [0, 0, 0, 0]
+    assert pixels(pictures.change_layer(before, after, truth))[0].tolist() == [clear, orange, blue, clear]
+    assert pixels(pictures.change_layer(before, after, None))[0, 1].tolist() == [190, 190, 190, 255]
 
 
 def simulate(colours, matrix):
