@@ -1,6 +1,7 @@
 """A finished run in a second: result files drawn from the truth, scored by the real steps."""
 
 import importlib
+from html.parser import HTMLParser
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from misc import camfile, insfile, workdir
 from misc.cli import parse
 from misc.files import save_grey, save_json, save_mask
 from misc.provenance import provenance
+from misc.report.page import build
 from misc.steps import choose
 from run_sample import STEPS, add_arguments
 
@@ -55,3 +57,38 @@ def write_image(args, dataset: Dataset, name, draw):
     save_grey(workdir.result_file(args, "edge_out_dir", name, ".png"), draw.random((8, 8)))
     found = {"score": draw.random(len(keys)), "mask": right > 0, "class": keys}
     insfile.save(workdir.result_file(args, "ins_seg_out_dir", name, ".npy"), found)
+
+
+class Page(HTMLParser):
+    """What a page holds: its start tags, and the text of every element with `data-key`."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.shown, self.open = [], [], []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, name, attributes):
+        self.tags.append((name, dict(attributes)))
+        if "data-key" in self.tags[-1][1]:
+            self.shown.append([self.tags[-1][1]["data-key"], ""])
+            self.open.append(name)
+
+    def handle_endtag(self, name):
+        if self.open and self.open[-1] == name:
+            self.open.pop()
+
+    def handle_data(self, data):
+        if self.tags and self.tags[-1][0] not in ("style", "script"):
+            self.text += data
+        if self.open:
+            self.shown[-1][1] += data
+
+    def cards(self):
+        return [attributes for _, attributes in self.tags if attributes.get("class") == "card"]
+
+
+def page_of(args, measured=None):
+    dataset = open_dataset(args)
+    names = image_names(args, dataset, "infer")
+    return build(args, dataset, workdir.metrics(args) if measured is None else measured, names)
