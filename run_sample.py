@@ -21,7 +21,7 @@ STEPS = (
     Step(9, "eval_sem_seg", "step.eval_sem_seg", "sem_seg/NAME.png, masks", "metrics.json", needs_masks=True),
     Step(10, "make_ins_seg", "step.make_ins_seg", "images, seeds, sess/res50_irn.pth", "ins_seg/NAME.npy"),
     Step(11, "eval_ins_seg", "step.eval_ins_seg", "ins_seg/NAME.npy, true instances", "metrics.json", needs_masks=True),
-    Step(14, "report", "step.report", "whatever is there", "overview.png, thresholds.png"),
+    Step(14, "report", "step.report", "whatever is there", "report.html, overview.png, thresholds.png"),
 )
 
 
@@ -134,7 +134,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("files (default: below --work_dir)")
     group.add_argument("--cam_weights_name", metavar="FILE", help="classifier weights")
     group.add_argument("--irn_weights_name", metavar="FILE", help="boundary network weights")
-    for name in ("cam", "cam_rib", "ir_label", "sem_seg", "ins_seg"):
+    for name in ("cam", "cam_rib", "ir_label", "sem_seg", "edge", "ins_seg", "seg"):
         group.add_argument(f"--{name}_out_dir", metavar="DIR", help=f"folder of the {name} files")
 
 

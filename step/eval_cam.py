@@ -10,7 +10,7 @@ import numpy as np
 from data import open_dataset, scored_names
 from data.base import Dataset
 from misc import camfile, torchutils
-from misc.metrics import ThresholdSweep, iou_table, mean_iou
+from misc.metrics import ThresholdSweep, foreground, iou_table, mean_iou
 from misc.pool import chunks, map_items
 from misc.progress import bar
 from misc.workdir import require, result_file
@@ -19,9 +19,9 @@ IMAGES_PER_CALL = 16
 
 
 def run(args: argparse.Namespace, folder: str = "cam_out_dir") -> dict:
-    """Returns mIoU and IoU at the fixed and the best threshold, and the mIoU of every threshold of the sweep.
+    """Returns the scores at the fixed and the best threshold, and the mIoU of every threshold of the sweep.
 
-    folder: the argument that names the folder of CAM files to score.
+    folder: the argument that names the folder of CAM files to score. The confusion is that at the best threshold.
     """
     dataset = open_dataset(args)
     names = scored_names(args, dataset)
@@ -36,6 +36,9 @@ def run(args: argparse.Namespace, folder: str = "cam_out_dir") -> dict:
     with bar(len(mine), f"eval {folder.removesuffix('_out_dir')}") as progress:
         for chunk, counts in zip(parts, map_items(count, parts, args.num_workers), strict=True):
             total.counts += counts
+            if not progress.disable:
+                best = max(mean_iou(confusion) for confusion in total.confusions())
+                progress.set_postfix_str(f"best mIoU {100 * best:.1f}", refresh=False)
             progress.update(len(chunk))
     total.counts = torchutils.all_reduce_sum(total.counts)
     confusions = total.confusions()
@@ -44,9 +47,15 @@ def run(args: argparse.Namespace, folder: str = "cam_out_dir") -> dict:
     best = int(np.flatnonzero(in_sweep)[miou[in_sweep].argmax()])
     fixed = int(np.flatnonzero(np.isclose(thresholds, args.cam_eval_thres))[0])
     summary = {
-        key: {"threshold": float(thresholds[i]), "miou": miou[i], "iou": iou_table(confusions[i], dataset.classes)}
+        key: {
+            "threshold": float(thresholds[i]),
+            "miou": miou[i],
+            "iou": iou_table(confusions[i], dataset.classes),
+            "foreground": foreground(confusions[i]),
+        }
         for key, i in (("fixed", fixed), ("best", best))
     }
+    summary["best"]["confusion"] = confusions[best].tolist()
     logging.info(
         "seed mIoU %.1f at the best threshold %.2f, %.1f at the fixed %.2f",
         100 * miou[best], thresholds[best], 100 * miou[fixed], thresholds[fixed],

@@ -10,7 +10,7 @@ from data import image_names, open_dataset
 from data.base import voc_palette
 from data.loaders import Pyramids, iterate_images
 from misc import camfile, torchutils
-from misc.files import save_mask
+from misc.files import save_grey, save_mask
 from misc.indexing import propagate_to_edge
 from misc.progress import bar
 from misc.workdir import made, pending, require, result_file, seeds_argument
@@ -19,7 +19,7 @@ from net.loading import load_irn
 
 @torch.inference_mode()
 def run(args: argparse.Namespace) -> dict:
-    """Writes `sem_seg/NAME.png` for every image of the inference list."""
+    """Writes `sem_seg/NAME.png` and `edge/NAME.png` (boundary map, stride 4) for every image of the inference list."""
     require(args, "irn_weights_name")
     dataset = open_dataset(args)
     names = image_names(args, dataset, "infer")
@@ -35,7 +35,9 @@ def run(args: argparse.Namespace) -> dict:
             cam = torch.from_numpy(seeds["cam"]).to(device) ** args.cam_power
             walk = propagate_to_edge(cam, edge, args.walk_radius, args.beta, args.exp_times)
             label = semantic_label(walk, seeds["keys"], size, args.sem_seg_bg_thres)
+            save_grey(result_file(args, "edge_out_dir", name, ".png"), edge[0].float().cpu().numpy())
             save_mask(result_file(args, "sem_seg_out_dir", name, ".png"), label, voc_palette())
+            progress.set_postfix_str(f"{(label > 0).mean():.0%} foreground", refresh=False)
             progress.update()
     return made(todo, names)
 

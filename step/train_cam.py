@@ -66,12 +66,14 @@ def _validate(args: argparse.Namespace, model: Net, dataset: Dataset, device: to
     """Average precision per class on the validation images (None for a class that does not occur there)."""
     names = torchutils.shard(image_names(args, dataset, "val"))
     model.eval()
-    truth, scores = [], []
+    truth, scores, right = [], [], 0.0
     with bar(len(names), "validate") as progress:
         for _, _, (images,), label in iterate_images(Pyramids(dataset, names, (1.0,)), args.num_workers):
             with torchutils.autocast(device, args.precision):
                 scores.append(model(images[:1].to(device))[0].float().cpu().numpy())
             truth.append(label.numpy())
+            right += ((scores[-1] > 0) == (truth[-1] > 0)).mean()
+            progress.set_postfix_str(f"{right / len(truth):.1%} of the labels right", refresh=False)
             progress.update()
     truth, scores = torchutils.gather(truth), torchutils.gather(scores)
     values = average_precision(np.array(truth), np.array(scores))

@@ -73,6 +73,7 @@ def _mean_displacement(
             with torchutils.autocast(device, args.precision):
                 _, displacement = model(images.to(device))
             means += displacement.float().mean((2, 3)).tolist()
+            progress.set_postfix_str("y {:.2f}, x {:.2f}".format(*means[-1]), refresh=False)
             progress.update(len(images))
     return torch.tensor(np.mean(torchutils.gather(means), 0), dtype=torch.float32)
 

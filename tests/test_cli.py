@@ -337,7 +337,9 @@ def test_steps_run_in_order_and_what_they_measure_is_kept(ran, tmp_path):
     assert run_made_up(tmp_path, "--seed", "3", "--steps", "3,1-2") == 0
     assert ran == [("one", 3), ("two", 3), ("three", 3)]
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert list(metrics) == ["one", "three"] and metrics["one"]["images"] == 4 and metrics["one"]["seconds"] >= 0
+    assert (
+        list(metrics) == ["schema", "one", "three"] and metrics["one"]["images"] == 4 and metrics["one"]["seconds"] >= 0
+    )
     assert "step 2 two took" in (tmp_path / "out" / "log.txt").read_text()
 
 
@@ -354,7 +356,7 @@ def test_arguments_and_their_sources_are_kept(ran, tmp_path):
 def test_metrics_of_earlier_runs_stay(ran, tmp_path):
     run_made_up(tmp_path, "--steps", "1")
     run_made_up(tmp_path, "--steps", "3")
-    assert list(json.loads((tmp_path / "out" / "metrics.json").read_text())) == ["one", "three"]
+    assert list(json.loads((tmp_path / "out" / "metrics.json").read_text())) == ["schema", "one", "three"]
 
 
 def test_a_mistake_found_by_a_step_ends_with_code_2(ran, tmp_path, capsys):
