@@ -2,15 +2,25 @@
 
 import contextlib
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
+import torch.nn.functional as F
 
 from misc.cam import merge_mirrors
 from misc.torchutils import PolyOptimizer, autocast
 from net.resnet50_cam import CAM
 
 POOLINGS = ("gndp", "gap")
+# The final activation of the loss - sum label * f(logit); RIB is the one without, the others are for comparison.
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "none": lambda logits: logits,
+    "sigmoid": torch.sigmoid,
+    "softsign": F.softsign,
+    "tanh": torch.tanh,
+    "relu": torch.relu,
+}
+OnStep = Callable[[int, Sequence[torch.Tensor]], None]
 
 
 def gndrp(cam: torch.Tensor, score_th: float) -> torch.Tensor:
@@ -31,7 +41,9 @@ class RIB:
     lr: learning rate of the backbone (head 10x). n_iter: steps K. pooling: "gndp" or "gap". score_th: tau of GNDRP.
     stop_th: stop once |sum of the image's target logits| exceeds it. explode_th, explode_ratio: an image ends when the
     normalised map exceeds explode_th on more than explode_ratio of its positions. weight_decay: of every group.
-    precision: "bf16" runs the network under autocast; weights, sums and pooling stay in float32.
+    precision: "bf16" runs the network under autocast; weights, sums and pooling stay in float32. activation: f in the
+    loss, of every pooled logit by itself; what stops an image stays the logits themselves. schedule: steps over which
+    the learning rate falls, by default n_iter; with a fixed schedule the first steps do not depend on n_iter.
     """
 
     def __init__(
@@ -46,13 +58,18 @@ class RIB:
         explode_ratio: float = 0.7,
         weight_decay: float = 1e-4,
         precision: str = "fp32",
+        activation: str = "none",
+        schedule: int | None = None,
     ):
         if pooling not in POOLINGS:
             raise ValueError(f"pooling is {pooling!r}; there are {', '.join(POOLINGS)}")
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation is {activation!r}; there are {', '.join(ACTIVATIONS)}")
         self.model = model.eval()
         self.lr, self.n_iter, self.weight_decay = lr, n_iter, weight_decay
         self.pooling, self.score_th = pooling, score_th
         self.precision = precision
+        self.activation, self.schedule = ACTIVATIONS[activation], schedule or n_iter
         self.companion_rows: int | None = None  # companions per pass, None: all; lowered when memory runs out
         self.stop_th, self.explode_th, self.explode_ratio = stop_th, explode_th, explode_ratio
         # What learns: layer3, layer4 and the classifier, batch normalisation's affine parameters among them.
@@ -70,17 +87,20 @@ class RIB:
         pyramid: Sequence[torch.Tensor],
         label: torch.Tensor,
         companions: Iterable[tuple[torch.Tensor, torch.Tensor]],
+        on_step: OnStep | None = None,
     ) -> tuple[list[torch.Tensor], int]:
         """The CAMs of one image, summed over the steps.
 
         pyramid: per scale [2, 3, h, w] (image, mirror); the first entry is scale 1.0, the second 0.5. label: [C].
         companions: one (images [B, 3, H, W], labels [B, C]) per step; when it ends early, the image learns alone.
+        on_step: called as on_step(k, sums) once the CAMs of step k = 0, 1, ... are added (k = 0: the plain CAM); `sums`
+        go on growing, so clone them. The last call has what is returned. After running out of memory it starts from 0.
         Returns one [C, h', w'] per scale (relu, mirrors added, summed over steps) and the number of steps entered.
         """
         replay = _Replay(companions)
         while True:
             try:
-                sums, entered = self._run(pyramid, label, iter(replay))
+                sums, entered = self._run(pyramid, label, iter(replay), on_step or (lambda k, sums: None))
                 if not all(torch.isfinite(cam).all() for cam in sums):
                     raise FloatingPointError("the CAMs are not finite; try a smaller --RIB_lr")
                 return sums, entered
@@ -102,12 +122,12 @@ class RIB:
             for parameter, trained in zip(self.parameters, self.trained, strict=True):
                 parameter.copy_(trained)
 
-    def _run(self, pyramid, label, companions) -> tuple[list[torch.Tensor], int]:
+    def _run(self, pyramid, label, companions, on_step: OnStep) -> tuple[list[torch.Tensor], int]:
         model = self.model
         classes = label.nonzero().flatten()
         optimizer = PolyOptimizer(
             [{**group, "weight_decay": self.weight_decay} for group in self.groups],
-            self.lr, self.weight_decay, max_step=self.n_iter,
+            self.lr, self.weight_decay, max_step=self.schedule,
         )  # fmt: skip
         with torch.no_grad(), self._autocast(pyramid[0]):  # layers up to layer2 never change: once per image
             lower = [model.lower(images) for images in pyramid]
@@ -127,11 +147,13 @@ class RIB:
                     sums[scale] += cam
                 # FIDELITY: tested once scale 1.0 has been added; the other scales of this step are then left out.
                 if scale == 0 and k >= 1 and self._exploded(cam[classes]):
+                    on_step(k, sums)
                     return sums, k + 1
                 if learns and len(classes):  # the loss is a sum: every scale gives back its memory before the next
-                    target = self._pool(raw[:, classes]).sum()
-                    (-target).backward()
-                    total += target.detach()
+                    logits = self._pool(raw[:, classes])
+                    (-self.activation(logits).sum()).backward()
+                    total += logits.detach().sum()
+            on_step(k, sums)
             if last:
                 return sums, k + 1
             images, labels = next(companions, (None, None))
@@ -164,7 +186,7 @@ class RIB:
                 continue
             with torch.no_grad(), self._autocast(part):
                 lower = self.model.lower(part)
-            loss = -self._pool(self._cam(lower)[row, column]).sum()
+            loss = -self.activation(self._pool(self._cam(lower)[row, column])).sum()
             loss.backward()
             total += loss.detach()
         return total
