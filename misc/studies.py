@@ -43,7 +43,7 @@ def _each(argument: str, *values: object, **others: object) -> tuple[dict[str, o
 STUDIES = {
     "steps": Study("number of RIB steps", None),
     "pooling": Study(
-        "pooling of the logits: GNDRP with threshold tau, or global average (GAP)",
+        "GNDRP with threshold tau, and global average pooling (gap)",
         "score_th",
         ({"pooling": "gap"}, *_each("score_th", 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, pooling="gndp")),
     ),
@@ -52,9 +52,9 @@ STUDIES = {
         "RIB_activation",
         _each("RIB_activation", "none", "sigmoid", "softsign", "tanh", "relu"),
     ),
-    "companions": Study("companion images per step", "RIB_batch_size", _each("RIB_batch_size", 0, 2, 6, 12, 20)),
+    "companions": Study("companion images per step", "RIB_batch_size", _each("RIB_batch_size", 0, 2, 10, 20)),
     "learning_rate": Study(
-        "learning rate of RIB", "RIB_lr", _each("RIB_lr", Times(0.25), Times(0.5), Times(1), Times(2), Times(4))
+        "learning rate of RIB", "RIB_lr", _each("RIB_lr", Times(0.25), Times(0.5), Times(2), Times(4))
     ),
 }
 # What an image's result depends on besides the arguments whose names begin with RIB_ or shapes_.
@@ -167,7 +167,7 @@ def plot(folder: Path, name: str, study: dict, title: str) -> None:
             figure = Figure(figsize=(6.4, 4), layout="constrained")
             _over_steps(figure.subplots(), study["points"], both=True)
         else:
-            figure = Figure(figsize=(12, 4.4), layout="constrained")
+            figure = Figure(figsize=(12, 4.8), layout="constrained")
             left, right = figure.subplots(1, 2)
             _over_argument(left, study)
             _over_steps(right, study["points"], both=False)
@@ -200,24 +200,25 @@ def _over_argument(axes, study: dict) -> None:
     if study["words"]:
         axes.set_xticks(positions, x)
         axes.margins(x=0.15)
-    elif study["log"]:
-        axes.set_xscale("log")
+    else:
+        axes.set_xscale("log" if study["log"] else "linear")
         axes.set_xticks(x, [f"{value:g}" for value in x])
         axes.minorticks_off()
     _finish(axes, f"{study['argument']} (ringed: the setting of this run)")
+    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3)  # lines cross the whole panel
 
 
 def _over_steps(axes, points: Sequence[dict], both: bool) -> None:
     from matplotlib import colormaps
 
     colours = colormaps["viridis"](np.linspace(0, 0.92, len(points)))
-    styles = [("best", "-"), ("fixed", "--")] if both else [("best", "-")]
     for i, point in enumerate(points):
-        for key, style in styles:
+        style = ("-", (0, (4, 3)))[i % 2]  # of two equal curves both are seen
+        for key in ("best", "fixed") if both else ("best",):
             y = 100 * np.array(point["curve"][key])
             colour = {"best": BEST, "fixed": FIXED}[key] if both else colours[i]
             label = f"{key} threshold" if both else point["label"]
-            axes.plot(np.arange(len(y)), y, style, color=colour, label=label, lw=2.5 if point["own"] else 1.4)
+            axes.plot(np.arange(len(y)), y, ls=style, color=colour, label=label, lw=2.5 if point["own"] else 1.4)
             axes.plot(point["written"], y[point["written"]], "o", color=colour)
     axes.xaxis.get_major_locator().set_params(integer=True)
     _finish(axes, "updates of the weights (0: CAM; dot: what make_rib_cam writes)")

@@ -45,7 +45,9 @@ def run(args: argparse.Namespace) -> dict:
     names = [scored[i] for i in order[: args.ablate_limit]]
     digest = weights_digest(args)
     studies = {name: points_of(STUDIES[name], args, digest) for name in chosen_studies(args.ablate)}
-    points = {point.key: point for listed in studies.values() for point in listed}
+    points: dict[str, Point] = {}
+    for point in (point for listed in studies.values() for point in listed):
+        points.setdefault(point.key, point)
     folder = Path(args.work_dir) / "ablate"
     device = torchutils.resolve_device(args.device)
     measured, made = {}, 0
@@ -67,7 +69,7 @@ def run(args: argparse.Namespace) -> dict:
     found = {name: _result(name, listed, own, measured, names) for name, listed in studies.items()}
     if torchutils.rank() == 0:
         found = _report(folder, dataset.name, own, found)
-    return {"images": made, "of": len(points) * len(names), "studies": _summary(found)}
+    return {"images": made, "of": len(points) * len(names), "points": len(points), "studies": _summary(found)}
 
 
 def _measure(
