@@ -205,7 +205,7 @@ def _over_argument(axes, study: dict) -> None:
         axes.set_xticks(x, [f"{value:g}" for value in x])
         axes.minorticks_off()
     _finish(axes, f"{study['argument']} (ringed: the setting of this run)")
-    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3)  # lines cross the whole panel
+    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)  # lines cross the whole panel
 
 
 def _over_steps(axes, points: Sequence[dict], both: bool) -> None:
@@ -213,7 +213,7 @@ def _over_steps(axes, points: Sequence[dict], both: bool) -> None:
 
     colours = colormaps["viridis"](np.linspace(0, 0.92, len(points)))
     for i, point in enumerate(points):
-        style = ("-", (0, (4, 3)))[i % 2]  # of two equal curves both are seen
+        style = "-" if point["own"] else (0, (4, 2))  # of two equal curves both are seen
         for key in ("best", "fixed") if both else ("best",):
             y = 100 * np.array(point["curve"][key])
             colour = {"best": BEST, "fixed": FIXED}[key] if both else colours[i]
