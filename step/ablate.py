@@ -59,6 +59,7 @@ def run(args: argparse.Namespace) -> dict:
             curve = _curve(point.args, torchutils.all_reduce_sum(counts))
             measured[point.key] = curve
             written = point.args.RIB_iter - 1
+            progress.clear()
             logging.info(
                 "point %d of %d, %s: mIoU %.1f at the best threshold, %.1f at the fixed; CAM %.1f, %.1f",
                 i + 1, len(points), point.label, 100 * curve["best"][written], 100 * curve["fixed"][written],

@@ -154,6 +154,14 @@ def test_unknown_activation_is_refused(model):
         RIB(model, **SETTINGS, activation="gelu")
 
 
+def test_the_help_names_the_activations_and_the_studies(capsys):
+    """They stand in run_sample.py once more, which must not load torch for its help."""
+    with pytest.raises(SystemExit):
+        run_cli("--help")
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"--RIB_activation {{{','.join(ACTIVATIONS)}}}" in text and f"studies: {', '.join(STUDIES)} (" in text
+
+
 # which points a study has
 
 
