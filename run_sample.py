@@ -63,6 +63,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--RIB_lr", type=above_zero, metavar="LR", help="learning rate of the backbone (head 10x)")
     group.add_argument("--RIB_iter", type=positive, metavar="K", help="steps per image")
     group.add_argument("--RIB_batch_size", type=not_negative, metavar="B", help="companion images per step; 0: none")
+    group.add_argument(
+        "--RIB_companions",
+        choices=("fresh", "pool"),
+        help="fresh: new crops in every step, as published; pool: from --RIB_pool_size crops, features kept, faster",
+    )
+    group.add_argument("--RIB_pool_size", type=positive, metavar="N", help="crops in the pool")
     group.add_argument("--RIB_crop_size", type=positive, metavar="PX", help="side of the companions' crops")
     group.add_argument("--RIB_resize_long", type=integers(2), metavar="LO,HI", help="range of their long side, pixels")
     group.add_argument("--RIB_weight_decay", type=finite, metavar="W", help="weight decay")
@@ -109,9 +115,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--irn_rescale", type=floats(2), metavar="LO,HI", help="range of the image scale")
     group.add_argument("--irn_batch_size", type=positive, metavar="N", help="images per step, over all ranks")
     group.add_argument("--irn_num_epoches", type=positive, metavar="N", help="passes over the inference list")
-    group.add_argument(
-        "--irn_learning_rate", type=above_zero, metavar="LR", help="of the edge branch (displacement 10x)"
-    )
+    group.add_argument("--irn_learning_rate", type=above_zero, metavar="LR", help="of the edge branch")
+    group.add_argument("--irn_displacement_lr", type=above_zero, metavar="LR", help="of the displacement branch")
     group.add_argument("--irn_weight_decay", type=finite, metavar="W", help="weight decay")
     group.add_argument("--irn_radius", type=positive, metavar="R", help="radius of the training pairs, stride-4 steps")
     group.add_argument(

@@ -10,8 +10,9 @@ import torch
 
 from data import image_names
 from data.base import Dataset
-from data.loaders import CompanionBatches, CompanionStream, Pyramids, TrainingCrops, iterate_images
+from data.loaders import CompanionBatches, CompanionPool, CompanionStream, Pyramids, TrainingCrops, iterate_images
 from misc.cam import combine_scales
+from misc.progress import Stopwatch
 from misc.rib import RIB
 from net.loading import load_cam
 
@@ -20,10 +21,11 @@ Item = tuple[str, tuple[int, int], list[torch.Tensor], torch.Tensor, Iterator[tu
 
 def open_rib(
     args: argparse.Namespace, dataset: Dataset, names: Sequence[str], device: torch.device, n_iter: int | None = None
-) -> tuple[RIB, Iterator[Item]]:
+) -> tuple[RIB, Iterator[Item], Stopwatch]:
     """RIB with the trained classifier, and for each of `names` (name, (H, W), pyramid, label [C], companions).
 
-    n_iter: steps, by default `--RIB_iter`, to which the learning rates belong in any case.
+    n_iter: steps, by default `--RIB_iter`, to which the learning rates belong in any case. The stopwatch counts how
+    long images were waited for.
     """
     n_iter = n_iter or args.RIB_iter
     rib = RIB(
@@ -31,20 +33,35 @@ def open_rib(
         args.stop_th, args.explode_th, args.explode_ratio, args.RIB_weight_decay, args.precision,
         args.RIB_activation, args.RIB_iter,
     )  # fmt: skip
-    companions = image_names(args, dataset, "train")
-    batches = CompanionBatches(
-        companions, dataset.labels(companions), names, dataset.labels(names),
-        n_iter - 1, args.RIB_batch_size, args.seed,
-    )  # fmt: skip
-    crops = TrainingCrops(dataset, args.RIB_resize_long, args.RIB_crop_size, args.seed)
-    stream = CompanionStream(crops, batches, args.num_workers, pin_memory=device.type == "cuda")
+    watch = Stopwatch()
+    companions = _companions(args, dataset, names, rib, device, watch, n_iter)
     pyramids = iterate_images(Pyramids(dataset, names, args.cam_scales), args.num_workers)
 
     def items() -> Iterator[Item]:
-        for i, (name, size, levels, label) in enumerate(pyramids):
-            yield name, size, [level.to(device) for level in levels], label.to(device), stream.of(i)
+        for i, (name, size, levels, label) in enumerate(watch.iterate(pyramids)):
+            yield name, size, [level.to(device) for level in levels], label.to(device), companions.of(i)
 
-    return rib, items()
+    return rib, items(), watch
+
+
+def _companions(
+    args: argparse.Namespace, dataset: Dataset, todo: Sequence[str], rib: RIB, device: torch.device, watch: Stopwatch,
+    n_iter: int,
+) -> CompanionStream | CompanionPool:  # fmt: skip
+    """Where the companions of every image to be made come from, by `--RIB_companions`."""
+    names = image_names(args, dataset, "train")
+    crops = TrainingCrops(dataset, args.RIB_resize_long, args.RIB_crop_size, args.seed)
+
+    def batches_of(names: Sequence, labels: np.ndarray) -> CompanionBatches:
+        return CompanionBatches(names, labels, todo, dataset.labels(todo), n_iter - 1, args.RIB_batch_size, args.seed)
+
+    if args.RIB_companions == "pool" and todo and args.RIB_batch_size:
+        return CompanionPool(
+            crops, names, args.RIB_pool_size, batches_of, lambda images: rib.folded.lower(images.to(device)),
+            args.num_workers,
+        )  # fmt: skip
+    batches = batches_of(names, dataset.labels(names))
+    return CompanionStream(crops, batches, watch, args.num_workers, pin_memory=device.type == "cuda")
 
 
 class Recording(NamedTuple):
@@ -77,7 +94,7 @@ def record(
     An image whose numbers overflow on the way stays as it was before. Companions are those of make_rib_cam, but for
     lists so long (LONG_LIST) that they are drawn without going through all: there one more step draws others.
     """
-    rib, items = open_rib(args, dataset, names, device, args.RIB_iter + 1)
+    rib, items, _ = open_rib(args, dataset, names, device, args.RIB_iter + 1)
     for name, size, levels, label, companions in items:
         keys = label.nonzero().flatten()
         recorded: list[list[torch.Tensor]] = []

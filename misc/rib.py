@@ -1,6 +1,5 @@
 """Reducing the information bottleneck: the per-image fine-tuning that widens the CAM (RIB, section 4)."""
 
-import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -8,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from misc.cam import merge_mirrors
-from misc.torchutils import PolyOptimizer, autocast
+from misc.torchutils import PolyOptimizer
+from net.folded import Folded
 from net.resnet50_cam import CAM
 
 POOLINGS = ("gndp", "gap")
@@ -41,9 +41,10 @@ class RIB:
     lr: learning rate of the backbone (head 10x). n_iter: steps K. pooling: "gndp" or "gap". score_th: tau of GNDRP.
     stop_th: stop once |sum of the image's target logits| exceeds it. explode_th, explode_ratio: an image ends when the
     normalised map exceeds explode_th on more than explode_ratio of its positions. weight_decay: of every group.
-    precision: "bf16" runs the network under autocast; weights, sums and pooling stay in float32. activation: f in the
-    loss, of every pooled logit by itself; what stops an image stays the logits themselves. schedule: steps over which
-    the learning rate falls, by default n_iter; with a fixed schedule the first steps do not depend on n_iter.
+    precision: "bf16" runs the network in bfloat16; the weights that learn, the sums and the pooling stay in float32.
+    activation: f in the loss, of every pooled logit by itself; what stops an image stays the logits themselves.
+    schedule: steps over which the learning rate falls, by default n_iter; with a fixed schedule the first steps do not
+    depend on n_iter.
     """
 
     def __init__(
@@ -68,7 +69,6 @@ class RIB:
         self.model = model.eval()
         self.lr, self.n_iter, self.weight_decay = lr, n_iter, weight_decay
         self.pooling, self.score_th = pooling, score_th
-        self.precision = precision
         self.activation, self.schedule = ACTIVATIONS[activation], schedule or n_iter
         self.companion_rows: int | None = None  # companions per pass, None: all; lowered when memory runs out
         self.stop_th, self.explode_th, self.explode_ratio = stop_th, explode_th, explode_ratio
@@ -81,6 +81,8 @@ class RIB:
             parameter.requires_grad_(True)
         self.groups = [{"params": upper, "lr": lr}, {"params": list(model.classifier.parameters()), "lr": 10 * lr}]
         self.trained = [parameter.detach().clone() for parameter in self.parameters]
+        learned = (model.layer3, model.layer4, model.classifier)
+        self.folded = Folded(model, learned, torch.bfloat16 if precision == "bf16" else torch.float32)
 
     def run(
         self,
@@ -92,7 +94,8 @@ class RIB:
         """The CAMs of one image, summed over the steps.
 
         pyramid: per scale [2, 3, h, w] (image, mirror); the first entry is scale 1.0, the second 0.5. label: [C].
-        companions: one (images [B, 3, H, W], labels [B, C]) per step; when it ends early, the image learns alone.
+        companions: one (images [B, 3, H, W], labels [B, C]) per step; when it ends early, the image learns alone. In
+        place of images, their features after layer2 [B, D, h, w] as `folded.lower` gives them.
         on_step: called as on_step(k, sums) once the CAMs of step k = 0, 1, ... are added (k = 0: the plain CAM); `sums`
         go on growing, so clone them. The last call has what is returned. After running out of memory it starts from 0.
         Returns one [C, h', w'] per scale (relu, mirrors added, summed over steps) and the number of steps entered.
@@ -121,25 +124,23 @@ class RIB:
         with torch.no_grad():
             for parameter, trained in zip(self.parameters, self.trained, strict=True):
                 parameter.copy_(trained)
+        self.folded.pull()
 
     def _run(self, pyramid, label, companions, on_step: OnStep) -> tuple[list[torch.Tensor], int]:
-        model = self.model
         classes = label.nonzero().flatten()
         optimizer = PolyOptimizer(
             [{**group, "weight_decay": self.weight_decay} for group in self.groups],
             self.lr, self.weight_decay, max_step=self.schedule,
         )  # fmt: skip
-        with torch.no_grad(), self._autocast(pyramid[0]):  # layers up to layer2 never change: once per image
-            lower = [model.lower(images) for images in pyramid]
+        lower = [self.folded.lower(images) for images in pyramid]  # never changes: once per image
         sums: list[torch.Tensor] = []
         for k in range(self.n_iter):
             last = k == self.n_iter - 1  # its update would never be used
-            optimizer.zero_grad(set_to_none=True)
             total = label.new_zeros(())
             for scale, features in enumerate(lower):
                 learns = scale != 1 and not last  # FIDELITY: scale 0.5 gives a CAM but no logit
                 with torch.set_grad_enabled(learns):
-                    raw = self._cam(features)
+                    raw = self.folded.cam(features)
                 cam = merge_mirrors(raw.detach())
                 if k == 0:
                     sums.append(cam)
@@ -162,19 +163,13 @@ class RIB:
                 loss = loss + self._add_companions(images.to(label.device), labels.to(label.device))
             if not torch.isfinite(loss):
                 raise FloatingPointError(f"the loss is not finite in RIB step {k + 1}; try a smaller --RIB_lr")
+            self.folded.push()
             optimizer.step()
+            self.folded.pull()
             # FIDELITY: the sum over the image's six rows stands where the paper has min(m, y).
             if abs(float(total)) > self.stop_th:
                 return sums, k + 1
         return sums, self.n_iter
-
-    def _cam(self, lower: torch.Tensor) -> torch.Tensor:
-        """Features after layer2 -> raw CAM, float32."""
-        with self._autocast(lower):  # it keeps the cast weights until it ends; they change with every step
-            return self.model.classifier(self.model.upper(lower)).float()
-
-    def _autocast(self, tensor: torch.Tensor) -> contextlib.AbstractContextManager:
-        return autocast(tensor.device, self.precision)
 
     def _add_companions(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Adds the gradient of the companions, each counting with its own labels, and returns their loss."""
@@ -184,9 +179,8 @@ class RIB:
             row, column = part_labels.nonzero(as_tuple=True)
             if not len(row):
                 continue
-            with torch.no_grad(), self._autocast(part):
-                lower = self.model.lower(part)
-            loss = -self.activation(self._pool(self._cam(lower)[row, column])).sum()
+            lower = self.folded.lower(part) if part.shape[1] == 3 else part
+            loss = -self.activation(self._pool(self.folded.cam(lower)[row, column])).sum()
             loss.backward()
             total += loss.detach()
         return total

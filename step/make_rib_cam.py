@@ -19,7 +19,7 @@ def run(args: argparse.Namespace) -> dict:
     names = image_names(args, dataset, "infer")
     todo = pending(args, "cam_rib_out_dir", names, ".npy")
     device = torchutils.resolve_device(args.device)
-    rib, items = open_rib(args, dataset, todo, device)
+    rib, items, watch = open_rib(args, dataset, todo, device)
     steps = []
     with bar(len(todo), "make_rib_cam") as progress:
         for name, size, levels, label, companions in items:
@@ -39,7 +39,10 @@ def run(args: argparse.Namespace) -> dict:
                 high_res.cpu().numpy(),
             )
             steps.append(entered)
-            progress.set_postfix_str(f"{np.mean(steps):.1f} RIB steps an image", refresh=False)
+            progress.set_postfix_str(
+                f"{np.mean(steps):.1f} RIB steps an image, {watch.share():.0%} waiting for images", refresh=False
+            )
             progress.update()
     steps = torchutils.gather(steps)
-    return {**made(todo, names), "RIB_steps": {str(n): steps.count(n) for n in sorted(set(steps))}}
+    counts = {str(n): steps.count(n) for n in sorted(set(steps))}
+    return {**made(todo, names), "RIB_steps": counts, "waiting_share": round(watch.share(), 4)}

@@ -33,11 +33,12 @@ def run(args: argparse.Namespace) -> dict:
     model = Net(dataset.n_classes, args.cam_network, scratch=scratch)
     if not scratch:
         weights.load_backbone(model, args.cam_init)
-    model.to(device)
+    model.to(device, memory_format=torch.channels_last)
     optimizer, scheduler = _optimizer(args, model, steps * args.cam_num_epoches)
 
     def loss_of(model: torch.nn.Module, batch: tuple) -> torch.Tensor:
-        images, labels = (part.to(device, non_blocking=True) for part in batch)
+        images = batch[0].to(device, non_blocking=True, memory_format=torch.channels_last)
+        labels = batch[1].to(device, non_blocking=True)
         with torchutils.autocast(device, args.precision):
             logits = model(images)
         return F.multilabel_soft_margin_loss(logits.float(), labels)

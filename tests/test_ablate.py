@@ -319,6 +319,7 @@ def test_an_image_that_overflows_stays_as_it_was(work_dir, caplog):
         score_th=0.4, stop_th=1e9, explode_th=0.3, explode_ratio=1.1, RIB_weight_decay=1e-4, precision="fp32",
         RIB_activation="none", RIB_batch_size=2, RIB_resize_long=(40, 56), RIB_crop_size=48, seed=0, num_workers=0,
         cam_scales=(1.0, 0.5), train_list="train", limit=None, bad_images={},
+        RIB_companions="fresh",
     )  # fmt: skip
     with caplog.at_level(logging.WARNING):
         (recording,) = record(args, dataset, ["train_00003"], torch.device("cpu"))
