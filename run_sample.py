@@ -22,6 +22,8 @@ STEPS = (
     Step(10, "make_ins_seg", "step.make_ins_seg", "images, seeds, sess/res50_irn.pth", "ins_seg/NAME.npy"),
     Step(11, "eval_ins_seg", "step.eval_ins_seg", "ins_seg/NAME.npy, true instances", "metrics.json", needs_masks=True),
     Step(14, "report", "step.report", "whatever is there", "report.html, overview.png, thresholds.png"),
+    Step(None, "ablate", "step.ablate", "images, masks, sess/res50_cam.pth", "ablate/STUDY.png", needs_masks=True),
+    Step(None, "strips", "step.strips", "images, labels, sess/res50_cam.pth", "strips/NAME.png"),
 )
 
 
@@ -80,6 +82,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--explode_ratio", type=finite, metavar="R", help="share of covered positions that ends an image"
+    )
+    activations = ("none", "sigmoid", "softsign", "tanh", "relu")
+    group.add_argument("--RIB_activation", choices=activations, help="of the logits in the loss; none: RIB")
+
+    group = parser.add_argument_group("ablations and strips (steps that run only by name)")
+    group.add_argument(
+        "--ablate", metavar="LIST", help="studies: steps, pooling, activation, companions, learning_rate (default: all)"
+    )
+    group.add_argument("--ablate_limit", type=positive, default=10, metavar="N", help="images that every point takes")
+    group.add_argument(
+        "--strips_images", default="12", metavar="NAMES|N", help="images that get a strip: names, or how many"
     )
 
     group = parser.add_argument_group("labels for the boundary network (step 6)")

@@ -29,6 +29,7 @@ PUBLISHED: dict[str, tuple[object, str]] = {
     "RIB_weight_decay": (1e-4, "RIB, step/make_rib_cam.py"),
     "pooling": ("gndp", "RIB, section 4.2"),
     "score_th": (0.4, "RIB, section 5.1: tau"),
+    "RIB_activation": ("none", "RIB, section 4.1"),
     "stop_th": (600.0, "RIB, step/make_rib_cam.py"),
     "explode_th": (0.3, "RIB, step/make_rib_cam.py"),
     "explode_ratio": (0.7, "RIB, step/make_rib_cam.py"),

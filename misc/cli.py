@@ -63,6 +63,11 @@ def build_parser(
     group.add_argument(
         "--check_data", action="store_true", help="read every image, label and mask, print what is there, and end"
     )
+    group.add_argument(
+        "--preview",
+        metavar="NAME,...",
+        help="for just these images, write strips/NAME.png (image, CAM, RIB, masks) with the trained networks, and end",
+    )
     group.add_argument("--overwrite", action="store_true", help="make files anew that are there already")
 
     group.add_argument(
@@ -241,6 +246,8 @@ def main(steps: Sequence[Step], add_arguments: Callable, argv: Sequence[str] | N
 
             compare(args, Path(args.work_dir if sources["work_dir"] != "default" else "."))
             return 0
+        if args.preview is not None:
+            return _preview(args)
         chosen = choose(steps, args)
         if args.dry_run:
             print(f"dataset {args.dataset}, results in {args.work_dir}\n{table(chosen)}")
@@ -258,6 +265,18 @@ def main(steps: Sequence[Step], add_arguments: Callable, argv: Sequence[str] | N
         return 130
     finally:
         board.stop()
+
+
+def _preview(args: argparse.Namespace) -> int:
+    """Prints the paths of the strips."""
+    from misc import torchutils
+    from step.strips import preview
+
+    torchutils.set_precision(args.precision)
+    args.bad_images = {}
+    for path in preview(args):
+        print(path)
+    return 0
 
 
 def _run(args: argparse.Namespace, sources: dict[str, str], chosen: Sequence[Step], argv: Sequence[str]) -> None:
