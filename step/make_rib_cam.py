@@ -2,8 +2,6 @@
 
 import argparse
 
-import numpy as np
-
 from data import image_names, open_dataset
 from misc import camfile, torchutils
 from misc.cam import combine_scales
@@ -40,7 +38,7 @@ def run(args: argparse.Namespace) -> dict:
             )
             steps.append(entered)
             progress.set_postfix_str(
-                f"{np.mean(steps):.1f} RIB steps an image, {watch.share():.0%} waiting for images", refresh=False
+                f"{sum(steps) / len(steps):.1f} RIB steps an image, {watch.share():.0%} waiting", refresh=False
             )
             progress.update()
     steps = torchutils.gather(steps)
