@@ -1,0 +1,88 @@
+"""The toy experiment's measures (RIB, section 3): gradient maps G_k, their high gradient ratio, and the fine-tuning."""
+
+import copy
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from data.digits import REGIONS
+from misc.torchutils import poly_factor
+from net.toy import LAYERS, ToyNet
+
+# What may stand in the place of the final activation; the first four are compared with none at all.
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "sigmoid": torch.sigmoid,
+    "softsign": F.softsign,
+    "tanh": torch.tanh,
+    "relu": torch.relu,
+    "none": lambda logits: logits,
+}
+SATURATING = ("sigmoid", "softsign", "tanh")  # on both sides
+HEAD_LR = 10  # learning rate of the fully connected layer over that of the convolutions (RIB, step/make_rib_cam.py)
+NON_DISCRIMINATIVE = REGIONS.index("non-discriminative")
+
+
+def gradient_maps(net: ToyNet, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """G_1..G_6 of every image: float32 [B, 6, H, W] in [0, 1].
+
+    images: float32 [B, 1, H, W]; labels: int64 [B], the class of each.
+    G_k = |gradient, with respect to the image, of the sum of layer k's output|, divided by its maximum over the image;
+    a map without any gradient stays 0. A layer is a convolution with its ReLU (before pooling); the sixth is the
+    fully connected layer, of whose outputs that of the image's own class counts, as in RIB's loss. The final activation
+    is monotone and applied to that one number, so it scales G_6 by one positive factor per image, which the
+    normalisation takes away: what distinguishes activations here is what the network has learnt under them.
+    """
+    maps = []
+    for k in range(LAYERS):
+        x = images.detach().requires_grad_()
+        output = net.outputs(x)[k]
+        total = output.gather(1, labels[:, None]).sum() if k == LAYERS - 1 else output.sum()
+        maps.append(torch.autograd.grad(total, x)[0][:, 0].abs())
+    maps = torch.stack(maps, 1)
+    return maps / maps.amax((2, 3), keepdim=True).clamp_min(torch.finfo(maps.dtype).tiny)
+
+
+def high_gradient_ratio(maps: torch.Tensor, regions: torch.Tensor, threshold: float) -> torch.Tensor:
+    """HGR: the share of a region's pixels at which G_k exceeds `threshold`, float32 [B, 3, 6] in the order of REGIONS.
+
+    maps: [B, 6, H, W]; regions: uint8 [B, H, W]. NaN for a region that an image does not have.
+    """
+    inside = torch.stack([regions == value for value in range(len(REGIONS))], 1)  # (B, 3, H, W)
+    high = (maps > threshold).float()
+    return torch.einsum("brhw,bkhw->brk", inside.float(), high) / inside.sum((2, 3))[..., None]
+
+
+def finetune(
+    net: ToyNet, image: torch.Tensor, label: int, activation: str, lr: float, n_steps: int, stop: float
+) -> tuple[ToyNet, int]:
+    """A copy of the network fine-tuned on one image as RIB does, with `activation` in the place of the sigmoid.
+
+    image: float32 [1, 1, H, W]. As in RIB every image starts from the trained network and is alone with its label:
+    SGD on - sum(label * activation(logit)), learning rate `lr` (the fully connected layer 10x) falling as
+    (1 - step / n_steps) ** 0.9, and an end after the step at which |logit| exceeded `stop`. Without an activation the
+    loss is unbounded and grows like a product of six layers, hence small steps, few, and the stop. Other images take no
+    part (B = 0): they serve RIB to keep classes apart over a real classifier, and would mix their regions into this one.
+    Returns the copy and the number of steps. FloatingPointError where the logits are not finite.
+    """
+    copied = copy.deepcopy(net)
+    rates = (lr, HEAD_LR * lr)
+    optimizer = torch.optim.SGD([{"params": copied.convs.parameters()}, {"params": copied.fc.parameters()}], lr)
+    for step in range(n_steps):
+        logit = copied(image)[0, label]
+        if not torch.isfinite(logit):
+            raise FloatingPointError(f"toy: a logit is {logit.item()} after {step} steps; lower --toy_rib_lr")
+        optimizer.zero_grad()
+        (-ACTIVATIONS[activation](logit)).backward()
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * poly_factor(step, n_steps)
+        optimizer.step()
+        if logit.abs() > stop:
+            return copied, step + 1
+    return copied, n_steps
+
+
+def fall(ratios: np.ndarray) -> np.ndarray:
+    """HGR of G_5 minus HGR of G_6 in the non-discriminative region; ratios: [..., 3, 6]."""
+    return ratios[..., NON_DISCRIMINATIVE, -2] - ratios[..., NON_DISCRIMINATIVE, -1]
