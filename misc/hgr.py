@@ -29,10 +29,11 @@ def gradient_maps(net: ToyNet, images: torch.Tensor, labels: torch.Tensor) -> to
 
     images: float32 [B, 1, H, W]; labels: int64 [B], the class of each.
     G_k = |gradient, with respect to the image, of the sum of layer k's output|, divided by its maximum over the image;
-    a map without any gradient stays 0. A layer is a convolution with its ReLU (before pooling); the sixth is the
-    fully connected layer, of whose outputs that of the image's own class counts, as in RIB's loss. The final activation
-    is monotone and applied to that one number, so it scales G_6 by one positive factor per image, which the
-    normalisation takes away: what distinguishes activations here is what the network has learnt under them.
+    a map without any gradient stays 0. A layer's output is that of the convolution or, for k = 6, of the fully
+    connected layer, before any activation; of the sixth's, that of the image's own class counts, as in RIB's loss (the
+    sum of both logits would nearly cancel). With a final activation G_6 would be the same: it is monotone and acts on
+    that one number, so it scales the map by one factor, which the normalisation takes away. What distinguishes
+    activations here is what the network has learnt under them.
     """
     maps = []
     for k in range(LAYERS):
@@ -63,7 +64,7 @@ def finetune(
     SGD on - sum(label * activation(logit)), learning rate `lr` (the fully connected layer 10x) falling as
     (1 - step / n_steps) ** 0.9, and an end after the step at which |logit| exceeded `stop`. Without an activation the
     loss is unbounded and grows like a product of six layers, hence small steps, few, and the stop. Other images take no
-    part (B = 0): they serve RIB to keep classes apart over a real classifier, and would mix their regions into this one.
+    part (B = 0): they keep the classes of a real classifier apart, and would mix their regions into this one here.
     Returns the copy and the number of steps. FloatingPointError where the logits are not finite.
     """
     copied = copy.deepcopy(net)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from data.digits import DIGITS, REGIONS, Pictures
 from misc.files import write_atomic
@@ -25,21 +26,23 @@ TITLES = {"trained": "trained with sigmoid", "none": "fine-tuned without activat
 
 def dataset(folder: Path, train: Pictures, test: Pictures, columns: int = 8) -> None:
     """Panel a: training images of both classes, some with their mark, test images, and what the regions are."""
-    figure = Figure(figsize=(8.4, 5.6), layout="constrained")
-    axes = figure.subplots(5, columns)
-    for row, label in enumerate(range(len(DIGITS))):
+    rows = []
+    for label, digit in enumerate(DIGITS):
         own = np.flatnonzero(train.labels == label)
         marked = own[train.marked[own]][:2]
         plain = own[~train.marked[own]][: columns - len(marked)]
-        _row(axes[row], train.images[[*plain, *marked]], f"training\n{DIGITS[label]}")
-        _row(axes[row + 2], test.images[test.labels == label][:columns], f"test\n{DIGITS[label]}")
-    chosen = [
-        i for pair in zip(*(np.flatnonzero(test.labels == label) for label in (0, 1)), strict=False) for i in pair
-    ]
-    palette = np.array([_rgb(REGION_STYLE[name][0]) for name in REGIONS])
-    _row(axes[4], palette[test.regions[chosen[:columns]]], "regions\n(test)")
+        rows.append((f"training\n{digit}", train.images[[*plain, *marked]]))
+    for label, digit in enumerate(DIGITS):
+        rows.append((f"test\n{digit}", test.images[test.labels == label]))
+    palette = np.array([_rgb(REGION_STYLE[name][0]) for name in REGIONS], np.uint8)
+    rows.append(("regions\n(test)", palette[test.regions]))
+    figure = Figure(figsize=(8.4, 5.9), layout="constrained")
+    for axis, (title, images) in zip(figure.subplots(len(rows)), rows, strict=True):
+        axis.imshow(_strip(images[:columns], columns), cmap="gray", vmin=0, vmax=255)
+        axis.set(xticks=[], yticks=[], ylabel=title)
+        axis.spines[:].set_visible(False)
     figure.suptitle("A ring goes with the 2, a square with the 8: in 10% of the training images, in every test image")
-    handles = [_patch(REGION_STYLE[name][0], MEANINGS[name]) for name in REGIONS]
+    handles = [Patch(facecolor=REGION_STYLE[name][0], edgecolor="grey", label=MEANINGS[name]) for name in REGIONS]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
     _save(figure, folder / "dataset")
 
@@ -48,15 +51,13 @@ def gradients(folder: Path, test: Pictures, rows: dict[tuple[int, str], np.ndarr
     """Panel b: G_1..G_6 of test images. rows: (index of the image, title) -> maps [6, H, W] in [0, 1]."""
     figure = Figure(figsize=(9.6, 1.25 * len(rows) + 0.4), layout="constrained")
     axes = figure.subplots(len(rows), LAYERS + 1, squeeze=False)
-    shown = None
+    shown, mark = None, REGIONS.index("non-discriminative")
     for line, ((i, title), maps) in zip(axes, rows.items(), strict=True):
         line[0].imshow(test.images[i], cmap="gray", vmin=0, vmax=255)
         line[0].set_ylabel(title.replace(", ", ",\n").replace(" with ", "\nwith "), fontsize=9)
         for axis, one in zip(line[1:], maps, strict=True):
             shown = axis.imshow(one, cmap="inferno", vmin=0, vmax=1)
-            axis.contour(
-                test.regions[i] == REGIONS.index("non-discriminative"), [0.5], colors="#56B4E9", linewidths=0.8
-            )
+            axis.contour(test.regions[i] == mark, [0.5], colors="#56B4E9", linewidths=0.8)
     for axis, title in zip(axes[0], ["image", *LAYER_NAMES], strict=True):
         axis.set_title(title, fontsize=11)
     for axis in axes.flat:
@@ -101,20 +102,13 @@ def curves(folder: Path, ratios: dict[str, np.ndarray], threshold: float) -> Non
     _save(figure, folder / "curves")
 
 
-def _row(axes: np.ndarray, images: np.ndarray, title: str) -> None:
-    for axis in axes:
-        axis.set(xticks=[], yticks=[])
-    for axis, image in zip(axes, images, strict=False):
-        axis.imshow(image, cmap="gray", vmin=0, vmax=255)
-    for axis in axes[len(images) :]:
-        axis.set_visible(False)
-    axes[0].set_ylabel(title)
-
-
-def _patch(colour: str, label: str):
-    from matplotlib.patches import Patch
-
-    return Patch(facecolor=colour, edgecolor="grey", label=label)
+def _strip(images: np.ndarray, columns: int, gap: int = 3) -> np.ndarray:
+    """[H, W, 3]: up to `columns` grey or colour images side by side, white between them and where there is none."""
+    if images.ndim == 3:
+        images = np.repeat(images[..., None], 3, 3)
+    out = np.full((images.shape[1], columns, images.shape[2] + gap, 3), 255, np.uint8)
+    out[:, : len(images), :-gap] = images.transpose(1, 0, 2, 3)
+    return out.reshape(len(out), -1, 3)[:, :-gap]
 
 
 def _rgb(colour: str) -> tuple[int, int, int]:

@@ -27,7 +27,12 @@ def summarise(curves: dict[str, np.ndarray]) -> dict:
         }
         for name, values in curves.items()
     }
-    falls = {
+    return {"hgr": ratios, "fall": falls(curves), "claims": claims(curves)}
+
+
+def falls(curves: dict[str, np.ndarray]) -> dict:
+    """HGR G_5 - HGR G_6 of the non-discriminative region per activation: mean, deviation, every seed, share of G_5."""
+    return {
         name: {
             "mean": float(fall(values).mean()),
             "std": float(fall(values).std()),
@@ -36,7 +41,6 @@ def summarise(curves: dict[str, np.ndarray]) -> dict:
         }
         for name, values in curves.items()
     }
-    return {"hgr": ratios, "fall": falls, "claims": claims(curves)}
 
 
 def claims(curves: dict[str, np.ndarray]) -> list[dict]:
@@ -46,9 +50,9 @@ def claims(curves: dict[str, np.ndarray]) -> list[dict]:
     """
     trained = curves["trained"]
     mark = trained[:, NON_DISCRIMINATIVE]
-    falls = {name: fall(values) for name, values in curves.items()}
-    least = np.minimum.reduce([falls[name] for name in SATURATING])
-    most = np.maximum.reduce([falls[name] for name in ACTIVATIONS if name not in SATURATING])
+    found = {name: fall(values) for name, values in curves.items()}
+    least = np.minimum.reduce([found[name] for name in SATURATING])
+    most = np.maximum.reduce([found[name] for name in ACTIVATIONS if name not in SATURATING])
     return [
         _claim(
             "irrelevant regions vanish by G_3",
@@ -71,8 +75,8 @@ def claims(curves: dict[str, np.ndarray]) -> list[dict]:
         _claim(
             "their fall at G_6 is far larger with the sigmoid than after fine-tuning without it",
             f"fall of the trained network >= {FAR_MORE} x |fall after fine-tuning without activation|",
-            {"with the sigmoid": falls["trained"], "fine-tuned without": falls["none"]},
-            falls["trained"] >= FAR_MORE * np.abs(falls["none"]),
+            {"with the sigmoid": found["trained"], "fine-tuned without": found["none"]},
+            found["trained"] >= FAR_MORE * np.abs(found["none"]),
         ),
         _claim(
             "activations that saturate on both sides keep the fall, ReLU and none do not",

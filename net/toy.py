@@ -12,17 +12,21 @@ LAYERS = len(CHANNELS) + 1
 class ToyNet(nn.Module):
     """Convolutions 3x3 with ReLU, global average pooling as in RIB's classifier, one logit per class.
 
-    The paper gives the number of layers; widths, pooling and initialisation (He) are this program's choice.
+    The paper gives the number of layers; widths, pooling and initialisation (He) are this program's choice. So is that
+    the convolutions have no bias and wrap around at the border of the black image: black stays exactly 0 in every
+    layer, and the gradient of the first layer's sum is the same at every pixel, with no border that stands out.
     """
 
     def __init__(self, n_classes: int = 2):
         super().__init__()
         inputs = (1, *CHANNELS[:-1])
-        self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1) for i, o in zip(inputs, CHANNELS, strict=True))
+        self.convs = nn.ModuleList(
+            nn.Conv2d(i, o, 3, padding=1, padding_mode="circular", bias=False)
+            for i, o in zip(inputs, CHANNELS, strict=True)
+        )
         self.fc = nn.Linear(CHANNELS[-1], n_classes)
         for conv in self.convs:
             nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
-            nn.init.zeros_(conv.bias)
 
     def outputs(self, x: torch.Tensor) -> list[torch.Tensor]:
         """Images [B, 1, H, W] -> what each of the six layers puts out, before its activation.

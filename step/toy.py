@@ -23,6 +23,7 @@ from misc.torchutils import rng
 from net import weights
 from net.toy import ToyNet
 
+THRESHOLDS = (0.05, 0.1, 0.2, 0.3)
 MARKED = 0.1  # share of training images that carry their class's mark (RIB, section 3)
 EXAMPLES = 2  # test images in the figure of gradients, one per class
 
@@ -37,7 +38,12 @@ def run(args: argparse.Namespace) -> dict:
     if torchutils.rank() != 0:
         return {}
     results = [load_json(_result_file(folder, seed)) for seed in seeds]
-    curves = {name: np.array([result["hgr"][name] for result in results]) for name in results[0]["hgr"]}
+    everything = {name: np.array([result["hgr"][name] for result in results]) for name in results[0]["hgr"]}
+    curves = {name: values[:, 0] for name, values in everything.items()}
+    by_threshold = {
+        f"{threshold:g}": toytable.falls({name: values[:, i] for name, values in everything.items()})
+        for i, threshold in enumerate(_thresholds(args))
+    }
     summary = toytable.summarise(curves)
     print(toytable.table(curves, args.toy_threshold))
     print(toytable.verdicts(summary["claims"]))
@@ -50,6 +56,7 @@ def run(args: argparse.Namespace) -> dict:
         "accuracy": [result["accuracy"] for result in results],
         "threshold": args.toy_threshold,
         **summary,
+        "fall_by_threshold": dict(sorted(by_threshold.items(), key=lambda item: float(item[0]))),
     }
 
 
@@ -80,7 +87,7 @@ def _one_seed(args: argparse.Namespace, folder: Path, seed: int) -> None:
     accuracy = (logits.argmax(1) == labels).float().mean().item()
     own = logits.gather(1, labels[:, None]).mean().item()
     logging.info("toy: seed %d: accuracy %.3f on %d test images, mean logit %.1f", seed, accuracy, len(test), own)
-    ratios = {"trained": high_gradient_ratio(gradient_maps(net, images, labels), regions, args.toy_threshold)}
+    ratios = {"trained": _ratios(args, gradient_maps(net, images, labels), regions)}
     finetuned = {}
     with bar(len(ACTIVATIONS) * len(test), f"toy fine-tune, seed {seed}") as progress:
         for activation in ACTIVATIONS:
@@ -88,7 +95,7 @@ def _one_seed(args: argparse.Namespace, folder: Path, seed: int) -> None:
             for i in range(len(test)):
                 copied, n_steps = _finetuned(args, net, images[i : i + 1], int(labels[i]), activation)
                 maps = gradient_maps(copied, images[i : i + 1], labels[i : i + 1])
-                parts.append(high_gradient_ratio(maps, regions[i : i + 1], args.toy_threshold))
+                parts.append(_ratios(args, maps, regions[i : i + 1]))
                 with torch.inference_mode():
                     after.append(copied(images[i : i + 1])[0, labels[i]].item())
                 steps.append(n_steps)
@@ -104,9 +111,20 @@ def _one_seed(args: argparse.Namespace, folder: Path, seed: int) -> None:
             "mean_logit": own,
             "finetuned": finetuned,
             "regions": REGIONS,
+            "thresholds": _thresholds(args),
             "hgr": {name: value.mean(0).double().cpu().numpy().round(6).tolist() for name, value in ratios.items()},
         },
     )
+
+
+def _thresholds(args: argparse.Namespace) -> list[float]:
+    """The threshold that everything shown rests on, then the others, whose falls are stored beside it."""
+    return [args.toy_threshold, *(value for value in THRESHOLDS if value != args.toy_threshold)]
+
+
+def _ratios(args: argparse.Namespace, maps: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
+    """HGR at every threshold, float32 [B, thresholds, 3, 6]."""
+    return torch.stack([high_gradient_ratio(maps, regions, value) for value in _thresholds(args)], 1)
 
 
 def _trained(args: argparse.Namespace, seed: int, device: torch.device) -> ToyNet:
@@ -145,18 +163,18 @@ def _finetuned(args: argparse.Namespace, net: ToyNet, image: torch.Tensor, label
 
 def _draw(args: argparse.Namespace, folder: Path, seed: int, curves: dict[str, np.ndarray]) -> None:
     """The three figures, the first two of the first seed."""
-    shown = make_pictures("train", 200, MARKED, seed, args.mnist_root) if args.toy_train >= 200 else None
-    test = make_pictures("test", max(args.toy_test, EXAMPLES), 1.0, seed, args.mnist_root)
+    train = make_pictures("train", min(args.toy_train, 80), MARKED, seed, args.mnist_root)
+    test = make_pictures("test", min(args.toy_test, 20), 1.0, seed, args.mnist_root)
     net = ToyNet(len(DIGITS))
     weights.load(net, folder / f"seed_{seed}.pth")
     images, labels, _ = _tensors(test, torch.device("cpu"))
     rows = {}
-    for i in range(EXAMPLES):
+    for i in range(min(EXAMPLES, len(test))):
         one, label = images[i : i + 1], labels[i : i + 1]
         rows[i, "trained with sigmoid"] = gradient_maps(net, one, label)[0].numpy()
         copied, _ = _finetuned(args, net, one, int(label), "none")
-        rows[i, "RIB, no activation"] = gradient_maps(copied, one, label)[0].numpy()
-    toyplots.dataset(folder, shown or test, test)
+        rows[i, "fine-tuned, no activation"] = gradient_maps(copied, one, label)[0].numpy()
+    toyplots.dataset(folder, train, test)
     toyplots.gradients(folder, test, rows)
     toyplots.curves(folder, curves, args.toy_threshold)
 

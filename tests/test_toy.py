@@ -125,7 +125,8 @@ def test_fall_is_that_of_the_marks():
 def test_gradient_maps_against_finite_differences(pictures):
     images, labels, _ = tensors(pictures, 2)
     net = small_net().double()
-    images = images.double()
+    noise = torch.rand(images.shape, generator=torch.Generator().manual_seed(0))
+    images = images.double() + 0.1 * noise  # black lies on the kink of every ReLU
     maps = gradient_maps(net, images, labels)
     assert maps.shape == (2, LAYERS, SIDE, SIDE)
     torch.testing.assert_close(maps.amax((2, 3)), torch.ones(2, LAYERS, dtype=torch.double))
@@ -139,10 +140,9 @@ def test_gradient_maps_against_finite_differences(pictures):
                 output = net.outputs(moved)[k][0]
                 ends.append(output[labels[0]] if k == LAYERS - 1 else output.sum())
             wanted.append(((ends[0] - ends[1]) / 2e-6).abs().item())
-        got = maps[0, k][[10, 30, 25], [10, 28, 40]].tolist()
-        scale = max(wanted)
-        if scale > 0:  # equal up to the one factor of the normalisation
-            np.testing.assert_allclose(np.array(got) / max(got), np.array(wanted) / scale, atol=1e-3)
+        got = maps[0, k][[10, 30, 25], [10, 28, 40]].numpy()
+        assert max(wanted) > 0  # equal up to the one factor of the normalisation
+        np.testing.assert_allclose(got / max(got), np.array(wanted) / max(wanted), atol=1e-3)
 
 
 def test_an_activation_at_the_end_does_not_change_the_normalised_gradient(pictures):
@@ -243,8 +243,10 @@ def test_the_step_leaves_figures_and_values(finished):
         marks = by_region["non-discriminative"]["mean"]
         assert values["fall"][name]["mean"] == pytest.approx(marks[4] - marks[5], abs=1e-5)
     assert len(values["claims"]) == 5 and all(isinstance(claim["reproduced"], bool) for claim in values["claims"])
+    assert list(values["fall_by_threshold"]) == ["0.05", "0.1", "0.2", "0.3"] and values["threshold"] == 0.1
+    assert values["fall_by_threshold"]["0.1"] == values["fall"] != values["fall_by_threshold"]["0.2"]
     stored = json.loads((finished / "toy" / "seed_1.json").read_text())
-    np.testing.assert_allclose(stored["hgr"]["none"][2], values["hgr"]["none"]["non-discriminative"]["seeds"][1])
+    np.testing.assert_allclose(stored["hgr"]["none"][0][2], values["hgr"]["none"]["non-discriminative"]["seeds"][1])
 
 
 def test_a_stored_seed_is_kept_and_a_missing_one_made_again(finished, capsys):
@@ -261,7 +263,7 @@ def test_a_stored_seed_is_kept_and_a_missing_one_made_again(finished, capsys):
 def test_other_settings_are_refused_and_overwrite_begins_anew(finished, capsys):
     assert run(finished, "--toy_threshold", "0.3") == 2
     message = capsys.readouterr().err
-    assert "toy_threshold 0.2 then, 0.3 now" in message and "--overwrite" in message
+    assert "toy_threshold 0.1 then, 0.3 now" in message and "--overwrite" in message
 
 
 def test_too_few_images_for_a_batch(tmp_path, capsys):
