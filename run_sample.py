@@ -144,9 +144,9 @@ def _add_toy(parser: argparse.ArgumentParser) -> None:
         "--toy_seeds", type=positive, default=3, metavar="N", help="repetitions: --seed, --seed + 1, ..."
     )
     group.add_argument("--toy_train", type=positive, default=2400, metavar="N", help="training images")
-    group.add_argument("--toy_test", type=positive, default=60, metavar="N", help="test images, at least 2")
+    group.add_argument("--toy_test", type=positive, default=60, metavar="N", help="test images, all with a mark")
     group.add_argument("--toy_batch_size", type=positive, default=50, metavar="N", help="images per training step")
-    group.add_argument("--toy_epochs", type=positive, default=6, metavar="N", help="passes over the training images")
+    group.add_argument("--toy_epochs", type=positive, default=12, metavar="N", help="passes over the training images")
     group.add_argument("--toy_lr", type=above_zero, default=2e-3, metavar="LR", help="of Adam, one cycle")
     group.add_argument("--toy_weight_decay", type=finite, default=1e-2, metavar="W", help="of Adam (L2)")
     group.add_argument(
@@ -159,7 +159,7 @@ def _add_toy(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--toy_threshold",
         type=above_zero,
-        default=0.1,
+        default=0.2,
         metavar="T",
         help="share of the maximum above which G_k is high",
     )

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
 
 from data.digits import DIGITS, REGIONS, Pictures
 from misc.files import write_atomic
+from misc.hgr import fall
 from net.toy import LAYERS
 
 FIGURES = ("dataset", "gradients", "curves")
@@ -21,7 +22,11 @@ REGION_STYLE = {
 }
 MEANINGS = {"irrelevant": "irrelevant (rest)", "discriminative": "discriminative (digit)",
             "non-discriminative": "non-discriminative (mark)"}  # fmt: skip
-TITLES = {"trained": "trained with sigmoid", "none": "fine-tuned without activation"}
+TITLES = {
+    "trained": "trained with sigmoid",
+    "relu": "fine-tuned with ReLU",
+    "none": "fine-tuned without activation",
+}
 
 
 def dataset(folder: Path, train: Pictures, test: Pictures, columns: int = 8) -> None:
@@ -48,7 +53,7 @@ def dataset(folder: Path, train: Pictures, test: Pictures, columns: int = 8) -> 
 
 
 def gradients(folder: Path, test: Pictures, rows: dict[tuple[int, str], np.ndarray]) -> None:
-    """Panel b: G_1..G_6 of test images. rows: (index of the image, title) -> maps [6, H, W] in [0, 1]."""
+    """Panel b: G_1..G_6 of test images, the mark framed. rows: (index of the image, title) -> maps [6, H, W]."""
     figure = Figure(figsize=(9.6, 1.25 * len(rows) + 0.4), layout="constrained")
     axes = figure.subplots(len(rows), LAYERS + 1, squeeze=False)
     shown, mark = None, REGIONS.index("non-discriminative")
@@ -57,7 +62,7 @@ def gradients(folder: Path, test: Pictures, rows: dict[tuple[int, str], np.ndarr
         line[0].set_ylabel(title.replace(", ", ",\n").replace(" with ", "\nwith "), fontsize=9)
         for axis, one in zip(line[1:], maps, strict=True):
             shown = axis.imshow(one, cmap="inferno", vmin=0, vmax=1)
-            axis.contour(test.regions[i] == mark, [0.5], colors="#56B4E9", linewidths=0.8)
+            axis.add_patch(Rectangle(*_box(test.regions[i] == mark), fill=False, edgecolor="#56B4E9"))
     for axis, title in zip(axes[0], ["image", *LAYER_NAMES], strict=True):
         axis.set_title(title, fontsize=11)
     for axis in axes.flat:
@@ -82,9 +87,8 @@ def curves(folder: Path, ratios: dict[str, np.ndarray], threshold: float) -> Non
                 x + 0.06 * (i - 1), mean, deviation, color=colour, marker=marker, linestyle=dash, capsize=3,
                 markersize=5, label=MEANINGS[region],
             )  # fmt: skip
-        drop = values[:, REGIONS.index("non-discriminative"), 4:].mean(0)
-        axis.annotate(
-            f"fall {drop[0] - drop[1]:.2f}", (5, drop[1]), (4, 8), textcoords="offset points", ha="right", va="bottom",
+        axis.text(
+            0.97, 0.3, f"fall at $G_6$: {fall(values).mean():.2f}", transform=axis.transAxes, ha="right",
             color=REGION_STYLE["non-discriminative"][0],
         )  # fmt: skip
         axis.set_title(TITLES.get(name, f"fine-tuned with {name}"))
@@ -109,6 +113,13 @@ def _strip(images: np.ndarray, columns: int, gap: int = 3) -> np.ndarray:
     out = np.full((images.shape[1], columns, images.shape[2] + gap, 3), 255, np.uint8)
     out[:, : len(images), :-gap] = images.transpose(1, 0, 2, 3)
     return out.reshape(len(out), -1, 3)[:, :-gap]
+
+
+def _box(inside: np.ndarray, gap: int = 3) -> tuple[tuple[float, float], int, int]:
+    """Corner (x, y), width and height of a frame around bool [H, W], `gap` pixels off."""
+    ys, xs = np.nonzero(inside)
+    corner = xs.min() - gap - 0.5, ys.min() - gap - 0.5
+    return corner, np.ptp(xs) + 2 * gap + 1, np.ptp(ys) + 2 * gap + 1
 
 
 def _rgb(colour: str) -> tuple[int, int, int]:

@@ -102,6 +102,15 @@ def table(curves: dict[str, np.ndarray], threshold: float) -> str:
     return "\n".join(lines)
 
 
+def threshold_table(by_threshold: dict[str, dict]) -> str:
+    """How the fall depends on the threshold: one line each for the trained network and for fine-tuning without."""
+    lines = [f"{'fall by threshold':<28}" + "".join(f"{threshold:>9}" for threshold in by_threshold)]
+    for name, title in (("trained", "sigmoid, as trained"), ("none", "fine-tuned: none")):
+        values = (one[name]["mean"] for one in by_threshold.values())
+        lines.append(f"{title:<28}" + "".join(f"{value:9.3f}" for value in values))
+    return "\n".join(lines)
+
+
 def verdicts(found: list[dict]) -> str:
     """The claims in plain words, with the numbers they rest on."""
     lines = []

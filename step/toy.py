@@ -6,6 +6,7 @@ activation in its place, or with none; and the share of high gradients is counte
 """
 
 import argparse
+import itertools
 import logging
 from pathlib import Path
 
@@ -30,6 +31,8 @@ EXAMPLES = 2  # test images in the figure of gradients, one per class
 
 def run(args: argparse.Namespace) -> dict:
     """Writes `toy/`: weights and measures of every seed, three figures; returns what they say, by activation."""
+    if args.toy_weight_decay < 0:
+        raise UserError(f"--toy_weight_decay is {args.toy_weight_decay:g}; wanted 0 or more")
     folder = Path(args.work_dir) / "toy"
     seeds = [args.seed + i for i in range(args.toy_seeds)]
     for seed in torchutils.shard(seeds):
@@ -42,10 +45,11 @@ def run(args: argparse.Namespace) -> dict:
     curves = {name: values[:, 0] for name, values in everything.items()}
     by_threshold = {
         f"{threshold:g}": toytable.falls({name: values[:, i] for name, values in everything.items()})
-        for i, threshold in enumerate(_thresholds(args))
+        for threshold, i in sorted(zip(_thresholds(args), itertools.count(), strict=False))
     }
     summary = toytable.summarise(curves)
     print(toytable.table(curves, args.toy_threshold))
+    print(toytable.threshold_table(by_threshold))
     print(toytable.verdicts(summary["claims"]))
     _draw(args, folder, seeds[0], curves)
     logging.info("toy: %s", ", ".join(str(folder / f"{name}.png") for name in toyplots.FIGURES))
@@ -56,7 +60,7 @@ def run(args: argparse.Namespace) -> dict:
         "accuracy": [result["accuracy"] for result in results],
         "threshold": args.toy_threshold,
         **summary,
-        "fall_by_threshold": dict(sorted(by_threshold.items(), key=lambda item: float(item[0]))),
+        "fall_by_threshold": by_threshold,
     }
 
 
@@ -65,7 +69,7 @@ def _one_seed(args: argparse.Namespace, folder: Path, seed: int) -> None:
     file = _result_file(folder, seed)
     settings = _settings(args, seed)
     before = load_json(file)
-    if before and not args.overwrite:
+    if before and not args.overwrite and _weights_file(folder, seed).is_file():
         changed = [
             f"{key} {before['settings'].get(key)!r} then, {now!r} now"
             for key, now in settings.items()
@@ -102,7 +106,7 @@ def _one_seed(args: argparse.Namespace, folder: Path, seed: int) -> None:
                 progress.update()
             ratios[activation] = torch.cat(parts)
             finetuned[activation] = {"median_logit": float(np.median(after)), "mean_steps": float(np.mean(steps))}
-    save_torch(folder / f"seed_{seed}.pth", net.cpu().state_dict())
+    save_torch(_weights_file(folder, seed), net.cpu().state_dict())
     save_json(
         file,
         {
@@ -166,7 +170,7 @@ def _draw(args: argparse.Namespace, folder: Path, seed: int, curves: dict[str, n
     train = make_pictures("train", min(args.toy_train, 80), MARKED, seed, args.mnist_root)
     test = make_pictures("test", min(args.toy_test, 20), 1.0, seed, args.mnist_root)
     net = ToyNet(len(DIGITS))
-    weights.load(net, folder / f"seed_{seed}.pth")
+    weights.load(net, _weights_file(folder, seed))
     images, labels, _ = _tensors(test, torch.device("cpu"))
     rows = {}
     for i in range(min(EXAMPLES, len(test))):
@@ -191,6 +195,10 @@ def _settings(args: argparse.Namespace, seed: int) -> dict:
     values = {key: value for key, value in vars(args).items() if key.startswith("toy_") and not key.endswith("_pass")}
     del values["toy_seeds"]
     return {"seed": seed, "mnist_root": args.mnist_root, **values}
+
+
+def _weights_file(folder: Path, seed: int) -> Path:
+    return folder / f"seed_{seed}.pth"
 
 
 def _result_file(folder: Path, seed: int) -> Path:

@@ -1,6 +1,5 @@
 """The toy experiment: pictures, gradient maps, fine-tuning, claims, and the whole step as a user runs it."""
 
-import gzip
 import json
 import struct
 
@@ -12,8 +11,9 @@ from PIL import Image
 from data.base import DataError
 from data.digits import DIGITS, MARK_GAP, MARK_PX, REGIONS, SIDE, compose, draw_digit, make_pictures, mark_of
 from misc import toytable
-from misc.cli import main
+from misc.cli import main, parse
 from misc.hgr import ACTIVATIONS, fall, finetune, gradient_maps, high_gradient_ratio
+from misc.steps import choose
 from misc.torchutils import rng
 from net.toy import LAYERS, ToyNet
 from run_sample import STEPS, add_arguments
@@ -243,8 +243,8 @@ def test_the_step_leaves_figures_and_values(finished):
         marks = by_region["non-discriminative"]["mean"]
         assert values["fall"][name]["mean"] == pytest.approx(marks[4] - marks[5], abs=1e-5)
     assert len(values["claims"]) == 5 and all(isinstance(claim["reproduced"], bool) for claim in values["claims"])
-    assert list(values["fall_by_threshold"]) == ["0.05", "0.1", "0.2", "0.3"] and values["threshold"] == 0.1
-    assert values["fall_by_threshold"]["0.1"] == values["fall"] != values["fall_by_threshold"]["0.2"]
+    assert list(values["fall_by_threshold"]) == ["0.05", "0.1", "0.2", "0.3"] and values["threshold"] == 0.2
+    assert values["fall_by_threshold"]["0.2"] == values["fall"] != values["fall_by_threshold"]["0.1"]
     stored = json.loads((finished / "toy" / "seed_1.json").read_text())
     np.testing.assert_allclose(stored["hgr"]["none"][0][2], values["hgr"]["none"]["non-discriminative"]["seeds"][1])
 
@@ -263,12 +263,21 @@ def test_a_stored_seed_is_kept_and_a_missing_one_made_again(finished, capsys):
 def test_other_settings_are_refused_and_overwrite_begins_anew(finished, capsys):
     assert run(finished, "--toy_threshold", "0.3") == 2
     message = capsys.readouterr().err
-    assert "toy_threshold 0.1 then, 0.3 now" in message and "--overwrite" in message
+    assert "toy_threshold 0.2 then, 0.3 now" in message and "--overwrite" in message
 
 
-def test_too_few_images_for_a_batch(tmp_path, capsys):
-    assert run(tmp_path, "--toy_train", "4") == 2
-    assert "do not fill one batch" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--toy_train", "4"], "do not fill one batch"),
+        (["--toy_weight_decay", "-1"], "wanted 0 or more"),
+        (["--toy_threshold", "0"], "not a number above 0"),
+    ],
+)
+def test_mistakes_get_one_line(tmp_path, capsys, arguments, message):
+    assert run(tmp_path, *arguments) == 2
+    printed = capsys.readouterr().err
+    assert message in printed and "Traceback" not in printed
 
 
 def write_mnist(root, n=12):
@@ -310,14 +319,8 @@ def test_mnist_that_cannot_be_had_says_what_to_do(tmp_path, monkeypatch, capsys)
     assert "could not be fetched" in message and "leave --mnist_root out" in message and "Traceback" not in message
 
 
-def test_compressed_mnist_files_are_not_needed(tmp_path):
-    write_mnist(tmp_path)
-    for path in (tmp_path / "MNIST" / "raw").iterdir():
-        with gzip.open(f"{path}.gz", "wb") as file:
-            file.write(path.read_bytes())
-    assert len(make_pictures("test", 4, 1.0, 0, str(tmp_path))) == 4
-
-
-def test_stands_apart_from_the_chain():
+def test_the_step_runs_by_its_name_alone():
     step = next(step for step in STEPS if step.name == "toy")
     assert step.number is None and not step.needs_masks
+    assert "toy" not in [chosen.name for chosen in choose(STEPS, parse(STEPS, add_arguments, [])[0])]
+    assert choose(STEPS, parse(STEPS, add_arguments, ["--steps", "toy"])[0]) == [step]
