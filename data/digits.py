@@ -188,8 +188,9 @@ def _mnist(root: Path, split: str, labels: np.ndarray) -> list[np.ndarray]:
     try:
         found = MNIST(str(root), train=split == "train", download=True)
     except Exception as error:  # the network and damaged files raise all kinds
+        reason = str(error).partition("\n")[0].rstrip(":")
         raise DataError(
-            f"--mnist_root {root}: MNIST is not there whole and could not be fetched ({str(error).splitlines()[0]}); "
+            f"--mnist_root {root}: MNIST is not there whole and could not be fetched ({reason}); "
             f"put its four idx files into {root / 'MNIST' / 'raw'}, or leave --mnist_root out to draw digits"
         ) from error
     images, targets = found.data.numpy(), found.targets.numpy()

@@ -87,7 +87,8 @@ def test_coco_scores_are_those_of_the_files(coco):
         mask = np.array(Image.open(work_dir / "sem_seg" / f"{name}.png"))
         np.add.at(confusion, (truth[truth != 255], mask[truth != 255]), 1)
     assert metrics["eval_sem_seg"]["confusion"] == confusion.tolist()
-    assert [step for step in metrics if step != "report"] == [step.name for step in STEPS if step.name != "report"]
+    chain = [step.name for step in STEPS if step.number is not None]
+    assert [step for step in metrics if step != "report"] == [name for name in chain if name != "report"]
     sweep = [t for t in metrics["eval_cam"]["sweep"] if t != "0.15"]
     assert sweep[0] == "0.1" and sweep[-1] == "0.5" and "pseudo mask" in printed
     assert len(metrics["train_cam"]["average_precision"]) == 80
