@@ -70,18 +70,21 @@ def finetune(
     copied = copy.deepcopy(net)
     rates = (lr, HEAD_LR * lr)
     optimizer = torch.optim.SGD([{"params": copied.convs.parameters()}, {"params": copied.fc.parameters()}], lr)
-    for step in range(n_steps):
-        logit = copied(image)[0, label]
-        if not torch.isfinite(logit):
-            raise FloatingPointError(f"toy: a logit is {logit.item()} after {step} steps; lower --toy_rib_lr")
+    done, logit = 0, copied(image)[0, label]
+    while done < n_steps:
+        before = logit.detach()
         optimizer.zero_grad()
         (-ACTIVATIONS[activation](logit)).backward()
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * poly_factor(step, n_steps)
+            group["lr"] = rate * poly_factor(done, n_steps)
         optimizer.step()
-        if logit.abs() > stop:
-            return copied, step + 1
-    return copied, n_steps
+        done += 1
+        logit = copied(image)[0, label]
+        if not torch.isfinite(logit):
+            raise FloatingPointError(f"toy: a logit is {logit.item()} after {done} steps; lower --toy_rib_lr")
+        if before.abs() > stop:
+            break
+    return copied, done
 
 
 def fall(ratios: np.ndarray) -> np.ndarray:

@@ -88,7 +88,7 @@ def curves(folder: Path, ratios: dict[str, np.ndarray], threshold: float) -> Non
                 markersize=5, label=MEANINGS[region],
             )  # fmt: skip
         axis.text(
-            0.97, 0.3, f"fall at $G_6$: {fall(values).mean():.2f}", transform=axis.transAxes, ha="right",
+            0.97, 0.14, f"fall at $G_6$: {fall(values).mean():.2f}", transform=axis.transAxes, ha="right",
             color=REGION_STYLE["non-discriminative"][0],
         )  # fmt: skip
         axis.set_title(TITLES.get(name, f"fine-tuned with {name}"))
