@@ -21,7 +21,9 @@ STEPS = (
     Step(9, "eval_sem_seg", "step.eval_sem_seg", "sem_seg/NAME.png, masks", "metrics.json", needs_masks=True),
     Step(10, "make_ins_seg", "step.make_ins_seg", "images, seeds, sess/res50_irn.pth", "ins_seg/NAME.npy"),
     Step(11, "eval_ins_seg", "step.eval_ins_seg", "ins_seg/NAME.npy, true instances", "metrics.json", needs_masks=True),
-    Step(14, "report", "step.report", "whatever is there", "overview.png, thresholds.png"),
+    Step(14, "report", "step.report", "whatever is there", "report.html, overview.png, thresholds.png"),
+    Step(None, "ablate", "step.ablate", "images, masks, sess/res50_cam.pth", "ablate/STUDY.png", needs_masks=True),
+    Step(None, "strips", "step.strips", "images, labels, sess/res50_cam.pth", "strips/NAME.png"),
     Step(None, "toy", "step.toy", "nothing, or --mnist_root", "toy/seed_N.json, .pth, three figures as .png, .svg"),
 )
 
@@ -62,6 +64,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--RIB_lr", type=above_zero, metavar="LR", help="learning rate of the backbone (head 10x)")
     group.add_argument("--RIB_iter", type=positive, metavar="K", help="steps per image")
     group.add_argument("--RIB_batch_size", type=not_negative, metavar="B", help="companion images per step; 0: none")
+    group.add_argument(
+        "--RIB_companions",
+        choices=("fresh", "pool"),
+        help="fresh: new crops in every step, as published; pool: from --RIB_pool_size crops, features kept, faster",
+    )
+    group.add_argument("--RIB_pool_size", type=positive, metavar="N", help="crops in the pool")
     group.add_argument("--RIB_crop_size", type=positive, metavar="PX", help="side of the companions' crops")
     group.add_argument("--RIB_resize_long", type=integers(2), metavar="LO,HI", help="range of their long side, pixels")
     group.add_argument("--RIB_weight_decay", type=finite, metavar="W", help="weight decay")
@@ -75,6 +83,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--explode_ratio", type=finite, metavar="R", help="share of covered positions that ends an image"
+    )
+    activations = ("none", "sigmoid", "softsign", "tanh", "relu")
+    group.add_argument("--RIB_activation", choices=activations, help="of the logits in the loss; none: RIB")
+
+    group = parser.add_argument_group("ablations and strips (steps that run only by name)")
+    group.add_argument(
+        "--ablate", metavar="LIST", help="studies: steps, pooling, activation, companions, learning_rate (default: all)"
+    )
+    group.add_argument("--ablate_limit", type=positive, default=10, metavar="N", help="images that every point takes")
+    group.add_argument(
+        "--strips_images", default="12", metavar="NAMES|N", help="images that get a strip: names, or how many"
     )
 
     group = parser.add_argument_group("labels for the boundary network (step 6)")
@@ -97,9 +116,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--irn_rescale", type=floats(2), metavar="LO,HI", help="range of the image scale")
     group.add_argument("--irn_batch_size", type=positive, metavar="N", help="images per step, over all ranks")
     group.add_argument("--irn_num_epoches", type=positive, metavar="N", help="passes over the inference list")
-    group.add_argument(
-        "--irn_learning_rate", type=above_zero, metavar="LR", help="of the edge branch (displacement 10x)"
-    )
+    group.add_argument("--irn_learning_rate", type=above_zero, metavar="LR", help="of the edge branch")
+    group.add_argument("--irn_displacement_lr", type=above_zero, metavar="LR", help="of the displacement branch")
     group.add_argument("--irn_weight_decay", type=finite, metavar="W", help="weight decay")
     group.add_argument("--irn_radius", type=positive, metavar="R", help="radius of the training pairs, stride-4 steps")
     group.add_argument(
@@ -132,7 +150,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("files (default: below --work_dir)")
     group.add_argument("--cam_weights_name", metavar="FILE", help="classifier weights")
     group.add_argument("--irn_weights_name", metavar="FILE", help="boundary network weights")
-    for name in ("cam", "cam_rib", "ir_label", "sem_seg", "ins_seg"):
+    for name in ("cam", "cam_rib", "ir_label", "sem_seg", "edge", "ins_seg", "seg"):
         group.add_argument(f"--{name}_out_dir", metavar="DIR", help=f"folder of the {name} files")
 
 

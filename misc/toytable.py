@@ -3,7 +3,7 @@
 import numpy as np
 
 from data.digits import REGIONS
-from misc.hgr import ACTIVATIONS, NON_DISCRIMINATIVE, SATURATING, fall
+from misc.hgr import COMPARED, NON_DISCRIMINATIVE, SATURATING, fall
 
 NEAR_ZERO = 0.1  # HGR below which a region has all but vanished
 HIGH = 0.75  # HGR above which a region is mostly there
@@ -52,7 +52,7 @@ def claims(curves: dict[str, np.ndarray]) -> list[dict]:
     mark = trained[:, NON_DISCRIMINATIVE]
     found = {name: fall(values) for name, values in curves.items()}
     least = np.minimum.reduce([found[name] for name in SATURATING])
-    most = np.maximum.reduce([found[name] for name in ACTIVATIONS if name not in SATURATING])
+    most = np.maximum.reduce([found[name] for name in COMPARED if name not in SATURATING])
     return [
         _claim(
             "irrelevant regions vanish by G_3",

@@ -18,7 +18,7 @@ from data.digits import DIGITS, REGIONS, Pictures, make_pictures
 from misc import torchutils, toyplots, toytable
 from misc.errors import UserError
 from misc.files import load_json, save_json, save_torch
-from misc.hgr import ACTIVATIONS, finetune, gradient_maps, high_gradient_ratio
+from misc.hgr import COMPARED, finetune, gradient_maps, high_gradient_ratio
 from misc.progress import bar
 from misc.torchutils import rng
 from net import weights
@@ -93,8 +93,8 @@ def _one_seed(args: argparse.Namespace, folder: Path, seed: int) -> None:
     logging.info("toy: seed %d: accuracy %.3f on %d test images, mean logit %.1f", seed, accuracy, len(test), own)
     ratios = {"trained": _ratios(args, gradient_maps(net, images, labels), regions)}
     finetuned = {}
-    with bar(len(ACTIVATIONS) * len(test), f"toy fine-tune, seed {seed}") as progress:
-        for activation in ACTIVATIONS:
+    with bar(len(COMPARED) * len(test), f"toy fine-tune, seed {seed}") as progress:
+        for activation in COMPARED:
             parts, after, steps = [], [], []
             for i in range(len(test)):
                 copied, n_steps = _finetuned(args, net, images[i : i + 1], int(labels[i]), activation)

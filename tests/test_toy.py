@@ -12,7 +12,8 @@ from data.base import DataError
 from data.digits import DIGITS, MARK_GAP, MARK_PX, REGIONS, SIDE, compose, draw_digit, make_pictures, mark_of
 from misc import toytable
 from misc.cli import main, parse
-from misc.hgr import ACTIVATIONS, fall, finetune, gradient_maps, high_gradient_ratio
+from misc.hgr import COMPARED, fall, finetune, gradient_maps, high_gradient_ratio
+from misc.rib import ACTIVATIONS
 from misc.steps import choose
 from misc.torchutils import rng
 from net.toy import LAYERS, ToyNet
@@ -155,7 +156,7 @@ def test_an_activation_at_the_end_does_not_change_the_normalised_gradient(pictur
         torch.testing.assert_close(gradient[0, 0].abs() / gradient.abs().max(), plain)
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", COMPARED)
 def test_copies_start_from_the_same_weights(pictures, activation):
     images, labels, _ = tensors(pictures, 1)
     net = small_net()
@@ -233,7 +234,7 @@ def test_the_step_leaves_figures_and_values(finished):
         assert (finished / "toy" / f"{name}.svg").read_text().rstrip().endswith("</svg>")
     values = json.loads((finished / "metrics.json").read_text())["toy"]
     assert values["images"] == 8 and values["seeds"] == [0, 1] and values["digits"] == "rendered"
-    assert set(values["hgr"]) == set(values["fall"]) == {"trained", *ACTIVATIONS}
+    assert set(values["hgr"]) == set(values["fall"]) == {"trained", *COMPARED}
     for name, by_region in values["hgr"].items():
         assert tuple(by_region) == REGIONS
         for region in by_region.values():
