@@ -57,9 +57,9 @@ def finetune(
     (1 - step / n_steps) ** 0.9, and an end after the step at which |logit| exceeded `stop`. Without an activation the
     loss is unbounded and grows like a product of six layers, hence small steps, few, and the stop. Other images take no
     part (B = 0): they keep the classes of a real classifier apart, and would mix their regions into this one here.
-    How far the copy moves decides: at the default rate 1e-3 logits grow from 6 to hundreds and the fall of HGR at G_6 is
-    gone, at 1e-4 three quarters of it are left; a saturating activation keeps it by its small slope (softsign, whose
-    slope is largest, loses most of it at 0.1).
+    How far the copy moves decides: at the default rate of 1e-3 logits grow from 6 to hundreds and the fall of HGR at
+    G_6 is gone, at 1e-4 most of it is left. A saturating activation keeps it by its small slope: softsign, whose slope
+    is the largest of the three, loses most of the fall at a rate of 0.1.
     Returns the copy and the number of steps. FloatingPointError where the logits are not finite.
     """
     copied = copy.deepcopy(net)
