@@ -24,6 +24,7 @@ STEPS = (
     Step(14, "report", "step.report", "whatever is there", "report.html, overview.png, thresholds.png"),
     Step(None, "ablate", "step.ablate", "images, masks, sess/res50_cam.pth", "ablate/STUDY.png", needs_masks=True),
     Step(None, "strips", "step.strips", "images, labels, sess/res50_cam.pth", "strips/NAME.png"),
+    Step(None, "toy", "step.toy", "nothing, or --mnist_root", "toy/seed_N.json, .pth, three figures as .png, .svg"),
 )
 
 
@@ -144,11 +145,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also write COCO files there: pseudo.json (annotations), results.json and truth.json (for pycocotools)",
     )
 
+    _add_toy(parser)
+
     group = parser.add_argument_group("files (default: below --work_dir)")
     group.add_argument("--cam_weights_name", metavar="FILE", help="classifier weights")
     group.add_argument("--irn_weights_name", metavar="FILE", help="boundary network weights")
     for name in ("cam", "cam_rib", "ir_label", "sem_seg", "edge", "ins_seg", "seg"):
         group.add_argument(f"--{name}_out_dir", metavar="DIR", help=f"folder of the {name} files")
+
+
+def _add_toy(parser: argparse.ArgumentParser) -> None:
+    """The paper gives marks, layers and losses of the toy experiment, none of these values: found by trial."""
+    group = parser.add_argument_group("the toy experiment (step toy; it does not depend on --dataset)")
+    group.add_argument("--mnist_root", metavar="DIR", help="take digits from MNIST in DIR, fetched if missing")
+    group.add_argument(
+        "--toy_seeds", type=positive, default=3, metavar="N", help="repetitions: --seed, --seed + 1, ..."
+    )
+    group.add_argument("--toy_train", type=positive, default=2400, metavar="N", help="training images")
+    group.add_argument("--toy_test", type=positive, default=60, metavar="N", help="test images, all with a mark")
+    group.add_argument("--toy_batch_size", type=positive, default=50, metavar="N", help="images per training step")
+    group.add_argument("--toy_epochs", type=positive, default=12, metavar="N", help="passes over the training images")
+    group.add_argument("--toy_lr", type=above_zero, default=2e-3, metavar="LR", help="of Adam, one cycle")
+    group.add_argument("--toy_weight_decay", type=finite, default=1e-2, metavar="W", help="of Adam (L2)")
+    group.add_argument(
+        "--toy_rib_lr", type=above_zero, default=1e-3, metavar="LR", help="of the fine-tuning's convolutions (head 10x)"
+    )
+    group.add_argument("--toy_rib_iter", type=positive, default=10, metavar="K", help="fine-tuning steps per image")
+    group.add_argument(
+        "--toy_stop_th", type=above_zero, default=100.0, metavar="M", help="fine-tuning ends once |logit| exceeds it"
+    )
+    group.add_argument(
+        "--toy_threshold",
+        type=above_zero,
+        default=0.2,
+        metavar="T",
+        help="share of the maximum above which G_k is high",
+    )
 
 
 if __name__ == "__main__":
