@@ -23,7 +23,10 @@ STEPS = (
     Step(11, "eval_ins_seg", "step.eval_ins_seg", "ins_seg/NAME.npy, true instances", "metrics.json", needs_masks=True),
     Step(12, "train_seg", "step.train_seg", "images, sem_seg/NAME.png", "sess/deeplabv2.pth"),
     Step(13, "eval_seg", "step.eval_seg", "images, sess/deeplabv2.pth, masks if any", "seg/NAME.png, metrics.json"),
-    Step(14, "report", "step.report", "whatever is there", "overview.png, thresholds.png"),
+    Step(14, "report", "step.report", "whatever is there", "report.html, overview.png, thresholds.png"),
+    Step(None, "ablate", "step.ablate", "images, masks, sess/res50_cam.pth", "ablate/STUDY.png", needs_masks=True),
+    Step(None, "strips", "step.strips", "images, labels, sess/res50_cam.pth", "strips/NAME.png"),
+    Step(None, "toy", "step.toy", "nothing, or --mnist_root", "toy/seed_N.json, .pth, three figures as .png, .svg"),
 )
 
 
@@ -63,6 +66,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--RIB_lr", type=above_zero, metavar="LR", help="learning rate of the backbone (head 10x)")
     group.add_argument("--RIB_iter", type=positive, metavar="K", help="steps per image")
     group.add_argument("--RIB_batch_size", type=not_negative, metavar="B", help="companion images per step; 0: none")
+    group.add_argument(
+        "--RIB_companions",
+        choices=("fresh", "pool"),
+        help="fresh: new crops in every step, as published; pool: from --RIB_pool_size crops, features kept, faster",
+    )
+    group.add_argument("--RIB_pool_size", type=positive, metavar="N", help="crops in the pool")
     group.add_argument("--RIB_crop_size", type=positive, metavar="PX", help="side of the companions' crops")
     group.add_argument("--RIB_resize_long", type=integers(2), metavar="LO,HI", help="range of their long side, pixels")
     group.add_argument("--RIB_weight_decay", type=finite, metavar="W", help="weight decay")
@@ -76,6 +85,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--explode_ratio", type=finite, metavar="R", help="share of covered positions that ends an image"
+    )
+    activations = ("none", "sigmoid", "softsign", "tanh", "relu")
+    group.add_argument("--RIB_activation", choices=activations, help="of the logits in the loss; none: RIB")
+
+    group = parser.add_argument_group("ablations and strips (steps that run only by name)")
+    group.add_argument(
+        "--ablate", metavar="LIST", help="studies: steps, pooling, activation, companions, learning_rate (default: all)"
+    )
+    group.add_argument("--ablate_limit", type=positive, default=10, metavar="N", help="images that every point takes")
+    group.add_argument(
+        "--strips_images", default="12", metavar="NAMES|N", help="images that get a strip: names, or how many"
     )
 
     group = parser.add_argument_group("labels for the boundary network (step 6)")
@@ -98,9 +118,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--irn_rescale", type=floats(2), metavar="LO,HI", help="range of the image scale")
     group.add_argument("--irn_batch_size", type=positive, metavar="N", help="images per step, over all ranks")
     group.add_argument("--irn_num_epoches", type=positive, metavar="N", help="passes over the inference list")
-    group.add_argument(
-        "--irn_learning_rate", type=above_zero, metavar="LR", help="of the edge branch (displacement 10x)"
-    )
+    group.add_argument("--irn_learning_rate", type=above_zero, metavar="LR", help="of the edge branch")
+    group.add_argument("--irn_displacement_lr", type=above_zero, metavar="LR", help="of the displacement branch")
     group.add_argument("--irn_weight_decay", type=finite, metavar="W", help="weight decay")
     group.add_argument("--irn_radius", type=positive, metavar="R", help="radius of the training pairs, stride-4 steps")
     group.add_argument(
@@ -170,13 +189,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="CRF: Gaussian deviation (px) and weight; bilateral deviation (px), deviation (grey values) and weight",
     )
     group.add_argument("--seg_crf_iter", type=not_negative, metavar="N", help="iterations of the CRF; 0: no CRF")
+    _add_toy(parser)
 
     group = parser.add_argument_group("files (default: below --work_dir)")
     group.add_argument("--cam_weights_name", metavar="FILE", help="classifier weights")
     group.add_argument("--irn_weights_name", metavar="FILE", help="boundary network weights")
     group.add_argument("--seg_weights_name", metavar="FILE", help="segmentation network weights")
-    for name in ("cam", "cam_rib", "ir_label", "sem_seg", "sem_seg_cam", "ins_seg", "seg"):
+    for name in ("cam", "cam_rib", "ir_label", "sem_seg", "sem_seg_cam", "edge", "ins_seg", "seg"):
         group.add_argument(f"--{name}_out_dir", metavar="DIR", help=f"folder of the {name} files")
+
+
+def _add_toy(parser: argparse.ArgumentParser) -> None:
+    """The paper gives marks, layers and losses of the toy experiment, none of these values: found by trial."""
+    group = parser.add_argument_group("the toy experiment (step toy; it does not depend on --dataset)")
+    group.add_argument("--mnist_root", metavar="DIR", help="take digits from MNIST in DIR, fetched if missing")
+    group.add_argument(
+        "--toy_seeds", type=positive, default=3, metavar="N", help="repetitions: --seed, --seed + 1, ..."
+    )
+    group.add_argument("--toy_train", type=positive, default=2400, metavar="N", help="training images")
+    group.add_argument("--toy_test", type=positive, default=60, metavar="N", help="test images, all with a mark")
+    group.add_argument("--toy_batch_size", type=positive, default=50, metavar="N", help="images per training step")
+    group.add_argument("--toy_epochs", type=positive, default=12, metavar="N", help="passes over the training images")
+    group.add_argument("--toy_lr", type=above_zero, default=2e-3, metavar="LR", help="of Adam, one cycle")
+    group.add_argument("--toy_weight_decay", type=finite, default=1e-2, metavar="W", help="of Adam (L2)")
+    group.add_argument(
+        "--toy_rib_lr", type=above_zero, default=1e-3, metavar="LR", help="of the fine-tuning's convolutions (head 10x)"
+    )
+    group.add_argument("--toy_rib_iter", type=positive, default=10, metavar="K", help="fine-tuning steps per image")
+    group.add_argument(
+        "--toy_stop_th", type=above_zero, default=100.0, metavar="M", help="fine-tuning ends once |logit| exceeds it"
+    )
+    group.add_argument(
+        "--toy_threshold",
+        type=above_zero,
+        default=0.2,
+        metavar="T",
+        help="share of the maximum above which G_k is high",
+    )
 
 
 if __name__ == "__main__":

@@ -11,7 +11,9 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 
+import cv2
 import numpy as np
+import torch
 
 from misc.files import save_json, write_atomic
 
@@ -42,6 +44,13 @@ def measure(function: Callable[[], object], runs: int = 5, warm_up: int = 1) -> 
     return np.array(seconds), result
 
 
+def photo(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """uint8 [H, W, 3]: smooth regions with noise, as hard for a CRF as a photograph."""
+    coarse = rng.integers(0, 255, (12, 16, 3)).astype(np.uint8)
+    image = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC) + rng.normal(0, 8, (height, width, 3))
+    return np.clip(image, 0, 255).astype(np.uint8)
+
+
 def row(
     what: str, seconds: np.ndarray, against: str = "", reference: np.ndarray | None = None, agreement: str = ""
 ) -> Row:
@@ -51,13 +60,13 @@ def row(
     return Row(what, float(middle), float(high - low), len(seconds), against, ratio, agreement)
 
 
-def peak_extra_mb(module: str, function: str) -> float:
-    """MB by which `module.function()` raises the peak memory of a fresh process over its imports and inputs.
+def peak_extra_mb(module: str, call: str) -> float:
+    """MB by which `module.call` raises the peak memory of a fresh process over its imports and inputs.
 
-    The function is a generator: what it does up to its first yield is preparation.
+    The call makes a generator: what it does up to its first yield is preparation.
     """
     code = (
-        f"import {module} as m\nfrom benchmarks.common import max_rss_mb\nwork = m.{function}()\nnext(work)\n"
+        f"import {module} as m\nfrom benchmarks.common import max_rss_mb\nwork = m.{call}\nnext(work)\n"
         "before = max_rss_mb()\nnext(work, None)\nprint(max_rss_mb() - before)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -75,7 +84,8 @@ def environment() -> dict:
         cpu = names[0] if names else cpu
     packages = ("torch", "torchvision", "numpy", "scipy", "pydensecrf2")
     versions = {name: metadata.version(name) for name in packages if _installed(name)}
-    return {"cpu": cpu, "cores": os.cpu_count(), "python": platform.python_version(), **versions}
+    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+    return {"cpu": cpu, "cores": os.cpu_count(), **gpu, "python": platform.python_version(), **versions}
 
 
 def write(rows: list[Row], folder: Path, name: str) -> str:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import reference
-from benchmarks.common import Row, measure, peak_extra_mb, row, write
+from benchmarks.common import Row, measure, peak_extra_mb, photo, row, write
 from data.transforms import pyramid
 from misc import camfile, crf
 from misc.indexing import PathIndex, propagate_to_edge
@@ -28,6 +28,7 @@ from net.resnet50_cam import CAM
 from net.resnet50_irn import AffinityDisplacementLoss, total_loss
 
 SCALES = (1.0, 0.5, 1.5, 2.0)
+THRESHOLDS = np.arange(0.20, 0.495, 0.01)
 
 
 def walk_inputs(height: int, width: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -52,20 +53,13 @@ def bench_walk() -> list[Row]:
     for name, size in (("VOC, 94 x 125, 2 classes", (94, 125, 2)), ("COCO, 120 x 160, 4 classes", (120, 160, 4))):
         x, edge = walk_inputs(*size)
         seconds, _ = measure(lambda x=x, edge=edge: propagate_to_edge(x, edge))
-        note = f"{peak_extra_mb('benchmarks.cpu', 'walk_memory'):.0f} MB extra" if size[0] == 94 else ""
+        note = f"{peak_extra_mb('benchmarks.cpu', 'walk_memory()'):.0f} MB extra" if size[0] == 94 else ""
         rows.append(row(f"random walk, {name}, 256 steps", seconds, agreement=note))
     x, edge = walk_inputs(48, 64, 2)
     slow, wanted = measure(lambda: reference.dense_walk(x, edge, 5, 10.0, 8), runs=3, warm_up=0)
     fast, got = measure(lambda: propagate_to_edge(x, edge))
     error = float((got - wanted).abs().max() / wanted.abs().max())
     return [*rows, row("random walk, 48 x 64, 2 classes", fast, "dense squaring", slow, f"error {error:.1e}")]
-
-
-def photo(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """uint8 [H, W, 3]: smooth regions with noise, as hard for a CRF as a photograph."""
-    coarse = rng.integers(0, 255, (12, 16, 3)).astype(np.uint8)
-    image = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC) + rng.normal(0, 8, (height, width, 3))
-    return np.clip(image, 0, 255).astype(np.uint8)
 
 
 def bench_crf() -> list[Row]:
@@ -128,22 +122,33 @@ def _sweep_part(thresholds: np.ndarray, n_classes: int, files: list[tuple[Path, 
     return sweep.counts
 
 
+def eval_memory(repeats: int):
+    """For peak_extra_mb: 50 images scored at 30 thresholds in this process, as often as said."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = cam_files(Path(folder), 50, 81)
+        sweep_files(files[:2], np.array([0.2]), 81, 0)
+        yield
+        sweep_files(files * repeats, THRESHOLDS, 81, 0)
+
+
 def bench_eval() -> list[Row]:
     """Scoring seeds at 30 thresholds against one, for VOC's 21 and COCO's 81 classes."""
-    return [_bench_eval(n_classes) for n_classes in (21, 81)]
+    rows = [_bench_eval(n_classes) for n_classes in (21, 81)]
+    few, many = (peak_extra_mb("benchmarks.cpu", f"eval_memory({repeats})") for repeats in (1, 10))
+    rows[-1].agreement += f"; {few:.0f} MB extra for 50 images, {many:.0f} MB for 500"
+    return rows
 
 
 def _bench_eval(n_classes: int) -> Row:
-    thresholds = np.arange(0.20, 0.495, 0.01)
     with tempfile.TemporaryDirectory() as folder:
         files = cam_files(Path(folder), 128, n_classes)
-        one, _ = measure(lambda: sweep_files(files, thresholds[:1], n_classes, 2))
-        all_, _ = measure(lambda: sweep_files(files, thresholds, n_classes, 2))
+        one, _ = measure(lambda: sweep_files(files, THRESHOLDS[:1], n_classes, 2))
+        all_, _ = measure(lambda: sweep_files(files, THRESHOLDS, n_classes, 2))
         few = [(camfile.load(p)["keys"], camfile.load(p)["high_res"], truth) for p, truth in files[:16]]
         begin = time.perf_counter()
-        wanted = reference.confusions_by_threshold(few, thresholds, n_classes)
+        wanted = reference.confusions_by_threshold(few, THRESHOLDS, n_classes)
         plain = np.array([time.perf_counter() - begin]) * 8
-        same = np.array_equal(sweep_files(files[:16], thresholds, n_classes, 0), wanted)
+        same = np.array_equal(sweep_files(files[:16], THRESHOLDS, n_classes, 0), wanted)
     note = f"{'equal' if same else 'NOT EQUAL'}; {np.median(all_) / np.median(one):.2f}x the time of 1 threshold"
     return row(f"seeds at 30 thresholds, 128 images, {n_classes} classes", all_, "30 passes", plain, note)
 

@@ -91,7 +91,10 @@ class COCO14(Dataset):
 
     def read_list(self, path: Path) -> list[str]:
         """Names of a list file, `COCO_train2014_` dropped from them."""
-        return [re.sub(r"^COCO_(?:train|val)2014_(?=\d{12}$)", "", name) for name in read_list(path)]
+        return [self.find_name(name) for name in read_list(path)]
+
+    def find_name(self, text: str) -> str:
+        return re.sub(r"^COCO_(?:train|val)2014_(?=\d{12}$)", "", super().find_name(text))
 
     def image(self, name: str) -> np.ndarray:
         return read_image(self._jpeg(name))

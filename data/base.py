@@ -67,6 +67,11 @@ class Dataset:
         """Image names of a list file; a dataset whose names hold spaces or folders reads its lines in its own way."""
         return read_list(path)
 
+    def find_name(self, text: str) -> str:
+        """The name of the image that a user means by its name or its file name; unchanged where there is none such."""
+        stem, _, ending = text.rpartition(".")
+        return stem if stem and ending.lower() in ("jpg", "jpeg", "png", "webp") else text
+
     def all_names(self) -> list[str]:
         """The images that `--check_data` is to read besides those of the lists."""
         return []

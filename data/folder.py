@@ -132,6 +132,9 @@ class Folder(Dataset):
             self._raise(problems)
         return list(names)
 
+    def find_name(self, text: str) -> str:
+        return self._find(text) or text
+
     def all_names(self) -> list[str]:
         return sorted(self._images.keys() | self._absent.keys())
 

@@ -1,6 +1,6 @@
 """The torch Datasets and their order. Every draw depends on (seed, image name, epoch or step) only."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -8,8 +8,10 @@ from torch.utils.data import DataLoader
 
 from data.base import Dataset
 from data.transforms import crop_box, normalize, paste, pyramid, rescale_size, resize, training_crop
+from misc.progress import Stopwatch, bar
 from misc.torchutils import rank, rng, world_size
 
+POOL_BATCH = 16  # crops that go through the lower layers at once
 LONG_LIST = 20_000  # names from which on companions are drawn without going through all of them
 
 
@@ -190,10 +192,12 @@ class CompanionBatches:
 class CompanionStream:
     """Companion crops of one target after another, decoded by worker processes ahead of need."""
 
-    def __init__(self, crops: TrainingCrops, batches: CompanionBatches, num_workers: int, pin_memory: bool = False):
+    def __init__(
+        self, crops: TrainingCrops, batches: CompanionBatches, watch: Stopwatch, num_workers: int, pin_memory: bool
+    ):
         self.batches = batches
         loader = DataLoader(crops, batch_sampler=batches, num_workers=num_workers, pin_memory=pin_memory)
-        self.loader = iter(loader)
+        self.loader = watch.iterate(loader)
         self.left = 0  # batches of the last target that were not taken
 
     def of(self, i: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -207,3 +211,35 @@ class CompanionStream:
         while self.left:
             self.left -= 1
             yield next(self.loader)
+
+
+class CompanionPool:
+    """Companions drawn from augmented crops whose features after layer2, which never change, were computed once.
+
+    crops: of images and labels, asked for by name and a number. size: crops in the pool, every image equally often.
+    batches_of(indices, labels): the CompanionBatches over them. lower(images [B, 3, H, W]) -> features [B, D, h, w].
+    """
+
+    def __init__(
+        self, crops: TrainingCrops, names: Sequence[str], size: int,
+        batches_of: Callable[[Sequence[int], np.ndarray], CompanionBatches],
+        lower: Callable[[torch.Tensor], torch.Tensor], num_workers: int,
+    ):  # fmt: skip
+        draw = rng(crops.seed, "pool")
+        order = np.concatenate([draw.permutation(len(names)) for _ in range(-(-size // len(names)))])[:size]
+        items = [(names[j], "pool", i) for i, j in enumerate(order)]
+        loader = DataLoader(crops, batch_size=POOL_BATCH, sampler=items, num_workers=num_workers)
+        features, labels = [], []
+        with bar(size, "companion pool", "crop") as progress:
+            for images, their_labels in loader:
+                features.append(lower(images))
+                labels.append(their_labels)
+                progress.update(len(images))
+        self.features, self.labels = torch.cat(features), torch.cat(labels)
+        self.batches = batches_of(range(size), self.labels.numpy())
+
+    def of(self, i: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """The batches of target i: features [B, D, h, w], labels [B, C]."""
+        for batch in self.batches.of(i):
+            index = [j for j, *_ in batch]
+            yield self.features[index], self.labels[index]

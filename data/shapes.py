@@ -63,6 +63,7 @@ PRESET: dict[str, tuple[object, str]] = {
     "irn_batch_size": (8, _TUNED),
     "irn_num_epoches": (24, _TUNED),
     "irn_learning_rate": (1.0, _TUNED),
+    "irn_displacement_lr": (0.3, _TUNED),
     "irn_radius": (5, _TUNED),
     "irn_infer_pad": (0, "all images have one size"),
     "exp_times": (5, _TUNED),

@@ -13,6 +13,7 @@ from typing import NoReturn
 import yaml
 
 from data import DATASETS, Choices, open_dataset, preset
+from misc import board
 from misc.argtypes import boolean, not_negative
 from misc.errors import UserError
 from misc.provenance import provenance
@@ -62,12 +63,27 @@ def build_parser(
     group.add_argument(
         "--check_data", action="store_true", help="read every image, label and mask, print what is there, and end"
     )
+    group.add_argument(
+        "--preview",
+        metavar="NAME,...",
+        help="for just these images, write strips/NAME.png (image, CAM, RIB, masks) with the trained networks, and end",
+    )
     group.add_argument("--overwrite", action="store_true", help="make files anew that are there already")
 
     group.add_argument(
         "--skip_bad",
         action="store_true",
         help="read every image and mask first; go on without those that cannot be read and list them at the end",
+    )
+
+    group.add_argument(
+        "--compare",
+        nargs=2,
+        metavar=("RUN_A", "RUN_B"),
+        help="write compare.html: what differs between two work_dirs (into --work_dir if given, else here), and end",
+    )
+    group.add_argument(
+        "--tensorboard", action="store_true", help="log losses, learning rates and scores below WORK_DIR/tensorboard"
     )
 
     group = parser.add_argument_group("machine")
@@ -234,6 +250,13 @@ def main(steps: Sequence[Step], add_arguments: Callable, argv: Sequence[str] | N
             from data.check import check_data
 
             return 0 if check_data(args) else 2
+        if args.compare:
+            from misc.report.compare import compare
+
+            compare(args, Path(args.work_dir if sources["work_dir"] != "default" else "."))
+            return 0
+        if args.preview is not None:
+            return _preview(args)
         chosen = choose(steps, args)
         if args.dry_run:
             print(f"dataset {args.dataset}, results in {args.work_dir}\n{table(chosen)}")
@@ -249,6 +272,20 @@ def main(steps: Sequence[Step], add_arguments: Callable, argv: Sequence[str] | N
     except KeyboardInterrupt:
         print("run_sample.py: interrupted; the same command goes on where it stopped", file=sys.stderr)
         return 130
+    finally:
+        board.stop()
+
+
+def _preview(args: argparse.Namespace) -> int:
+    """Prints the paths of the strips."""
+    from misc import torchutils
+    from step.strips import preview
+
+    torchutils.set_precision(args.precision)
+    args.bad_images = {}
+    for path in preview(args):
+        print(path)
+    return 0
 
 
 def _run(args: argparse.Namespace, sources: dict[str, str], chosen: Sequence[Step], argv: Sequence[str]) -> None:
@@ -264,6 +301,8 @@ def _run(args: argparse.Namespace, sources: dict[str, str], chosen: Sequence[Ste
         last = load_json(path)
         earlier = [*last.pop("earlier", []), last] if last else []
         save_json(path, {**provenance(args, sources, argv), "earlier": earlier})
+    if args.tensorboard and first:
+        board.start(Path(args.work_dir) / "tensorboard")
     chosen = _possible(args, chosen)
     args.bad_images = _bad_images(args) if args.skip_bad else {}
     for step in chosen:
@@ -274,6 +313,7 @@ def _run(args: argparse.Namespace, sources: dict[str, str], chosen: Sequence[Ste
         seconds = time.perf_counter() - begin
         if values:
             workdir.record(args, step.name, {"seconds": round(seconds, 2), **values})
+            board.scores(step.name, values)
         logging.info("step %s took %.1f s", step.title, seconds)
     for name, problem in args.bad_images.items():
         logging.warning("left out %s: %s", name, problem)

@@ -48,6 +48,12 @@ def save_mask(path: Path, mask: np.ndarray, palette: np.ndarray) -> None:
     write_atomic(path, lambda file: image.save(file, format="PNG"))
 
 
+def save_grey(path: Path, values: np.ndarray) -> None:
+    """Writes [H, W] in [0, 1] as an 8-bit grey PNG."""
+    image = Image.fromarray((np.clip(values, 0, 1) * 255).round().astype(np.uint8))
+    write_atomic(path, lambda file: image.save(file, format="PNG", compress_level=1))
+
+
 def load_mask(path: Path) -> np.ndarray:
     """uint8 [H, W] of a palette or grey PNG."""
     try:

@@ -7,10 +7,9 @@ import torch
 import torch.nn.functional as F
 from scipy import ndimage
 
-from misc.indexing import transition
+from misc.indexing import TINY, transition
 
 CYCLE = 12  # iterations between two looks at what still moves; a multiple of the periods that occur
-TINY = 1e-20  # added to maps: too small to count, but it keeps the walk clear of denormal numbers, slow on CPUs
 WALK_VALUES = 2**23  # upsampled values held at once: 32 MiB
 WALK_MAPS = 64
 MASK_BYTES = 2**26  # of the masks of one image, for as far as fragments that score 0 go

@@ -44,6 +44,17 @@ def iou_table(confusion: np.ndarray, classes: Sequence[str]) -> dict[str, float 
     return {n: None if np.isnan(v) else float(v) for n, v in zip(("background", *classes), values, strict=True)}
 
 
+def foreground(confusion: np.ndarray) -> dict[str, float | None]:
+    """Precision and recall of the objects' pixels over all classes together, None where nothing is to be divided by.
+
+    confusion: [C, C], background first. precision: of the pixels that were given a class, the share that has that class
+    in truth; recall: of the objects' pixels, the share that was given the right class.
+    """
+    right = int(np.diagonal(confusion)[1:].sum())
+    given, wanted = int(confusion[:, 1:].sum()), int(confusion[1:].sum())
+    return {"precision": right / given if given else None, "recall": right / wanted if wanted else None}
+
+
 class ThresholdSweep:
     """Confusions of CAMs at many background thresholds from one pass over the images.
 

@@ -25,8 +25,18 @@ def provenance(args: argparse.Namespace, sources: dict[str, str], argv: Sequence
         "seed": args.seed,
         "git_commit": _git_commit(),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in names}},
-        "hardware": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "gpu": gpu},
+        "hardware": {"cpu": _processor(), "cores": os.cpu_count(), "gpu": gpu},
     }
+
+
+def _processor() -> str:
+    """The processor's name where Linux tells it, else its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names and names[0] else platform.processor() or platform.machine()
 
 
 def _version(name: str) -> str | None:

@@ -1,16 +1,26 @@
 """Reducing the information bottleneck: the per-image fine-tuning that widens the CAM (RIB, section 4)."""
 
-import contextlib
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
+import torch.nn.functional as F
 
 from misc.cam import merge_mirrors
-from misc.torchutils import PolyOptimizer, autocast
+from misc.torchutils import PolyOptimizer
+from net.folded import Folded
 from net.resnet50_cam import CAM
 
 POOLINGS = ("gndp", "gap")
+# The final activation of the loss - sum label * f(logit); RIB is the one without, the others are for comparison.
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "none": lambda logits: logits,
+    "sigmoid": torch.sigmoid,
+    "softsign": F.softsign,
+    "tanh": torch.tanh,
+    "relu": torch.relu,
+}
+OnStep = Callable[[int, Sequence[torch.Tensor]], None]
 
 
 def gndrp(cam: torch.Tensor, score_th: float) -> torch.Tensor:
@@ -31,7 +41,10 @@ class RIB:
     lr: learning rate of the backbone (head 10x). n_iter: steps K. pooling: "gndp" or "gap". score_th: tau of GNDRP.
     stop_th: stop once |sum of the image's target logits| exceeds it. explode_th, explode_ratio: an image ends when the
     normalised map exceeds explode_th on more than explode_ratio of its positions. weight_decay: of every group.
-    precision: "bf16" runs the network under autocast; weights, sums and pooling stay in float32.
+    precision: "bf16" runs the network in bfloat16; the weights that learn, the sums and the pooling stay in float32.
+    activation: f in the loss, of every pooled logit by itself; what stops an image stays the logits themselves.
+    schedule: steps over which the learning rate falls, by default n_iter; with a fixed schedule the first steps do not
+    depend on n_iter.
     """
 
     def __init__(
@@ -46,13 +59,17 @@ class RIB:
         explode_ratio: float = 0.7,
         weight_decay: float = 1e-4,
         precision: str = "fp32",
+        activation: str = "none",
+        schedule: int | None = None,
     ):
         if pooling not in POOLINGS:
             raise ValueError(f"pooling is {pooling!r}; there are {', '.join(POOLINGS)}")
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation is {activation!r}; there are {', '.join(ACTIVATIONS)}")
         self.model = model.eval()
         self.lr, self.n_iter, self.weight_decay = lr, n_iter, weight_decay
         self.pooling, self.score_th = pooling, score_th
-        self.precision = precision
+        self.activation, self.schedule = ACTIVATIONS[activation], schedule or n_iter
         self.companion_rows: int | None = None  # companions per pass, None: all; lowered when memory runs out
         self.stop_th, self.explode_th, self.explode_ratio = stop_th, explode_th, explode_ratio
         # What learns: layer3, layer4 and the classifier, batch normalisation's affine parameters among them.
@@ -64,23 +81,29 @@ class RIB:
             parameter.requires_grad_(True)
         self.groups = [{"params": upper, "lr": lr}, {"params": list(model.classifier.parameters()), "lr": 10 * lr}]
         self.trained = [parameter.detach().clone() for parameter in self.parameters]
+        learned = (model.layer3, model.layer4, model.classifier)
+        self.folded = Folded(model, learned, torch.bfloat16 if precision == "bf16" else torch.float32)
 
     def run(
         self,
         pyramid: Sequence[torch.Tensor],
         label: torch.Tensor,
         companions: Iterable[tuple[torch.Tensor, torch.Tensor]],
+        on_step: OnStep | None = None,
     ) -> tuple[list[torch.Tensor], int]:
         """The CAMs of one image, summed over the steps.
 
         pyramid: per scale [2, 3, h, w] (image, mirror); the first entry is scale 1.0, the second 0.5. label: [C].
-        companions: one (images [B, 3, H, W], labels [B, C]) per step; when it ends early, the image learns alone.
+        companions: one (images [B, 3, H, W], labels [B, C]) per step; when it ends early, the image learns alone. In
+        place of images, their features after layer2 [B, D, h, w] as `folded.lower` gives them.
+        on_step: called as on_step(k, sums) once the CAMs of step k = 0, 1, ... are added (k = 0: the plain CAM); `sums`
+        go on growing, so clone them. The last call has what is returned. After running out of memory it starts from 0.
         Returns one [C, h', w'] per scale (relu, mirrors added, summed over steps) and the number of steps entered.
         """
         replay = _Replay(companions)
         while True:
             try:
-                sums, entered = self._run(pyramid, label, iter(replay))
+                sums, entered = self._run(pyramid, label, iter(replay), on_step or (lambda k, sums: None))
                 if not all(torch.isfinite(cam).all() for cam in sums):
                     raise FloatingPointError("the CAMs are not finite; try a smaller --RIB_lr")
                 return sums, entered
@@ -101,25 +124,23 @@ class RIB:
         with torch.no_grad():
             for parameter, trained in zip(self.parameters, self.trained, strict=True):
                 parameter.copy_(trained)
+        self.folded.pull()
 
-    def _run(self, pyramid, label, companions) -> tuple[list[torch.Tensor], int]:
-        model = self.model
+    def _run(self, pyramid, label, companions, on_step: OnStep) -> tuple[list[torch.Tensor], int]:
         classes = label.nonzero().flatten()
         optimizer = PolyOptimizer(
             [{**group, "weight_decay": self.weight_decay} for group in self.groups],
-            self.lr, self.weight_decay, max_step=self.n_iter,
+            self.lr, self.weight_decay, max_step=self.schedule,
         )  # fmt: skip
-        with torch.no_grad(), self._autocast(pyramid[0]):  # layers up to layer2 never change: once per image
-            lower = [model.lower(images) for images in pyramid]
+        lower = [self.folded.lower(images) for images in pyramid]  # never changes: once per image
         sums: list[torch.Tensor] = []
         for k in range(self.n_iter):
             last = k == self.n_iter - 1  # its update would never be used
-            optimizer.zero_grad(set_to_none=True)
             total = label.new_zeros(())
             for scale, features in enumerate(lower):
                 learns = scale != 1 and not last  # FIDELITY: scale 0.5 gives a CAM but no logit
                 with torch.set_grad_enabled(learns):
-                    raw = self._cam(features)
+                    raw = self.folded.cam(features)
                 cam = merge_mirrors(raw.detach())
                 if k == 0:
                     sums.append(cam)
@@ -127,11 +148,13 @@ class RIB:
                     sums[scale] += cam
                 # FIDELITY: tested once scale 1.0 has been added; the other scales of this step are then left out.
                 if scale == 0 and k >= 1 and self._exploded(cam[classes]):
+                    on_step(k, sums)
                     return sums, k + 1
                 if learns and len(classes):  # the loss is a sum: every scale gives back its memory before the next
-                    target = self._pool(raw[:, classes]).sum()
-                    (-target).backward()
-                    total += target.detach()
+                    logits = self._pool(raw[:, classes])
+                    (-self.activation(logits).sum()).backward()
+                    total += logits.detach().sum()
+            on_step(k, sums)
             if last:
                 return sums, k + 1
             images, labels = next(companions, (None, None))
@@ -140,19 +163,13 @@ class RIB:
                 loss = loss + self._add_companions(images.to(label.device), labels.to(label.device))
             if not torch.isfinite(loss):
                 raise FloatingPointError(f"the loss is not finite in RIB step {k + 1}; try a smaller --RIB_lr")
+            self.folded.push()
             optimizer.step()
+            self.folded.pull()
             # FIDELITY: the sum over the image's six rows stands where the paper has min(m, y).
             if abs(float(total)) > self.stop_th:
                 return sums, k + 1
         return sums, self.n_iter
-
-    def _cam(self, lower: torch.Tensor) -> torch.Tensor:
-        """Features after layer2 -> raw CAM, float32."""
-        with self._autocast(lower):  # it keeps the cast weights until it ends; they change with every step
-            return self.model.classifier(self.model.upper(lower)).float()
-
-    def _autocast(self, tensor: torch.Tensor) -> contextlib.AbstractContextManager:
-        return autocast(tensor.device, self.precision)
 
     def _add_companions(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Adds the gradient of the companions, each counting with its own labels, and returns their loss."""
@@ -162,9 +179,8 @@ class RIB:
             row, column = part_labels.nonzero(as_tuple=True)
             if not len(row):
                 continue
-            with torch.no_grad(), self._autocast(part):
-                lower = self.model.lower(part)
-            loss = -self._pool(self._cam(lower)[row, column]).sum()
+            lower = self.folded.lower(part) if part.shape[1] == 3 else part
+            loss = -self.activation(self._pool(self.folded.cam(lower)[row, column])).sum()
             loss.backward()
             total += loss.detach()
         return total

@@ -10,10 +10,11 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 from data.base import Dataset
 from data.loaders import epoch_batches, stream_batches
-from misc import torchutils
+from misc import board, torchutils
 from misc.errors import UserError
 from misc.files import find_doubled, save_torch
 from misc.progress import bar
@@ -41,20 +42,22 @@ def fit(
     FloatingPointError if a loss is not finite, on every rank at once. What counts by iterations calls the iterations
     between two checkpoints an epoch (`loader_by_iteration`).
     """
-    first, losses = 0, []
+    first, losses, batches = 0, [], 0
     if checkpoint.is_file():
         state = _read(checkpoint, settings)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         if scheduler is not None:
             scheduler.load_state_dict(state["scheduler"])
-        first, losses = state["epoch"], state["losses"]
+        first, losses, batches = state["epoch"], state["losses"], state["batches"]
     model.train()
     parallel = _parallel(model)
-    for epoch in range(first, epochs):
-        loader = loader_of(epoch)
-        total = torch.zeros(())
-        with bar(total=len(loader), title=f"{title} {epoch + 1}/{epochs}", unit="batch") as progress:
+    with bar(total=0, title=title, unit="batch") as progress:
+        for epoch in range(first, epochs):
+            loader = loader_of(epoch)
+            total = torch.zeros(())
+            if epoch == first:  # one bar for the whole step, from the epoch on at which it is
+                progress.reset((epochs - first) * len(loader))
             for i, batch in enumerate(loader):
                 if i % accumulate == 0:
                     optimizer.zero_grad(set_to_none=True)
@@ -72,21 +75,32 @@ def fit(
                         f"{title}: the loss is {value} in epoch {epoch + 1}, batch {i + 1}; lower the learning rate"
                     )
                 total += value
-                progress.set_postfix_str(f"loss {total.item() / (i + 1):.4f}", refresh=False)
-                progress.update()
-        losses.append(total.item() / max(1, len(loader)))
-        state = {
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "scheduler": scheduler.state_dict() if scheduler is not None else None,
-            "epoch": epoch + 1,
-            "losses": losses,
-            "settings": settings,
-        }
-        if torchutils.rank() == 0:
-            save_torch(checkpoint, state)
-        torchutils.barrier()
+                board.scalars(title, {"loss": value, "learning_rate": optimizer.param_groups[0]["lr"]}, batches)
+                batches += 1
+                _show(progress, f"epoch {epoch + 1}/{epochs}, loss {total.item() / (i + 1):.4f}", batch)
+            losses.append(total.item() / max(1, len(loader)))
+            state = {
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "scheduler": scheduler.state_dict() if scheduler is not None else None,
+                "epoch": epoch + 1,
+                "losses": losses,
+                "batches": batches,
+                "settings": settings,
+            }
+            if torchutils.rank() == 0:
+                save_torch(checkpoint, state)
+            torchutils.barrier()
     return losses
+
+
+def _show(progress: tqdm, text: str, batch: Sequence) -> None:
+    """One batch more on the bar, with the images of all ranks per second."""
+    rate = progress.format_dict["rate"]
+    if rate:
+        text += f", {rate * len(batch[0]) * torchutils.world_size():.1f} images/s"
+    progress.set_postfix_str(text, refresh=False)
+    progress.update()
 
 
 def loader_by_epoch(

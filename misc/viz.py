@@ -23,7 +23,7 @@ def overlay_cam(image: np.ndarray, cam: np.ndarray) -> np.ndarray:
     Its square root is drawn: seeds are cut at low thresholds, and there a linear scale shows nothing but the peak.
     """
     strength = np.sqrt(np.clip(cam, 0, 1))
-    heat = cv2.applyColorMap((strength * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
+    heat = heat_colours()[(strength * 255).astype(np.uint8)]
     grey = np.repeat(image.mean(2, keepdims=True), 3, 2)
     weight = 0.3 + 0.6 * strength[..., None]
     return (heat * weight + grey * (1 - weight)).astype(np.uint8)
@@ -33,11 +33,20 @@ def overlay_mask(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """uint8 [H, W, 3]: class colours over the image; ignored pixels (255) hatched in white."""
     colour = voc_palette()[mask]
     out = np.where((mask > 0)[..., None], 0.4 * image + 0.6 * colour, 0.8 * image)
-    y, x = np.indices(mask.shape)
-    hatch = (mask == 255) & ((x + y) // 2 % 3 == 0)
     out[mask == 255] = image[mask == 255]
-    out[hatch] = 255
+    out[hatching(mask)] = 255
     return out.astype(np.uint8)
+
+
+def hatching(mask: np.ndarray, width: int = 2) -> np.ndarray:
+    """bool [H, W]: diagonal strokes, `width` pixels wide, over the ignored pixels (255) of a mask."""
+    y, x = np.indices(mask.shape)
+    return (mask == 255) & ((x + y) // width % 3 == 0)
+
+
+def heat_colours() -> np.ndarray:
+    """uint8 [256, 3], RGB: the colour of a strength in 0..255, from dark to bright for any eye."""
+    return cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_INFERNO)[:, 0, ::-1]
 
 
 def overlay_instances(image: np.ndarray, masks: np.ndarray, scores: np.ndarray) -> np.ndarray:

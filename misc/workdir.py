@@ -8,6 +8,7 @@ from misc.errors import UserError
 from misc.files import find_doubled, load_json, save_json
 from misc.torchutils import gather, rank, shard
 
+SCHEMA = 1  # of metrics.json and per_image.json, see docs/METRICS.md; raised when a key changes its meaning or goes
 # argument of a folder or file -> (default below --work_dir, step that makes it)
 PLACES = {
     "cam_weights_name": ("sess/res50_cam.pth", "train_cam"),
@@ -18,6 +19,7 @@ PLACES = {
     "ir_label_out_dir": ("ir_label", "cam_to_ir_label"),
     "sem_seg_out_dir": ("sem_seg", "make_sem_seg"),
     "sem_seg_cam_out_dir": ("sem_seg_cam", "train_seg"),
+    "edge_out_dir": ("edge", "make_sem_seg"),
     "ins_seg_out_dir": ("ins_seg", "make_ins_seg"),
     "seg_out_dir": ("seg", "eval_seg"),
 }
@@ -86,7 +88,7 @@ def record(args: argparse.Namespace, step: str, values: dict) -> None:
         if not values["images"]:
             return
         values = _added(stored[step], values)
-    save_json(path, {**stored, step: values})
+    save_json(path, {"schema": SCHEMA, **stored, step: values})
 
 
 def _added(before: dict, now: dict) -> dict:

@@ -82,14 +82,14 @@ class Net(ResNet):
         displacement = self.fc_dp7(torch.cat([at(1, "dp", STRIDE), at(2, "dp", STRIDE), deep], 1))
         return edge, displacement
 
-    def parameter_groups(self, lr: float, weight_decay: float) -> list[dict]:
-        """The edge branch at `lr`, the displacement branch at ten times `lr` (IRN, step/train_irn.py)."""
+    def parameter_groups(self, lr: float, displacement_lr: float, weight_decay: float) -> list[dict]:
+        """The edge branch at `lr`, the displacement branch at its own rate (IRN, step/train_irn.py: ten times `lr`)."""
         branch = {
             prefix: [p for n, p in self.named_parameters() if n.startswith(prefix)] for prefix in ("fc_edge", "fc_dp")
         }
         return [
             {"params": branch["fc_edge"], "lr": lr, "weight_decay": weight_decay},
-            {"params": branch["fc_dp"], "lr": 10 * lr, "weight_decay": weight_decay},
+            {"params": branch["fc_dp"], "lr": displacement_lr, "weight_decay": weight_decay},
         ]
 
 

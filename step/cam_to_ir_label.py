@@ -3,7 +3,6 @@
 import argparse
 from functools import partial
 
-import numpy as np
 import torch
 
 from data import image_names, open_dataset
@@ -28,7 +27,7 @@ def run(args: argparse.Namespace) -> dict:
     with bar(len(todo), "cam_to_ir_label") as progress:
         for share in map_items(partial(_label, args, dataset, device), todo, workers):
             shares.append(share)
-            progress.set_postfix_str(f"{np.mean(shares):.0%} ignored", refresh=False)
+            progress.set_postfix_str(f"{sum(shares) / len(shares):.0%} ignored", refresh=False)
             progress.update()
     return made(todo, names)
 

@@ -39,11 +39,14 @@ def run(args: argparse.Namespace) -> dict:
     ids = cocojson.image_ids(names) if args.coco_json else None
     parts = chunks(mine, IMAGES_PER_CALL)
     scored: list[Scored] = []
+    found = 0
     with bar(len(mine), "eval_ins_seg") as progress:
         for part, some in zip(
             parts, map_items(partial(_score, args, dataset, ids), parts, args.num_workers), strict=True
         ):
             scored += some
+            found += sum(len(image.matches.scores) for image in some)
+            progress.set_postfix_str(f"{found / max(1, len(scored)):.1f} detections an image", refresh=False)
             progress.update(len(part))
     place = {name: i for i, name in enumerate(names)}
     scored = sorted(torchutils.gather(scored), key=lambda image: place[image.name])  # for any number of ranks

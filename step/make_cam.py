@@ -28,8 +28,9 @@ def run(args: argparse.Namespace) -> dict:
                 cams = [merge_mirrors(model(level.to(device)).float()) for level in levels]
             keys = label.nonzero().flatten()
             cam, high_res = combine_scales(cams, keys.to(device), size)
-            camfile.save(
-                result_file(args, "cam_out_dir", name, ".npy"), keys.numpy(), cam.cpu().numpy(), high_res.cpu().numpy()
-            )
+            cam, high_res = cam.cpu().numpy(), high_res.cpu().numpy()
+            camfile.save(result_file(args, "cam_out_dir", name, ".npy"), keys.numpy(), cam, high_res)
+            covered = (cam > args.cam_eval_thres).any(0).mean()
+            progress.set_postfix_str(f"{covered:.0%} above {args.cam_eval_thres:g}", refresh=False)
             progress.update()
     return made(todo, names)

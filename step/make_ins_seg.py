@@ -42,6 +42,7 @@ def run(args: argparse.Namespace) -> dict:
             min_area = args.ins_seg_min_area * size[0] * size[1]
             detected = detect(index, score, seeds["keys"].repeat(len(masks)), min_area)
             insfile.save(result_file(args, "ins_seg_out_dir", name, ".npy"), detected)
+            progress.set_postfix_str(f"{(detected['score'] > 0).sum()} instances", refresh=False)
             progress.update()
     torchutils.barrier()
     if args.coco_json and torchutils.rank() == 0:

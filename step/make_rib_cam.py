@@ -2,16 +2,12 @@
 
 import argparse
 
-import numpy as np
-
 from data import image_names, open_dataset
-from data.loaders import CompanionBatches, CompanionStream, Pyramids, TrainingCrops, iterate_images
 from misc import camfile, torchutils
 from misc.cam import combine_scales
 from misc.progress import bar
-from misc.rib import RIB
+from misc.recording import open_rib
 from misc.workdir import made, pending, require, result_file
-from net.loading import load_cam
 
 
 def run(args: argparse.Namespace) -> dict:
@@ -21,41 +17,30 @@ def run(args: argparse.Namespace) -> dict:
     names = image_names(args, dataset, "infer")
     todo = pending(args, "cam_rib_out_dir", names, ".npy")
     device = torchutils.resolve_device(args.device)
-    rib = RIB(
-        load_cam(args, dataset, device), args.RIB_lr, args.RIB_iter, args.pooling, args.score_th,
-        args.stop_th, args.explode_th, args.explode_ratio, args.RIB_weight_decay, args.precision,
-    )  # fmt: skip
-    companions = image_names(args, dataset, "train")
-    batches = CompanionBatches(
-        companions, dataset.labels(companions), todo, dataset.labels(todo),
-        args.RIB_iter - 1, args.RIB_batch_size, args.seed,
-    )  # fmt: skip
-    crops = TrainingCrops(dataset, args.RIB_resize_long, args.RIB_crop_size, args.seed)
-    stream = CompanionStream(crops, batches, args.num_workers, pin_memory=device.type == "cuda")
+    rib, items, watch = open_rib(args, dataset, todo, device)
     steps = []
     with bar(len(todo), "make_rib_cam") as progress:
-        for i, (name, size, levels, label) in enumerate(
-            iterate_images(Pyramids(dataset, todo, args.cam_scales), args.num_workers)
-        ):
-            levels = [level.to(device) for level in levels]
-            companions_of = stream.of(i)
+        for name, size, levels, label, companions in items:
             try:
                 if label.any():
-                    cams, entered = rib.run(levels, label.to(device), companions_of)
+                    cams, entered = rib.run(levels, label, companions)
                 else:  # no class, no map: nothing to widen
                     cams, entered = [levels[0].new_zeros((len(label), 1, 1))], 0
             except FloatingPointError as error:
                 raise FloatingPointError(f"image {name}: {error}") from error
             keys = label.nonzero().flatten()
-            cam, high_res = combine_scales(cams, keys.to(device), size)
+            cam, high_res = combine_scales(cams, keys, size)
             camfile.save(
                 result_file(args, "cam_rib_out_dir", name, ".npy"),
-                keys.numpy(),
+                keys.cpu().numpy(),
                 cam.cpu().numpy(),
                 high_res.cpu().numpy(),
             )
             steps.append(entered)
-            progress.set_postfix_str(f"{np.mean(steps):.1f} RIB steps an image", refresh=False)
+            progress.set_postfix_str(
+                f"{sum(steps) / len(steps):.1f} RIB steps an image, {watch.share():.0%} waiting", refresh=False
+            )
             progress.update()
     steps = torchutils.gather(steps)
-    return {**made(todo, names), "RIB_steps": {str(n): steps.count(n) for n in sorted(set(steps))}}
+    counts = {str(n): steps.count(n) for n in sorted(set(steps))}
+    return {**made(todo, names), "RIB_steps": counts, "waiting_share": round(watch.share(), 4)}

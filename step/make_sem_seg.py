@@ -10,16 +10,17 @@ from data import image_names, open_dataset
 from data.base import voc_palette
 from data.loaders import Pyramids, iterate_images
 from misc import camfile, torchutils
-from misc.files import save_mask
+from misc.files import save_grey, save_mask
 from misc.indexing import propagate_to_edge
 from misc.progress import bar
 from misc.workdir import made, pending, require, result_file, seeds_argument
 from net.loading import load_irn
+from net.resnet50_irn import EdgeDisplacement
 
 
 @torch.inference_mode()
 def run(args: argparse.Namespace, seeds: str | None = None, out: str = "sem_seg_out_dir") -> dict:
-    """Writes `sem_seg/NAME.png` for every image of the inference list.
+    """Writes `sem_seg/NAME.png` and `edge/NAME.png` (boundary map, stride 4) for every image of the inference list.
 
     seeds, out: the arguments that name the folders of the seeds (default: as `--seeds` says) and of the masks.
     """
@@ -34,14 +35,27 @@ def run(args: argparse.Namespace, seeds: str | None = None, out: str = "sem_seg_
     with bar(len(todo), "make_sem_seg") as progress:
         for name, size, (images,), _ in iterate_images(Pyramids(dataset, todo, (1.0,)), args.num_workers):
             seed = camfile.load(result_file(args, seeds, name, ".npy"))
-            with torchutils.autocast(device, args.precision):
-                edge, _ = model(images.to(device))
-            cam = torch.from_numpy(seed["cam"]).to(device) ** args.cam_power
-            walk = propagate_to_edge(cam, edge, args.walk_radius, args.beta, args.exp_times)
-            label = semantic_label(walk, seed["keys"], size, args.sem_seg_bg_thres)
+            label, edge = pseudo_mask(args, model, images.to(device), seed["cam"], seed["keys"], size)
+            save_grey(result_file(args, "edge_out_dir", name, ".png"), edge)
             save_mask(result_file(args, out, name, ".png"), label, voc_palette())
+            progress.set_postfix_str(f"{(label > 0).mean():.0%} foreground", refresh=False)
             progress.update()
     return made(todo, names)
+
+
+def pseudo_mask(
+    args: argparse.Namespace, model: EdgeDisplacement, images: torch.Tensor, cam: np.ndarray, keys: np.ndarray,
+    size: tuple[int, int],
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """The mask uint8 [H, W] and the edge map float32 [h, w] of an image.
+
+    images: the image and its mirror [2, 3, H, W] on the device; cam, keys: its seeds as CAM files have them.
+    """
+    with torchutils.autocast(images.device, args.precision):
+        edge, _ = model(images)
+    powered = torch.from_numpy(cam).to(images.device) ** args.cam_power
+    walk = propagate_to_edge(powered, edge, args.walk_radius, args.beta, args.exp_times)
+    return semantic_label(walk, keys, size, args.sem_seg_bg_thres), edge[0].float().cpu().numpy()
 
 
 def semantic_label(walk: torch.Tensor, keys: np.ndarray, size: tuple[int, int], bg_thres: float) -> np.ndarray:

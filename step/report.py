@@ -1,4 +1,4 @@
-"""Pictures and the table of stages, from whatever steps have run."""
+"""Pictures, the page and the table of stages, from whatever steps have run."""
 
 import argparse
 import logging
@@ -6,11 +6,14 @@ from pathlib import Path
 
 from data import image_names, open_dataset
 from misc import torchutils, viz
+from misc.files import write_atomic
+from misc.report.page import build
+from misc.report.stages import stage_table
 from misc.workdir import metrics
 
 
 def run(args: argparse.Namespace) -> dict:
-    """Writes `overview.png` and `thresholds.png`, prints the table of stages."""
+    """Writes `report.html`, `overview.png` and `thresholds.png`, prints the table of stages."""
     if torchutils.rank() != 0:
         return {}
     dataset = open_dataset(args)
@@ -27,35 +30,9 @@ def run(args: argparse.Namespace) -> dict:
         viz.plot_thresholds(
             folder / "thresholds.png", curves, f"{dataset.name}: seed mIoU over the background threshold"
         )
+    page = build(args, dataset, measured, names).encode()
+    write_atomic(folder / "report.html", lambda file: file.write(page))
     print(stage_table(dataset.name, measured))
-    logging.info("report: %s%s", folder / "overview.png", f" and {folder / 'thresholds.png'}" if curves else "")
+    written = ["report.html", "overview.png", *(["thresholds.png"] if curves else [])]
+    logging.info("report: %s", ", ".join(str(folder / name) for name in written))
     return {"images": len(names)}
-
-
-def stage_table(name: str, measured: dict) -> str:
-    """The stages with their mIoU in percent, seeds at the best threshold of the sweep and at the fixed one."""
-    lines = [f"{name:<24}{'mIoU':>7}{'at':>8}{'fixed':>8}{'at':>7}{'images':>9}{'seconds':>9}"]
-    for step, makes, label in (
-        ("eval_cam", "make_cam", "seed, CAM"), ("eval_rib_cam", "make_rib_cam", "seed, RIB"),
-        ("eval_sem_seg", "make_sem_seg", "pseudo mask"),
-    ):  # fmt: skip
-        if step not in measured:
-            continue
-        values = measured[step]
-        seconds = measured.get(makes, {}).get("seconds", float("nan"))
-        if "best" in values:
-            best, fixed = values["best"], values["fixed"]
-            scores = (
-                f"{100 * best['miou']:7.1f}{best['threshold']:8.2f}{100 * fixed['miou']:8.1f}{fixed['threshold']:7.2f}"
-            )
-        else:
-            scores = f"{100 * values['miou']:7.1f}{'':23}"
-        lines.append(f"{label:<24}{scores}{values['images']:9d}{seconds:9.0f}")
-    network = measured.get("eval_seg", {})
-    if "miou" in network:
-        seconds = f"{measured.get('train_seg', {}).get('seconds', float('nan')):9.0f}"
-        for learnt_from, miou in network.get("comparison", {"pseudo masks": network["miou"]}).items():
-            label = f"network, from {learnt_from}"
-            lines.append(f"{label:<24}{100 * miou:7.1f}{'':23}{network['scored']:9d}{seconds}")
-            seconds = ""  # one step trains them all
-    return "\n".join(lines)

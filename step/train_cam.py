@@ -33,11 +33,12 @@ def run(args: argparse.Namespace) -> dict:
     model = Net(dataset.n_classes, args.cam_network, scratch=scratch)
     if not scratch:
         weights.load_backbone(model, args.cam_init)
-    model.to(device)
+    model.to(device, memory_format=torch.channels_last)
     optimizer, scheduler = _optimizer(args, model, steps * args.cam_num_epoches)
 
     def loss_of(model: torch.nn.Module, batch: tuple) -> torch.Tensor:
-        images, labels = (part.to(device, non_blocking=True) for part in batch)
+        images = batch[0].to(device, non_blocking=True, memory_format=torch.channels_last)
+        labels = batch[1].to(device, non_blocking=True)
         with torchutils.autocast(device, args.precision):
             logits = model(images)
         return F.multilabel_soft_margin_loss(logits.float(), labels)
@@ -65,12 +66,14 @@ def _validate(args: argparse.Namespace, model: Net, dataset: Dataset, device: to
     """Average precision per class on the validation images (None for a class that does not occur there)."""
     names = torchutils.shard(image_names(args, dataset, "val"))
     model.eval()
-    truth, scores = [], []
+    truth, scores, right = [], [], 0.0
     with bar(len(names), "validate") as progress:
         for _, _, (images,), label in iterate_images(Pyramids(dataset, names, (1.0,)), args.num_workers):
             with torchutils.autocast(device, args.precision):
                 scores.append(model(images[:1].to(device))[0].float().cpu().numpy())
             truth.append(label.numpy())
+            right += ((scores[-1] > 0) == (truth[-1] > 0)).mean()
+            progress.set_postfix_str(f"{right / len(truth):.1%} of the labels right", refresh=False)
             progress.update()
     truth, scores = torchutils.gather(truth), torchutils.gather(scores)
     values = average_precision(np.array(truth), np.array(scores))

@@ -39,14 +39,15 @@ def run(args: argparse.Namespace) -> dict:
         weights.load_backbone(model, str(place(args, "cam_weights_name")))
     else:
         weights.load_backbone(model, args.irn_backbone)
-    model.to(device)
-    groups = model.parameter_groups(args.irn_learning_rate, args.irn_weight_decay)
+    model.to(device, memory_format=torch.channels_last)
+    groups = model.parameter_groups(args.irn_learning_rate, args.irn_displacement_lr, args.irn_weight_decay)
     optimizer = torchutils.PolyOptimizer(
         groups, args.irn_learning_rate, args.irn_weight_decay, max_step=steps * args.irn_num_epoches
     )
 
     def loss_of(model: torch.nn.Module, batch: tuple) -> torch.Tensor:
-        images, labels = (part.to(device, non_blocking=True) for part in batch)
+        images = batch[0].to(device, non_blocking=True, memory_format=torch.channels_last)
+        labels = batch[1].to(device, non_blocking=True)
         with torchutils.autocast(device, args.precision):
             return total_loss(model(images, labels))
 
@@ -72,6 +73,7 @@ def _mean_displacement(
             with torchutils.autocast(device, args.precision):
                 _, displacement = model(images.to(device))
             means += displacement.float().mean((2, 3)).tolist()
+            progress.set_postfix_str("y {:.2f}, x {:.2f}".format(*means[-1]), refresh=False)
             progress.update(len(images))
     return torch.tensor(np.mean(torchutils.gather(means), 0), dtype=torch.float32)
 

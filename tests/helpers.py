@@ -1,5 +1,6 @@
-"""What several tests share: golden files and the seeded weights they were recorded with."""
+"""What several tests share: golden files, the seeded weights they were recorded with, run_sample.py in this process."""
 
+import logging
 import os
 import zlib
 from pathlib import Path
@@ -50,3 +51,29 @@ def relative_error(got, wanted) -> float:
     error = float(np.abs(got - wanted).max() / np.abs(wanted).max())
     RECORDED.append((os.environ["PYTEST_CURRENT_TEST"].split("::")[-1].split(" ")[0], error))
     return error
+
+
+def run_cli(*argv: str) -> int:
+    """run_sample.py without the start of a process: its exit code; logging is left as it was."""
+    from misc.cli import main
+    from run_sample import STEPS, add_arguments
+
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+    try:
+        return main(STEPS, add_arguments, [str(word) for word in argv])
+    finally:
+        for handler in set(root.handlers) - set(before):
+            handler.close()
+        root.handlers[:] = before
+        root.setLevel(level)
+
+
+def write_classifier(work_dir: Path, n_classes: int, arch: str = "resnet14") -> None:
+    """A classifier of golden weights where `--work_dir` has that of train_cam; it has learnt nothing."""
+    from net.resnet50_cam import CAM
+
+    state = golden_state(CAM(n_classes, arch))
+    state["classifier.weight"] -= 0.005  # mean 0: raw CAMs of both signs
+    (work_dir / "sess").mkdir(parents=True)
+    torch.save(state, work_dir / "sess" / "res50_cam.pth")

@@ -6,7 +6,8 @@ import torch
 
 from data import loaders
 from data.base import Dataset
-from data.loaders import CompanionBatches, CompanionStream, TrainingCrops, epoch_batches
+from data.loaders import CompanionBatches, CompanionPool, CompanionStream, TrainingCrops, epoch_batches
+from misc.progress import Stopwatch
 
 NAMES = [f"n{i}" for i in range(10)]
 # Two classes of five images each, the last image of both; targets: class 0, class 1, both, none.
@@ -109,7 +110,7 @@ class Tiny(Dataset):
 
 def seen_by(num_workers, taken):
     """What a stream gives when of each target's batches only the first taken[i] are used."""
-    stream = CompanionStream(TrainingCrops(Tiny(), (6, 12), 8, 0), companions(), num_workers)
+    stream = CompanionStream(TrainingCrops(Tiny(), (6, 12), 8, 0), companions(), Stopwatch(), num_workers, False)
     seen = []
     for i, count in enumerate(taken):
         batches = stream.of(i)
@@ -138,7 +139,7 @@ def test_a_stream_gives_each_target_its_own_batches_whatever_was_left_before(num
 
 
 def test_a_stream_ends_with_the_batches_of_the_target():
-    stream = CompanionStream(TrainingCrops(Tiny(), (6, 12), 8, 0), companions(), 0)
+    stream = CompanionStream(TrainingCrops(Tiny(), (6, 12), 8, 0), companions(), Stopwatch(), 0, False)
     assert [len(list(stream.of(i))) for i in range(4)] == [3, 3, 0, 3]
 
 
@@ -148,3 +149,40 @@ def test_crops_hold_the_named_image_and_its_label():
     red = (inside[0] * 0.229 + 0.485) * 255
     assert inside.shape[1] == 24 and np.allclose(red, 141, atol=0.01)  # 4 x 6 pixels, long side 6
     assert label.tolist() == [0, 1]
+
+
+def pool(size, num_workers=0):
+    def batches_of(indices, labels):
+        return CompanionBatches(indices, labels, TARGETS, TARGET_LABELS, 3, 3, 0)
+
+    crops = TrainingCrops(Tiny(), (6, 12), 8, 0)
+    return CompanionPool(crops, NAMES, size, batches_of, lambda images: images[:, :, ::2] + 1, num_workers)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_pool_gives_features_of_crops_that_share_no_class(num_workers):
+    made = pool(25, num_workers)
+    crops = TrainingCrops(Tiny(), (6, 12), 8, 0)
+    names = [(name, "pool", i) for i in range(25) for name in NAMES]
+    there = {(crops[item][0][:, ::2] + 1).numpy().tobytes(): crops[item][1] for item in names}
+    for i, label in enumerate(torch.from_numpy(TARGET_LABELS)):
+        batches = list(made.of(i))
+        assert len(batches) == (0 if label.all() else 3)
+        for features, labels in batches:
+            assert features.shape == (3, 3, 4, 8) and not (labels * label).any()
+            for feature, own in zip(features, labels, strict=True):
+                assert torch.equal(there[feature.numpy().tobytes()], own)
+
+
+def test_a_pool_holds_every_image_equally_often_and_is_the_same_again():
+    made, again = pool(20), pool(20)
+    assert made.labels.sum(0).tolist() == [12, 10] and torch.equal(made.features, again.features)
+    assert len({feature.numpy().tobytes() for feature in made.features}) > 10
+
+
+def test_a_stopwatch_counts_the_time_that_items_take(monkeypatch):
+    clock = iter([0.0, 1.0, 3.0, 4.0, 4.5, 5.0, 5.0, 8.0])
+    monkeypatch.setattr("misc.progress.time.perf_counter", lambda: next(clock))
+    watch = Stopwatch()  # at 0; two items, arriving after 2 and 0.5 seconds; the end after none
+    assert list(watch.iterate("ab")) == ["a", "b"]
+    assert watch.waited == 2.5 and watch.share() == 2.5 / 8

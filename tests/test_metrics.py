@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from misc import metrics
-from misc.metrics import ThresholdSweep, average_precision, confusion, iou, iou_table, mean_iou
+from misc.metrics import ThresholdSweep, average_precision, confusion, foreground, iou, iou_table, mean_iou
 
 
 def test_confusion_by_hand():
@@ -143,3 +143,11 @@ def test_average_precision_of_a_perfect_and_of_the_worst_ranking():
     assert metrics.average_precision(truth, np.array([[1.0], [2.0], [3.0], [4.0]])) == pytest.approx(
         (1 / 3 + 2 / 4) / 2
     )
+
+
+def test_foreground_precision_and_recall():
+    counts = np.array([[50, 5, 5], [10, 20, 2], [0, 4, 4]])
+    assert foreground(counts) == {"precision": 24 / 40, "recall": 24 / 40}
+    counts[1, 0] = 30
+    assert foreground(counts) == {"precision": 24 / 40, "recall": 24 / 60}
+    assert foreground(np.diag([9, 0, 0])) == {"precision": None, "recall": None}

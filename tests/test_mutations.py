@@ -36,7 +36,7 @@ MUTATIONS = {
     ),
     "stop threshold on one scale's logits": (
         "misc/rib.py",
-        [("total += target.detach()", "total = target.detach()")],
+        [("total += logits.detach().sum()", "total = logits.detach().sum()")],
     ),
     "scale 0.5 in the loss": (
         "misc/rib.py",
@@ -49,7 +49,7 @@ MUTATIONS = {
     ),
     "loss averaged instead of summed": (
         "misc/rib.py",
-        [("target = self._pool(raw[:, classes]).sum()", "target = self._pool(raw[:, classes]).mean()")],
+        [("self.activation(logits).sum()", "self.activation(logits).mean()")],
     ),
 }
 

@@ -21,7 +21,8 @@ SMALL = (
     "--num_workers 1 --cam_network resnet14 --cam_init scratch --cam_optimizer adamw --cam_learning_rate 1e-3 "
     "--cam_crop_size 64 --cam_resize_long 56,96 --cam_batch_size 4 --cam_num_epoches 1 --cam_scales 1.0,0.5 "
     "--RIB_iter 2 --RIB_batch_size 2 --RIB_crop_size 64 --RIB_resize_long 56,96 --irn_backbone cam --irn_crop_size 64 "
-    "--irn_batch_size 4 --irn_num_epoches 1 --irn_radius 4 --irn_learning_rate 0.01 --exp_times 3 "
+    "--irn_batch_size 4 --irn_num_epoches 1 --irn_radius 4 --irn_learning_rate 0.01 --irn_displacement_lr 0.1 "
+    "--exp_times 3 "
     "--seg_model deeplabv2_resnet14 --seg_init cam --seg_crop_size 64 --seg_iter 2 --seg_batch_size 4 --seg_lr 1e-5 "
     "--seg_crf_iter 0"
 ).split()
@@ -89,7 +90,7 @@ def test_coco_scores_are_those_of_the_files(coco):
         mask = np.array(Image.open(work_dir / "sem_seg" / f"{name}.png"))
         np.add.at(confusion, (truth[truth != 255], mask[truth != 255]), 1)
     assert metrics["eval_sem_seg"]["confusion"] == confusion.tolist()
-    assert [step for step in metrics if step != "report"] == [step.name for step in STEPS if step.name != "report"]
+    assert list(metrics) == ["schema", *(step.name for step in STEPS if step.number is not None)]
     sweep = [t for t in metrics["eval_cam"]["sweep"] if t != "0.15"]
     assert sweep[0] == "0.1" and sweep[-1] == "0.5" and "pseudo mask" in printed
     assert len(metrics["train_cam"]["average_precision"]) == 80
@@ -149,8 +150,8 @@ def test_without_masks_one_line_says_what_is_left_out(own, tmp_path):
     said = [line for line in printed.splitlines() if "no masks" in line]
     assert len(said) == 1 and said[0].endswith("dataset folder has no masks: left out eval_cam, eval_rib_cam")
     metrics = json.loads((tmp_path / "work" / "metrics.json").read_text())
-    assert [step for step in metrics if step != "report"] == ["make_cam", "make_rib_cam"]
-    assert (tmp_path / "work" / "overview.png").is_file()
+    assert [step for step in metrics if step != "report"] == ["schema", "make_cam", "make_rib_cam"]
+    assert (tmp_path / "work" / "overview.png").is_file() and (tmp_path / "work" / "report.html").is_file()
     printed = run(tmp_path / "work", "folder", mini.root, *weights, "--steps", "eval_cam", code=2)
     assert "has no masks, and all of these steps need some: eval_cam" in printed
 

@@ -13,6 +13,7 @@ from pycocotools.coco import COCO
 
 from data.shapes import Shapes
 from misc import camfile, insfile, viz
+from misc.metrics import confusion, mean_iou
 from run_sample import STEPS
 
 ROOT = Path(__file__).parent.parent
@@ -20,6 +21,7 @@ SMALL = (
     "--limit 10 --num_workers 1 --cam_num_epoches 1 --cam_batch_size 5 --RIB_iter 3 --RIB_batch_size 2 "
     "--irn_num_epoches 1 --irn_batch_size 5 --exp_times 2 --seg_iter 2 --seg_batch_size 4 --seg_lr 1e-5"
 ).split()
+PICTURES = ("report.html", "overview.png", "thresholds.png")
 NAMES = Shapes().names("train")[:10]
 
 
@@ -43,11 +45,18 @@ def files(folder):
 
 def test_every_step_leaves_its_files(finished):
     folder, _ = finished
-    suffixes = {"cam": ".npy", "cam_rib": ".npy", "ir_label": ".png", "sem_seg": ".png", "ins_seg": ".npy"}
-    suffixes["sem_seg_cam"] = ".png"
+    suffixes = {
+        "cam": ".npy",
+        "cam_rib": ".npy",
+        "ir_label": ".png",
+        "sem_seg": ".png",
+        "sem_seg_cam": ".png",
+        "edge": ".png",
+        "ins_seg": ".npy",
+    }
     for kind, suffix in suffixes.items():
         assert sorted(path.name for path in (folder / kind).iterdir()) == [f"{name}{suffix}" for name in NAMES]
-    for name in ("sess/res50_cam.pth", "sess/res50_irn.pth", "overview.png", "thresholds.png", "args.json", "log.txt"):
+    for name in ("sess/res50_cam.pth", "sess/res50_irn.pth", *PICTURES, "args.json", "log.txt"):
         assert (folder / name).stat().st_size > 0
     assert Image.open(folder / "overview.png").width == 7 * (viz.TILE + viz.GAP)  # the last column shows instances
     assert not list(folder.rglob("*.tmp")) and not list(folder.rglob("*.checkpoint"))
@@ -65,6 +74,8 @@ def test_files_hold_what_they_should(finished):
         classes = {0, *(np.flatnonzero(dataset.label(name)) + 1)}
         assert set(np.unique(Image.open(folder / "ir_label" / f"{name}.png"))) <= classes | {255}
         assert set(np.unique(Image.open(folder / "sem_seg" / f"{name}.png"))) <= classes
+        edge = Image.open(folder / "edge" / f"{name}.png")
+        assert edge.mode == "L" and edge.size == (24, 24) and len(set(edge.tobytes())) > 10
         found = insfile.load(folder / "ins_seg" / f"{name}.npy")
         assert found["mask"].shape == (len(found["score"]), 96, 96) and (found["mask"].sum(0) <= 1).all()
         assert {*found["class"] + 1} <= classes and found["score"].max(initial=0) <= 1
@@ -73,8 +84,8 @@ def test_files_hold_what_they_should(finished):
 def test_metrics_and_provenance(finished):
     folder, printed = finished
     metrics = json.loads((folder / "metrics.json").read_text())
-    steps = [step.name for step in STEPS if step.name != "report"]
-    assert [step for step in metrics if step != "report"] == steps
+    steps = [step.name for step in STEPS if step.number is not None and step.name != "report"]
+    assert [step for step in metrics if step != "report"] == ["schema", *steps]
     for step in steps:
         assert metrics[step]["seconds"] >= 0 and metrics[step]["images"] == 10
     seed = metrics["eval_rib_cam"]
@@ -86,11 +97,65 @@ def test_metrics_and_provenance(finished):
     assert pixels == 10 * 96 * 96
     assert set(metrics["eval_seg"]["comparison"]) == {"rib", "cam", "truth"}
     assert metrics["eval_seg"]["comparison"]["rib"] == metrics["eval_seg"]["miou"]
-    assert re.search(r"^network, from truth +\d", printed, re.MULTILINE)
+    assert re.search(r"^segmentation network from truth +\d", printed, re.MULTILINE)
     assert f"{100 * metrics['eval_sem_seg']['miou']:.1f}" in printed and "overview.png" in printed
     args = json.loads((folder / "args.json").read_text())
     assert args["arguments"]["RIB_iter"] == 3 and args["sources"]["RIB_iter"] == "command line"
     assert args["sources"]["beta"].startswith("IRN") and args["versions"]["torch"]
+
+
+def documented():
+    """The key patterns of docs/METRICS.md."""
+    lines = (ROOT / "docs" / "METRICS.md").read_text().splitlines()
+    return [match[1] for match in map(re.compile(r"\| `([^`]+)` \|").match, lines) if match]
+
+
+def patterns(metrics):
+    """Every key of metrics.json as docs/METRICS.md writes it."""
+    evaluations = ("eval_cam", "eval_rib_cam")
+
+    def walk(value, path):
+        if not isinstance(value, dict):
+            yield ".".join(path)
+            return
+        for key, below in value.items():
+            if path and path[-1] in ("iou", "average_precision", "ap_50", "ap_70", "ap_50_95"):
+                key = "CLASS"
+            elif path and path[-1] in ("sweep", "RIB_steps"):
+                key = "T"
+            yield from walk(below, [*path, key])
+
+    for step, values in metrics.items():
+        for path in walk(values, [step]):
+            last = path.split(".")[1:]
+            if last in (["seconds"], ["images"], ["of"]):
+                path = f"STEP.{last[0]}"
+            yield f"EVAL.{'.'.join(last)}" if step in evaluations and not path.startswith("STEP") else path
+
+
+def test_every_key_of_the_metrics_is_documented(finished):
+    metrics = json.loads((finished[0] / "metrics.json").read_text())
+    assert metrics["schema"] == 1
+    found, said = set(patterns(metrics)), documented()
+    assert found == set(said) and len(said) == len(set(said))
+
+
+def test_foreground_and_labels_are_scored(finished):
+    folder, _ = finished
+    metrics = json.loads((folder / "metrics.json").read_text())
+    masks = metrics["eval_sem_seg"]
+    for values in (masks, masks["ir_label"], metrics["eval_cam"]["best"], metrics["eval_rib_cam"]["best"]):
+        counts = np.array(values["confusion"])
+        right = np.diag(counts)[1:].sum()
+        assert values["foreground"]["recall"] == right / counts[1:].sum()
+        assert values["foreground"]["precision"] == (right / counts[:, 1:].sum() if counts[:, 1:].any() else None)
+    labels = np.stack([Image.open(folder / "ir_label" / f"{name}.png") for name in NAMES])
+    assert masks["ir_label"]["ignored"] == (labels == 255).mean() and masks["ir_label"]["images"] == 10
+    assert np.sum(masks["ir_label"]["confusion"]) == (labels != 255).sum()
+    per_image = json.loads((folder / "per_image.json").read_text())
+    assert list(per_image["sem_seg"]) == NAMES
+    first = confusion(np.array(Image.open(folder / "sem_seg" / f"{NAMES[0]}.png")), Shapes().mask(NAMES[0]), 7)
+    assert per_image["sem_seg"][NAMES[0]] == round(mean_iou(first), 4)
 
 
 def test_finished_files_are_not_made_again(finished):
@@ -112,7 +177,7 @@ def test_same_bytes_for_any_number_of_workers(finished, tmp_path):
         (tmp_path / "sess" / name).write_bytes((folder / "sess" / name).read_bytes())
     steps = "make_cam,make_rib_cam,cam_to_ir_label,make_sem_seg,make_ins_seg"
     run(tmp_path, "--steps", steps, "--num_workers", "2", "--coco_json", str(tmp_path / "coco"))
-    for kind in ("cam", "cam_rib", "ir_label", "sem_seg", "ins_seg"):
+    for kind in ("cam", "cam_rib", "ir_label", "sem_seg", "edge", "ins_seg"):
         assert files(tmp_path / kind) == files(folder / kind)
     pseudo = COCO(str(tmp_path / "coco" / "pseudo.json"))
     found = [insfile.load(folder / "ins_seg" / f"{name}.npy") for name in NAMES]

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 SMALL = (
     "--dataset voc12 --num_workers 2 --RIB_iter 2 --RIB_batch_size 2 --RIB_crop_size 64 --RIB_resize_long 64,96 "
     "--irn_backbone cam --irn_crop_size 64 --irn_batch_size 4 --irn_num_epoches 1 --irn_radius 4 --irn_infer_pad 96 "
-    "--exp_times 3 --irn_learning_rate 0.01"
+    "--exp_times 3 --irn_learning_rate 0.01 --irn_displacement_lr 0.1"
 ).split()
 
 

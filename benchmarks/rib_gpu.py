@@ -1,0 +1,198 @@
+"""RIB at the published settings on one GPU: ResNet-50, images of VOC's size, K 10, B 20, crop 512.
+
+python -m benchmarks.rib_gpu [--compile] [--out benchmarks/results]
+
+Needs no dataset and no weights: it draws photographs, writes them as JPEG files below a temporary folder and starts
+from random weights, with the stop and the explosion guard switched off, so that every image takes all its steps. It
+measures the computation alone (companions on the device) in every precision against the plain form, the memory of the
+largest image, and the whole step `make_rib_cam` with fresh companions, decoded by worker processes, and with a pool.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import reference
+from benchmarks.common import Row, measure, photo, row, write
+from data.transforms import pyramid
+from misc.rib import RIB
+from misc.torchutils import resolve_device, set_precision
+from net.resnet50_cam import CAM
+
+SCALES = (1.0, 0.5, 1.5, 2.0)
+CLASSES = 20
+LEARNING_RATE = 8e-6
+TRAIN_AUG = 10_582  # images of VOC's augmented training set
+# Dense bfloat16 peaks in TFLOP/s as the makers give them, by a part of the device's name.
+PEAKS = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362, "RTX 4090": 165}
+
+
+def main() -> int:
+    """Runs and writes rib_gpu.json and rib_gpu.md."""
+    args = _arguments()
+    device = resolve_device(args.device)
+    torch.backends.cudnn.benchmark = False  # as in the program: every image has another size
+    rows = [*bench_compute(args, device), *bench_step(args, device)]
+    if device.type == "cuda":
+        rows.append(bench_memory(args, device))
+    print(write(rows, args.out, "rib_gpu"))
+    return 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--size", type=int, nargs=2, default=(375, 500), metavar="PX", help="height and width")
+    parser.add_argument("--crop", type=int, default=512, metavar="PX", help="side of the companions")
+    parser.add_argument("--companions", type=int, default=20, metavar="B", help="companions per step")
+    parser.add_argument("--steps", type=int, default=10, metavar="K", help="RIB steps per image")
+    parser.add_argument("--network", default="resnet50", choices=("resnet50", "resnet14"))
+    parser.add_argument("--precisions", default="fp32,tf32,bf16", help="joined by commas")
+    parser.add_argument("--runs", type=int, default=5, metavar="N", help="measured images per row")
+    parser.add_argument("--images", type=int, default=40, metavar="N", help="images of the whole step")
+    parser.add_argument("--pool", type=int, default=400, metavar="N", help="crops in the companion pool")
+    parser.add_argument("--workers", type=int, default=min(16, os.cpu_count() or 1), metavar="N")
+    parser.add_argument("--compile", action="store_true", help="also with torch.compile, dynamic shapes")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder of the tables")
+    return parser.parse_args()
+
+
+def bench_compute(args: argparse.Namespace, device: torch.device) -> list[Row]:
+    """One image after another with companions on the device: the plain form, then RIB in every precision."""
+    levels, label, companions = _inputs(args, tuple(args.size), device)
+    settings = {"lr": LEARNING_RATE, "n_iter": args.steps, "score_th": 0.4}
+    set_precision("fp32")
+
+    def plain() -> list[torch.Tensor]:
+        return reference.plain_rib(_model(args, device), levels, label, companions, **settings)
+
+    slow, wanted = measure(_finished(plain, device), runs=2)
+    out = [row(f"RIB, plain form, fp32, {_shape(args)}", slow)]
+    for precision in args.precisions.split(","):
+        for compiled in (False, True) if args.compile else (False,):
+            set_precision(precision)
+            rib = RIB(_model(args, device), stop_th=1e30, explode_ratio=2.0, precision=precision, **settings)
+            if compiled:
+                rib.folded.net.upper = torch.compile(rib.folded.net.upper, dynamic=True)
+            fast, (got, _) = measure(_finished(lambda rib=rib: rib.run(levels, label, companions), device), args.runs)
+            error = max(float((g[3] - w[3]).abs().max() / w[3].abs().max()) for g, w in zip(got, wanted, strict=True))
+            seconds = float(np.median(fast))
+            count = _arithmetic(rib, levels, label, companions, seconds, device)
+            note = f"error {error:.1e}; {3600 / seconds:.0f} images/h; {_hours(seconds)}; {count}"
+            out.append(row(f"RIB, {precision}{', compiled' if compiled else ''}", fast, "plain form", slow, note))
+    return out
+
+
+def bench_step(args: argparse.Namespace, device: torch.device) -> list[Row]:
+    """The whole step with files, loaders and results, fresh companions against a pool; seconds per image."""
+    import run_sample
+
+    out = []
+    precision = args.precisions.split(",")[-1]
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        _write_images(args, root / "data")
+        (root / "sess").mkdir()
+        torch.save(_model(args, torch.device("cpu")).state_dict(), root / "sess" / "cam.pth")
+        for companions in ("fresh", "pool"):
+            command = (
+                f"--dataset folder --data_root {root / 'data'} --work_dir {root / companions} --steps make_rib_cam "
+                f"--cam_weights_name {root / 'sess' / 'cam.pth'} --cam_network {args.network} --stop_th 1e30 "
+                f"--explode_ratio 2 --RIB_iter {args.steps} --RIB_batch_size {args.companions} --RIB_crop_size "
+                f"{args.crop} --RIB_companions {companions} --RIB_pool_size {args.pool} --limit {args.images} "
+                f"--precision {precision} --device {device.type} --num_workers {args.workers}"
+            )
+            code = run_sample.main(run_sample.STEPS, run_sample.add_arguments, command.split())
+            if code:
+                raise SystemExit(code)
+            values = json.loads((root / companions / "metrics.json").read_text())["make_rib_cam"]
+            seconds = values["seconds"] / values["images"]
+            note = f"{3600 / seconds:.0f} images/h; {_hours(seconds)}; {values['waiting_share']:.1%} waiting for images"
+            out.append(row(f"step make_rib_cam, {precision}, {companions}", np.array([seconds]), agreement=note))
+    return out
+
+
+def bench_memory(args: argparse.Namespace, device: torch.device) -> Row:
+    """Peak GPU memory of the largest VOC image, 500 x 500, in the last of the precisions."""
+    precision = args.precisions.split(",")[-1]
+    levels, label, companions = _inputs(args, (500, 500), device)
+    rib = RIB(_model(args, device), LEARNING_RATE, args.steps, stop_th=1e30, explode_ratio=2.0, precision=precision)
+    torch.cuda.empty_cache()
+    inputs = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    seconds, _ = measure(_finished(lambda: rib.run(levels, label, companions), device), runs=1, warm_up=0)
+    peak = torch.cuda.max_memory_allocated() - inputs + companions[0][0].nbytes
+    return row(f"RIB, {precision}, 500 x 500", seconds, agreement=f"{peak / 2**30:.1f} GiB of GPU memory")
+
+
+def _model(args: argparse.Namespace, device: torch.device) -> CAM:
+    torch.manual_seed(0)
+    return CAM(CLASSES, args.network).eval().to(device, memory_format=torch.channels_last)
+
+
+def _inputs(args: argparse.Namespace, size: tuple[int, int], device: torch.device) -> tuple:
+    """(pyramid, label, companions of every step), on the device."""
+    rng = np.random.default_rng(0)
+    levels = [torch.from_numpy(level).to(device) for level in pyramid(photo(rng, *size), SCALES)]
+    label = F.one_hot(torch.tensor(3), CLASSES).float().to(device)
+    torch.manual_seed(1)
+    others = F.one_hot(torch.arange(args.companions) % (CLASSES - 4) + 4, CLASSES).float().to(device)
+    crops = [torch.randn(args.companions, 3, args.crop, args.crop).to(device) for _ in range(2)]
+    return levels, label, [(crops[k % 2], others) for k in range(args.steps)]
+
+
+def _finished(work, device: torch.device):
+    """`work`, done once the device is."""
+
+    def run():
+        result = work()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return result
+
+    return run
+
+
+def _arithmetic(rib: RIB, levels: list, label: torch.Tensor, companions: list, seconds: float, device) -> str:
+    """What the image takes in TFLOP, counted, and the share of the device's bfloat16 peak where that is known."""
+    with FlopCounterMode(display=False) as counter:
+        rib.run(levels, label, companions)
+    tera = counter.get_total_flops() / 1e12
+    name = torch.cuda.get_device_name() if device.type == "cuda" else ""
+    peak = next((peak for part, peak in PEAKS.items() if part in name), None)
+    share = f", {tera / seconds / peak:.0%} of the bf16 peak of {peak}" if peak else ""
+    return f"{tera:.1f} TFLOP, {tera / seconds:.0f} TFLOP/s{share}"
+
+
+def _write_images(args: argparse.Namespace, root: Path) -> None:
+    """Photographs as JPEG files with one class each, in the layout of a user's own folder."""
+    (root / "images").mkdir(parents=True)
+    rng = np.random.default_rng(3)
+    lines = []
+    for i in range(max(args.images, 120)):
+        name = f"{i:04d}"
+        height, width = args.size if i % 3 else args.size[::-1]
+        cv2.imwrite(str(root / "images" / f"{name}.jpg"), photo(rng, height, width))
+        lines.append(f"{name}.jpg,class{i % CLASSES:02d}\n")
+    (root / "labels.csv").write_text("".join(lines))
+
+
+def _shape(args: argparse.Namespace) -> str:
+    return f"{args.size[0]} x {args.size[1]}, K {args.steps}, B {args.companions}, crop {args.crop}"
+
+
+def _hours(seconds: float) -> str:
+    return f"train_aug in {TRAIN_AUG * seconds / 3600:.2f} h"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,232 @@
+"""The ablations of RIB: which settings each study compares, and its table and plots."""
+
+import argparse
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from misc.errors import UserError
+from misc.files import find_doubled, write_atomic
+from misc.workdir import place
+
+
+@dataclass(frozen=True)
+class Times:
+    """In place of a value: so many times the value that the run would have."""
+
+    factor: float
+
+
+@dataclass(frozen=True)
+class Study:
+    """A comparison of settings, each a dict of arguments and values that take the place of the run's own.
+
+    argument: the one on the x axis; a setting without it becomes a horizontal line. None: the study is the curve over
+    the steps of the run's own setting. That setting is a point of every study, listed or not.
+    """
+
+    title: str
+    argument: str | None
+    overrides: tuple[dict[str, object], ...] = ()
+
+
+def _each(argument: str, *values: object, **others: object) -> tuple[dict[str, object], ...]:
+    return tuple({**others, argument: value} for value in values)
+
+
+STUDIES = {
+    "steps": Study("number of RIB steps", None),
+    "pooling": Study(
+        "GNDRP with threshold tau, and global average pooling (gap)",
+        "score_th",
+        ({"pooling": "gap"}, *_each("score_th", 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, pooling="gndp")),
+    ),
+    "activation": Study(
+        "final activation during RIB",
+        "RIB_activation",
+        _each("RIB_activation", "none", "sigmoid", "softsign", "tanh", "relu"),
+    ),
+    "companions": Study("companion images per step", "RIB_batch_size", _each("RIB_batch_size", 0, 2, 10, 20)),
+    "learning_rate": Study(
+        "learning rate of RIB", "RIB_lr", _each("RIB_lr", Times(0.25), Times(0.5), Times(2), Times(4))
+    ),
+}
+# What an image's result depends on besides the arguments whose names begin with RIB_ or shapes_.
+_SETTING = (
+    "dataset", "data_root", "seed", "train_list", "limit", "cam_network", "cam_scales", "cam_eval_sweep",
+    "cam_eval_thres", "pooling", "score_th", "stop_th", "explode_th", "explode_ratio", "precision",
+)  # fmt: skip
+
+
+class Point(NamedTuple):
+    """One setting: how it is named, its arguments, all that its results depend on, and the key of just that."""
+
+    label: str
+    args: argparse.Namespace
+    setting: dict[str, object]
+    key: str
+
+
+def chosen_studies(text: str | None) -> list[str]:
+    """The names of the studies of `--ablate`, all without it; UserError for one that there is not."""
+    names = [part.strip() for part in text.split(",") if part.strip()] if text is not None else list(STUDIES)
+    unknown = [name for name in names if name not in STUDIES]
+    if unknown or not names:
+        raise UserError(f"--ablate {text}: there is no study {', '.join(unknown)!r}; there are {', '.join(STUDIES)}")
+    return [name for name in STUDIES if name in names]
+
+
+def weights_digest(args: argparse.Namespace) -> str:
+    """SHA-256 of the classifier's file."""
+    return hashlib.sha256(find_doubled(place(args, "cam_weights_name")).read_bytes()).hexdigest()
+
+
+def points_of(study: Study, args: argparse.Namespace, digest: str) -> list[Point]:
+    """The points of a study, the run's own setting among them; along the argument if that is a number."""
+    own = make_point({}, args, digest)
+    if study.argument is None:
+        return [own]
+    points = [make_point(overrides, args, digest) for overrides in study.overrides]
+    if own.key not in [point.key for point in points]:
+        points.append(make_point({study.argument: getattr(args, study.argument)}, args, digest))
+    if is_number(study, points[0]):
+        points.sort(key=lambda point: (_on_axis(study, point), getattr(point.args, study.argument)))
+    return points
+
+
+def make_point(overrides: dict[str, object], args: argparse.Namespace, digest: str) -> Point:
+    """The point of the arguments with `overrides` in place. digest: of the classifier's weights."""
+    values = {}
+    for name, value in overrides.items():
+        values[name] = float(f"{value.factor * getattr(args, name):.6g}") if isinstance(value, Times) else value
+    changed = argparse.Namespace(**{**vars(args), **values})
+    kept = sorted(name for name in vars(changed) if name in _SETTING or name.startswith(("RIB_", "shapes_")))
+    setting = {name: getattr(changed, name) for name in kept if not name.endswith("_pass")}
+    setting |= {"bad_images": sorted(args.bad_images), "classifier_sha256": digest}
+    key = hashlib.sha256(json.dumps(setting, sort_keys=True).encode()).hexdigest()[:16]
+    label = ", ".join(f"{name}={v:g}" if isinstance(v, float) else f"{name}={v}" for name, v in values.items())
+    return Point(label or "as it is", changed, setting, key)
+
+
+def is_number(study: Study, point: Point) -> bool:
+    """Whether the argument of a study is a number."""
+    return not isinstance(getattr(point.args, study.argument), str)
+
+
+def _on_axis(study: Study, point: Point) -> bool:
+    return f"{study.argument}=" in point.label
+
+
+def table(title: str, studies: dict[str, dict]) -> str:
+    """Text: per point the mIoU in percent at the best threshold of the sweep and at the fixed one.
+
+    studies: as in results.json, name -> {"argument", "points": [{"label", "images", "result", "curve"}]}.
+    """
+    head = f"{title:<40}{'best':>7}{'at':>7}{'fixed':>8}{'images':>8}"
+    lines = [head]
+    for name, study in studies.items():
+        lines += ["", f"{name}: {study['title']}"]
+        if study["argument"] is None:
+            point = study["points"][0]
+            for k, (best, at, fixed) in enumerate(_rows(point)):
+                note = {0: " (CAM)", point["written"]: " (make_rib_cam)"}.get(k, "")
+                lines.append(_row(f"after {k} updates{note}", best, at, fixed, point["images"]))
+            continue
+        lines.append(_row("CAM", *_rows(study["points"][0])[0], study["points"][0]["images"]))
+        for point in study["points"]:
+            mark = " *" if point["own"] else ""
+            lines.append(_row(point["label"] + mark, *_rows(point)[point["written"]], point["images"]))
+    return "\n".join([*lines, "", "* the setting of this run"])
+
+
+def _rows(point: dict) -> list[tuple[float, float, float]]:
+    curve = point["curve"]
+    return list(zip(curve["best"], curve["best_threshold"], curve["fixed"], strict=True))
+
+
+def _row(label: str, best: float, at: float, fixed: float, images: int) -> str:
+    return f"  {label:<38}{100 * best:7.1f}{at:7.2f}{100 * fixed:8.1f}{images:8d}"
+
+
+def plot(folder: Path, name: str, study: dict, title: str) -> None:
+    """Writes NAME.png and NAME.svg: mIoU over the study's argument, and over the steps for each of its points.
+
+    study: as for `table`.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context({"svg.hashsalt": "rib"}):  # the same bytes for the same numbers
+        if study["argument"] is None:
+            figure = Figure(figsize=(6.4, 4), layout="constrained")
+            _over_steps(figure.subplots(), study["points"], both=True)
+        else:
+            figure = Figure(figsize=(12, 4.8), layout="constrained")
+            left, right = figure.subplots(1, 2)
+            _over_argument(left, study)
+            _over_steps(right, study["points"], both=False)
+        figure.suptitle(title)
+        for kind, options in (("png", {"dpi": 120}), ("svg", {"metadata": {"Date": None}})):
+            data = io.BytesIO()
+            figure.savefig(data, format=kind, **options)
+            write_atomic(folder / f"{name}.{kind}", lambda file, data=data: file.write(data.getvalue()))
+
+
+BEST, FIXED = "#D55E00", "#0072B2"
+
+
+def _over_argument(axes, study: dict) -> None:
+    points = [point for point in study["points"] if "x" in point]
+    x = [point["x"] for point in points]
+    first = study["points"][0]
+    positions = np.arange(len(x)) if study["words"] else np.array(x, float)
+    for key, colour, label in (("best", BEST, "best threshold"), ("fixed", FIXED, "fixed threshold")):
+        y = [100 * point["curve"][key][point["written"]] for point in points]
+        axes.plot(positions, y, "o" if study["words"] else "o-", color=colour, label=f"RIB, {label}")
+        for position, value, point in zip(positions, y, points, strict=True):
+            if point["own"]:
+                axes.plot(position, value, "o", ms=12, mfc="none", mec=colour)
+        axes.axhline(100 * first["curve"][key][0], color=colour, ls=":", label=f"CAM, {label}")
+        for point in study["points"]:
+            if "x" not in point:
+                value = 100 * point["curve"][key][point["written"]]
+                axes.axhline(value, color=colour, ls="--", label=f"{point['label']}, {label}")
+    if study["words"]:
+        axes.set_xticks(positions, x)
+        axes.margins(x=0.15)
+    else:
+        axes.set_xscale("log" if study["log"] else "linear")
+        axes.set_xticks(x, [f"{value:g}" for value in x])
+        axes.minorticks_off()
+    _finish(axes, f"{study['argument']} (ringed: the setting of this run)")
+    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)  # lines cross the whole panel
+
+
+def _over_steps(axes, points: Sequence[dict], both: bool) -> None:
+    from matplotlib import colormaps
+
+    colours = colormaps["viridis"](np.linspace(0, 0.92, len(points)))
+    for i, point in enumerate(points):
+        style = "-" if point["own"] else (0, (4, 2))  # of two equal curves both are seen
+        for key in ("best", "fixed") if both else ("best",):
+            y = 100 * np.array(point["curve"][key])
+            colour = {"best": BEST, "fixed": FIXED}[key] if both else colours[i]
+            label = f"{key} threshold" if both else point["label"]
+            axes.plot(np.arange(len(y)), y, ls=style, color=colour, label=label, lw=2.5 if point["own"] else 1.4)
+            axes.plot(point["written"], y[point["written"]], "o", color=colour)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    _finish(axes, "updates of the weights (0: CAM; dot: what make_rib_cam writes)")
+    if not both:
+        axes.set_ylabel("mIoU (%) at the best threshold")
+
+
+def _finish(axes, label: str) -> None:
+    axes.set(xlabel=label, ylabel="mIoU (%)")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)

@@ -1,0 +1,199 @@
+"""The ablations: seed mIoU over RIB's steps, pooling, final activation, companions and learning rate."""
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data import open_dataset, scored_names
+from data.base import Dataset
+from misc import torchutils
+from misc.errors import UserError
+from misc.files import load_json, save_json, write_atomic
+from misc.metrics import ThresholdSweep, mean_iou
+from misc.progress import bar
+from misc.recording import Recording, record
+from misc.studies import (
+    STUDIES,
+    Point,
+    Times,
+    chosen_studies,
+    is_number,
+    make_point,
+    plot,
+    points_of,
+    table,
+    weights_digest,
+)
+from misc.workdir import require
+from step.eval_cam import fixed_and_best, thresholds_of
+
+
+def run(args: argparse.Namespace) -> dict:
+    """Writes results.json, table.txt and a plot per study below `ablate/`, and prints the table.
+
+    Every point runs RIB on the same images, the first `--ablate_limit` of a seeded order of those that are scored; what
+    it counts is kept per point and image, so that nothing is computed twice.
+    """
+    require(args, "cam_weights_name")
+    dataset = open_dataset(args)
+    scored = scored_names(args, dataset)
+    order = torchutils.rng(args.seed, "ablate").permutation(len(scored))
+    names = [scored[i] for i in order[: args.ablate_limit]]
+    digest = weights_digest(args)
+    studies = {name: points_of(STUDIES[name], args, digest) for name in chosen_studies(args.ablate)}
+    points: dict[str, Point] = {}
+    for point in (point for listed in studies.values() for point in listed):
+        points.setdefault(point.key, point)
+    folder = Path(args.work_dir) / "ablate"
+    device = torchutils.resolve_device(args.device)
+    measured, made = {}, 0
+    mine = torchutils.shard(names)
+    with bar(len(points) * len(mine), "ablate") as progress:
+        for i, point in enumerate(points.values()):
+            counts, computed = _measure(point, dataset, mine, folder / "points" / point.key, device, progress)
+            made += computed
+            curve = _curve(point.args, torchutils.all_reduce_sum(counts))
+            measured[point.key] = curve
+            written = point.args.RIB_iter - 1
+            progress.clear()
+            logging.info(
+                "point %d of %d, %s: mIoU %.1f at the best threshold, %.1f at the fixed; CAM %.1f, %.1f",
+                i + 1, len(points), point.label, 100 * curve["best"][written], 100 * curve["fixed"][written],
+                100 * curve["best"][0], 100 * curve["fixed"][0],
+            )  # fmt: skip
+    made = sum(torchutils.gather([made]))
+    own = make_point({}, args, digest).key
+    found = {name: _result(name, listed, own, measured, names) for name, listed in studies.items()}
+    if torchutils.rank() == 0:
+        found = _report(folder, dataset.name, own, found)
+    return {"images": made, "of": len(points) * len(names), "points": len(points), "studies": _summary(found)}
+
+
+def _measure(
+    point: Point, dataset: Dataset, names: Sequence[str], folder: Path, device: torch.device, progress
+) -> tuple[np.ndarray, int]:
+    """The threshold counts of a point after every update, int64 [K + 1, C, C, T + 1], and how many images it took."""
+    args = point.args
+    if torchutils.rank() == 0:
+        save_json(folder / "setting.json", point.setting)
+    thresholds = thresholds_of(args)
+    total = np.zeros((args.RIB_iter + 1, *ThresholdSweep(thresholds, dataset.n_classes + 1).counts.shape), np.int64)
+    todo = [name for name in names if args.overwrite or not _counts_file(folder, name).is_file()]
+
+    def show() -> None:
+        if not progress.disable:
+            miou = _curve(args, total[-2:-1])["best"][0]
+            progress.set_postfix_str(f"{point.label}: mIoU {100 * miou:.1f}", refresh=False)
+        progress.update()
+
+    for name in names:
+        if name not in todo:
+            _add_counts(total, _counts_file(folder, name))
+            show()
+    if todo:
+        for recording in record(args, dataset, todo, device):
+            counts = _count(recording, dataset, thresholds, args.RIB_iter + 1)
+            _save_counts(_counts_file(folder, recording.name), counts, len(recording.sums))
+            total += counts
+            show()
+    return total, len(todo)
+
+
+def _count(recording: Recording, dataset: Dataset, thresholds: np.ndarray, steps: int) -> np.ndarray:
+    keys, truth = recording.keys.cpu().numpy(), dataset.mask(recording.name)
+    counts = []
+    for k in range(steps):
+        if k < len(recording.sums):
+            sweep = ThresholdSweep(thresholds, dataset.n_classes + 1)
+            sweep.add(keys, recording.maps(k)[1], truth)
+        counts.append(sweep.counts)  # an image that ended stays as it was
+    return np.stack(counts)
+
+
+def _counts_file(folder: Path, name: str) -> Path:
+    return folder / f"{name}.npz"
+
+
+def _save_counts(path: Path, counts: np.ndarray, entered: int) -> None:
+    index = np.flatnonzero(counts)  # nearly all are 0
+    arrays = {"index": index, "count": counts.reshape(-1)[index], "shape": counts.shape, "entered": entered}
+    write_atomic(path, lambda file: np.savez(file, **arrays))
+
+
+def _add_counts(total: np.ndarray, path: Path) -> None:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if tuple(file["shape"]) != total.shape:
+                raise ValueError(f"shape {tuple(file['shape'])} instead of {total.shape}")
+            total.reshape(-1)[file["index"]] += file["count"]
+    except Exception as error:  # a damaged archive can raise anything
+        raise UserError(f"{path} is not whole ({error}); delete it and it is made again") from error
+
+
+def _curve(args: argparse.Namespace, counts: np.ndarray) -> dict[str, list[float]]:
+    """mIoU after every update at the best threshold, that threshold, mIoU at the fixed one. counts: [K + 1, ...]."""
+    thresholds = thresholds_of(args)
+    curve: dict[str, list[float]] = {"best": [], "best_threshold": [], "fixed": []}
+    for of_step in counts:
+        sweep = ThresholdSweep(thresholds, len(of_step))
+        sweep.counts = of_step
+        miou = np.array([mean_iou(confusion) for confusion in sweep.confusions()])
+        fixed, best = fixed_and_best(args, miou)
+        curve["best"].append(float(miou[best]))
+        curve["best_threshold"].append(float(thresholds[best]))
+        curve["fixed"].append(float(miou[fixed]))
+    return curve
+
+
+def _result(name: str, points: Sequence[Point], own: str, measured: dict, names: Sequence[str]) -> dict:
+    study = STUDIES[name]
+    listed = []
+    for point in points:
+        entry: dict = {"label": point.label, "own": point.key == own, "images": len(names)}
+        if study.argument and f"{study.argument}=" in point.label:
+            entry["x"] = getattr(point.args, study.argument)
+        written = point.args.RIB_iter - 1  # the published code adds up K maps, the plain one among them
+        listed.append({**entry, "written": written, "curve": measured[point.key], "setting": point.setting})
+    return {
+        "title": study.title,
+        "argument": study.argument,
+        "words": study.argument is not None and not is_number(study, points[0]),
+        "log": any(isinstance(value, Times) for values in study.overrides for value in values.values()),
+        "names": list(names),
+        "points": listed,
+    }
+
+
+def _report(folder: Path, dataset: str, own: str, found: dict) -> dict:
+    """Writes results.json, table.txt and the plots; returns this run's studies and those of its setting from before."""
+    path = folder / "results.json"
+    before = load_json(path)
+    together = {**(before["studies"] if before.get("own") == own else {}), **found}
+    together = {name: together[name] for name in STUDIES if name in together}
+    save_json(path, {"own": own, "studies": together})
+    for name, study in found.items():
+        images = len(study["names"])
+        plot(folder, name, study, f"{dataset}, {images} image{'s'[: images != 1]}: {study['title']}")
+    text = table(f"{dataset}, seed mIoU", together)
+    write_atomic(folder / "table.txt", lambda file: file.write(f"{text}\n".encode()))
+    print(text)
+    logging.info("ablate: table and plots in %s", folder)
+    return together
+
+
+def _summary(found: dict) -> dict:
+    """For metrics.json: per study and point the mIoU that make_rib_cam would have; the curve itself for the steps."""
+    short = {}
+    for name, study in found.items():
+        if study["argument"] is None:
+            short[name] = study["points"][0]["curve"]
+            continue
+        short[name] = {
+            point["label"]: {key: point["curve"][key][point["written"]] for key in point["curve"]}
+            for point in study["points"]
+        }
+    return short

@@ -1,0 +1,110 @@
+"""A strip per image: image, CAM, the map after some steps of RIB, ground truth (RIB, figure 3); also `--preview`."""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data import image_names, open_dataset
+from data.base import DataError, Dataset
+from misc import torchutils
+from misc.errors import UserError
+from misc.files import find_doubled, load_mask
+from misc.progress import bar
+from misc.recording import record
+from misc.strips import draw_strip, save_strip, shown_steps
+from misc.workdir import place, require, result_file
+from net.loading import load_irn
+from step.make_sem_seg import pseudo_mask
+
+
+def run(args: argparse.Namespace) -> dict:
+    """Writes `strips/NAME.png` for the images of `--strips_images`: names, or so many of the inference list."""
+    require(args, "cam_weights_name")
+    dataset = open_dataset(args)
+    if args.strips_images.isdecimal():
+        listed = image_names(args, dataset, "infer")
+        count = min(int(args.strips_images), len(listed))
+        names = [listed[i] for i in np.unique(np.linspace(0, len(listed) - 1, count).round().astype(int))]
+    else:
+        names = find_names(dataset, args.strips_images, "--strips_images")
+    mine = torchutils.shard(names)
+    todo = [name for name in mine if args.overwrite or not _file(args, name).is_file()]
+    paths = list(_draw(args, dataset, todo, "strips", with_masks=False))
+    return {"images": len(torchutils.gather(paths)), "of": len(names)}
+
+
+def preview(args: argparse.Namespace) -> list[Path]:
+    """Makes the strips of the images of `--preview`, whether they are in a list or not, and returns their paths.
+
+    They also have the CRF label, if there is a file of it, and the pseudo mask, if there is a boundary network.
+    """
+    require(args, "cam_weights_name")
+    dataset = open_dataset(args)
+    return list(_draw(args, dataset, find_names(dataset, args.preview, "--preview"), "preview", with_masks=True))
+
+
+def find_names(dataset: Dataset, text: str, argument: str) -> list[str]:
+    """The images that a list joined by commas means, each once; UserError naming `argument` for one there is not."""
+    try:  # a name may hold commas itself
+        return [_known(dataset, text)]
+    except DataError:
+        names = []
+        for part in filter(None, (part.strip() for part in text.split(","))):
+            try:
+                names.append(_known(dataset, part))
+            except DataError as error:
+                raise UserError(f"{argument} {part}: {error}") from error
+    if not names:
+        raise UserError(f"{argument} names no image")
+    return list(dict.fromkeys(names))
+
+
+def _known(dataset: Dataset, text: str) -> str:
+    name = dataset.find_name(text)
+    dataset.image(name)
+    dataset.label(name)
+    return name
+
+
+def _draw(
+    args: argparse.Namespace, dataset: Dataset, names: Sequence[str], title: str, with_masks: bool
+) -> Iterator[Path]:
+    """Writes the strips of `names` and yields their paths."""
+    if not names:
+        return
+    device = torchutils.resolve_device(args.device)
+    irn = None
+    if with_masks and find_doubled(place(args, "irn_weights_name")):
+        irn = load_irn(args, device)
+    with bar(len(names), title) as progress:
+        for recording in record(args, dataset, names, device):
+            name, written = recording.name, args.RIB_iter - 1
+            maps = {"CAM": recording.maps(0)[1]}
+            for k in shown_steps(args.RIB_iter):
+                maps[f"RIB, k = {k}"] = recording.maps(k)[1]
+            masks = {}
+            label_file = result_file(args, "ir_label_out_dir", name, ".png")
+            if with_masks and label_file.is_file():
+                masks["CRF label"] = load_mask(label_file)
+            if irn is not None:
+                cam = recording.maps(0 if args.seeds == "cam" else written)[0]
+                keys, images = recording.keys.cpu().numpy(), recording.levels[0]
+                with torch.inference_mode():
+                    masks["pseudo mask"], _ = pseudo_mask(args, irn, images, cam, keys, recording.size)
+            truth = dataset.mask(name)
+            if truth is not None:
+                masks["ground truth"] = truth
+            classes = [dataset.classes[key] for key in recording.keys.tolist()]
+            ended = len(recording.sums) - 1
+            note = f", ended after k = {ended}" if ended < args.RIB_iter and classes else ""
+            strip = draw_strip(f"{dataset.name}: {name}{note}", dataset.image(name), classes, maps, masks)
+            save_strip(_file(args, name), strip)
+            yield _file(args, name)
+            progress.update()
+
+
+def _file(args: argparse.Namespace, name: str) -> Path:
+    return Path(args.work_dir) / "strips" / f"{name}.png"

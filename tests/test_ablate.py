@@ -1,0 +1,362 @@
+"""Recorded steps of RIB, final activations, and the ablations as a user runs them."""
+
+import argparse
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data.shapes import Shapes
+from data.transforms import pyramid
+from misc import camfile
+from misc.errors import UserError
+from misc.metrics import ThresholdSweep, mean_iou
+from misc.recording import record
+from misc.rib import ACTIVATIONS, RIB, gndrp
+from misc.studies import STUDIES, chosen_studies, points_of
+from misc.torchutils import PolyOptimizer
+from net.resnet50_cam import CAM
+from tests.folder_mini import make_folder
+from tests.helpers import golden_state, relative_error, run_cli, write_classifier
+
+ROOT = Path(__file__).parent.parent
+SETTINGS = dict(lr=3e-5, n_iter=4, score_th=0.4, stop_th=1e9, explode_ratio=1.1)
+LABEL = torch.tensor([1.0, 0.0, 1.0, 0.0])
+
+
+@pytest.fixture(scope="module")
+def model():
+    model = CAM(4, "resnet14")
+    state = golden_state(model)
+    state["classifier.weight"] -= 0.005  # mean 0: raw CAMs of both signs
+    model.load_state_dict(state)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def levels():
+    image = np.kron(np.random.default_rng(2).integers(0, 256, (4, 6, 3)), np.ones((8, 8, 1))).astype(np.uint8)
+    return [torch.from_numpy(level) for level in pyramid(image, (1.0, 0.5, 1.5, 2.0))]
+
+
+def companions(n=9):
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.tensor([[0, 1.0, 0, 0], [0, 1.0, 0, 1]])
+    return [(torch.randn(2, 3, 32, 32, generator=generator), labels) for _ in range(n)]
+
+
+def recorded(model, levels, **changes):
+    """What `run` returns, and clones of what it gave to on_step."""
+    steps = []
+
+    def keep(k, sums):
+        assert k == len(steps)
+        steps.append([cam.clone() for cam in sums])
+
+    sums, entered = RIB(model, **{**SETTINGS, **changes}).run(levels, LABEL, companions(), keep)
+    return sums, entered, steps
+
+
+# recorded steps
+
+
+def test_the_recorded_curve_equals_separate_runs_of_fewer_steps(model, levels):
+    _, entered, steps = recorded(model, levels, n_iter=5, schedule=4)
+    assert entered == len(steps) == 5
+    for k, got in enumerate(steps):
+        apart, n = RIB(model, **{**SETTINGS, "n_iter": k + 1}, schedule=4).run(levels, LABEL, companions())
+        assert n == k + 1
+        for a, b in zip(got, apart, strict=True):
+            assert relative_error(a, b) < 1e-6
+    assert relative_error(steps[4][0], 5 * steps[0][0]) > 0.1  # the weights do move
+    # Of a run as make_rib_cam does it, all steps are the same too: its learning rates fall over K = 4 as well.
+    plain, _ = RIB(model, **SETTINGS).run(levels, LABEL, companions())
+    assert all(relative_error(a, b) < 1e-6 for a, b in zip(steps[3], plain, strict=True))
+    # Without one schedule for all they are not: fewer steps, lower rates.
+    other, _ = RIB(model, **{**SETTINGS, "n_iter": 3}).run(levels, LABEL, companions())
+    assert relative_error(other[0], steps[2][0]) > 1e-3
+
+
+def test_recording_changes_nothing(model, levels):
+    sums, entered, steps = recorded(model, levels, activation="none", schedule=4)
+    plain, again = RIB(model, **SETTINGS).run(levels, LABEL, companions())
+    assert entered == again
+    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(sums, plain, steps[-1], strict=True))
+
+
+def test_recording_ends_with_the_image(model, levels):
+    _, _, whole = recorded(model, levels)
+    _, entered, steps = recorded(model, levels, stop_th=1e-9)
+    assert entered == len(steps) == 1 and torch.equal(steps[0][0], whole[0][0])
+    exploded, entered, steps = recorded(model, levels, explode_ratio=0.0)
+    assert entered == len(steps) == 2  # of the second step only scale 1.0 is added
+    assert torch.equal(steps[1][0], whole[1][0]) and torch.equal(steps[1][1], whole[0][1])
+    assert all(torch.equal(a, b) for a, b in zip(exploded, steps[1], strict=True))
+
+
+# final activations
+
+SLOPES = {
+    "none": lambda z: torch.ones_like(z),
+    "sigmoid": lambda z: torch.exp(-z) / (1 + torch.exp(-z)) ** 2,
+    "softsign": lambda z: 1 / (1 + z.abs()) ** 2,
+    "tanh": lambda z: 1 - (2 / (1 + torch.exp(-2 * z)) - 1) ** 2,
+    "relu": lambda z: (z > 0).float(),
+}
+
+
+@pytest.mark.parametrize("name", list(ACTIVATIONS))
+def test_activations_by_hand(name):
+    z = torch.tensor([-2.0, -0.5, 0.0, 0.5, 2.0], requires_grad=True)
+    value = ACTIVATIONS[name](z)
+    wanted = {
+        "none": [-2.0, -0.5, 0.0, 0.5, 2.0], "sigmoid": [0.119203, 0.377541, 0.5, 0.622459, 0.880797],
+        "softsign": [-2 / 3, -1 / 3, 0.0, 1 / 3, 2 / 3], "tanh": [-0.964028, -0.462117, 0.0, 0.462117, 0.964028],
+        "relu": [0.0, 0.0, 0.0, 0.5, 2.0],
+    }[name]  # fmt: skip
+    torch.testing.assert_close(value.detach(), torch.tensor(wanted), atol=1e-6, rtol=1e-5)
+    value.sum().backward()
+    torch.testing.assert_close(z.grad, SLOPES[name](z.detach()), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", list(ACTIVATIONS))
+def test_the_gradient_is_that_of_the_activation_of_every_row(model, levels, name, monkeypatch):
+    """f'(logit) weighs the gradient of every row and class by itself, the companions' too."""
+    rib = RIB(model, **{**SETTINGS, "n_iter": 2}, activation=name)
+    gradients = []
+    monkeypatch.setattr(PolyOptimizer, "step", lambda self: gradients.append([p.grad.clone() for p in rib.parameters]))
+    others, other_labels = companions(1)[0]
+    rib.run(levels, LABEL, [(others, other_labels)])
+    logits = [gndrp(model(levels[scale])[:, LABEL > 0], 0.4).flatten() for scale in (0, 2, 3)]
+    logits.append(gndrp(model(others), 0.4)[other_labels > 0])
+    logits = torch.cat(logits)
+    assert len(logits) == 6 * 2 + 3 and (logits > 0).any() and (logits < 0).any()
+    wanted = torch.autograd.grad(-(SLOPES[name](logits.detach()) * logits).sum(), rib.parameters)
+    for got, want in zip(gradients[0], wanted, strict=True):
+        assert relative_error(got, want) < 1e-4
+
+
+def test_stopping_looks_at_the_logits_not_at_their_activation(model, levels):
+    for name in ACTIVATIONS:
+        assert recorded(model, levels, activation=name, stop_th=1e-9)[1] == 1
+        assert recorded(model, levels, activation=name, stop_th=100.0)[1] == 4
+
+
+def test_unknown_activation_is_refused(model):
+    with pytest.raises(ValueError, match="'gelu'; there are none, sigmoid, softsign, tanh, relu"):
+        RIB(model, **SETTINGS, activation="gelu")
+
+
+def test_the_help_names_the_activations_and_the_studies(capsys):
+    """They stand in run_sample.py once more, which must not load torch for its help."""
+    with pytest.raises(SystemExit):
+        run_cli("--help")
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"--RIB_activation {{{','.join(ACTIVATIONS)}}}" in text and f"studies: {', '.join(STUDIES)} (" in text
+
+
+# which points a study has
+
+
+def arguments(**changes):
+    values = dict(
+        RIB_lr=3e-4, RIB_batch_size=4, RIB_iter=10, pooling="gndp", score_th=0.4, RIB_activation="none",
+        bad_images={}, seed=0, make_rib_cam_pass=None, num_workers=3,
+    )  # fmt: skip
+    return argparse.Namespace(**{**values, **changes})
+
+
+def labels_of(name, **changes):
+    return [point.label for point in points_of(STUDIES[name], arguments(**changes), "digest")]
+
+
+def test_points_are_in_order_and_hold_the_setting_of_the_run():
+    assert labels_of("learning_rate") == [f"RIB_lr={v}" for v in ("7.5e-05", "0.00015", "0.0003", "0.0006", "0.0012")]
+    assert labels_of("companions") == [f"RIB_batch_size={n}" for n in (0, 2, 4, 10, 20)]
+    assert labels_of("companions", RIB_batch_size=20)[-2:] == ["RIB_batch_size=10", "RIB_batch_size=20"]
+    pooling = labels_of("pooling", score_th=0.45)
+    assert pooling[0] == "pooling=gap" and pooling[3:5] == ["pooling=gndp, score_th=0.4", "score_th=0.45"]
+    assert labels_of("activation")[:2] == ["RIB_activation=none", "RIB_activation=sigmoid"]
+
+
+def test_the_key_of_a_point_is_what_its_results_depend_on():
+    def key(digest="a", **changes):
+        return points_of(STUDIES["steps"], arguments(**changes), digest)[0].key
+
+    assert key() == key(num_workers=0) == key(make_rib_cam_pass=True)
+    keys = [key(), key("b"), key(RIB_lr=1e-4), key(seed=1), key(pooling="gap"), key(bad_images={"x": "gone"})]
+    assert len(set(keys)) == len(keys)
+    (own,) = points_of(STUDIES["steps"], arguments(), "a")
+    for name in ("pooling", "activation", "companions", "learning_rate"):
+        assert [p.key for p in points_of(STUDIES[name], arguments(), "a")].count(own.key) == 1
+
+
+def test_unknown_studies_are_refused():
+    assert chosen_studies(None) == list(STUDIES)
+    assert chosen_studies("activation, steps") == ["steps", "activation"]
+    for text in ("poling", "steps,", ","):
+        if text == "steps,":
+            assert chosen_studies(text) == ["steps"]
+            continue
+        with pytest.raises(UserError, match="there are steps, pooling, activation, companions, learning_rate"):
+            chosen_studies(text)
+
+
+# the step
+
+
+SMALL = (
+    "--shapes_train 12 --shapes_val 4 --shapes_size 48 --num_workers 0 --device cpu --RIB_iter 2 --RIB_batch_size 2 "
+    "--RIB_crop_size 48 --RIB_resize_long 40,56 --RIB_lr 3e-5 --cam_scales 1.0,0.5,1.5"
+).split()
+POINTS = 5  # steps has one of those of activation
+
+
+def ablate(work_dir, *argv, images=2):
+    chosen = ("--steps", "ablate", "--ablate", "steps,activation", "--ablate_limit", images)
+    return run_cli("--work_dir", work_dir, *SMALL, *chosen, *argv)
+
+
+def results(work_dir):
+    return json.loads((work_dir / "ablate" / "results.json").read_text())["studies"]
+
+
+@pytest.fixture
+def work_dir(tmp_path):
+    write_classifier(tmp_path, 6)
+    return tmp_path
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """The number of images that RIB ran on; `runs.stop_at` interrupts it."""
+    plain = RIB.run
+    state = argparse.Namespace(count=0, stop_at=None)
+
+    def counted(self, *args):
+        if state.count == state.stop_at:
+            raise KeyboardInterrupt
+        state.count += 1
+        return plain(self, *args)
+
+    monkeypatch.setattr(RIB, "run", counted)
+    return state
+
+
+def test_ablate_gives_what_the_steps_give(work_dir, capsys):
+    assert ablate(work_dir) == 0
+    printed = capsys.readouterr().out
+    assert printed == (work_dir / "ablate" / "table.txt").read_text()
+    assert run_cli("--work_dir", work_dir, *SMALL, "--steps", "make_cam,make_rib_cam") == 0
+    found = results(work_dir)
+    own = found["steps"]["points"][0]
+    names, dataset = found["steps"]["names"], Shapes(12, 4, 48)
+    assert len(set(names)) == 2 and own["setting"]["RIB_iter"] == 2 and own["setting"]["RIB_activation"] == "none"
+    assert [len(own["curve"][key]) for key in ("best", "best_threshold", "fixed")] == [3, 3, 3]
+    for k, kind in ((0, "cam"), (own["written"], "cam_rib")):
+        sweep = ThresholdSweep(np.arange(31) / 100, 7)
+        for name in names:
+            file = camfile.load(work_dir / kind / f"{name}.npy")
+            sweep.add(file["keys"], file["high_res"], dataset.mask(name))
+        miou = [mean_iou(confusion) for confusion in sweep.confusions()]
+        assert own["curve"]["best"][k] == pytest.approx(max(miou), abs=1e-3)
+        assert own["curve"]["fixed"][k] == pytest.approx(miou[15], abs=1e-3)
+        assert f"{100 * own['curve']['best'][k]:.1f}" in printed
+    points = {point["label"]: point for point in found["activation"]["points"]}
+    assert points["RIB_activation=none"]["curve"] == own["curve"] and points["RIB_activation=none"]["own"]
+    assert points["RIB_activation=sigmoid"]["setting"]["RIB_activation"] == "sigmoid"
+    assert points["RIB_activation=sigmoid"]["curve"]["best"][0] == own["curve"]["best"][0]  # the CAM is the CAM
+    metrics = json.loads((work_dir / "metrics.json").read_text())["ablate"]
+    assert metrics["images"] == metrics["of"] == 2 * POINTS and metrics["points"] == POINTS
+    assert metrics["studies"]["steps"] == own["curve"]
+    for name, size in (("steps", (768, 480)), ("activation", (1440, 576))):
+        assert Image.open(work_dir / "ablate" / f"{name}.png").size == size
+        assert (work_dir / "ablate" / f"{name}.svg").read_text().count("</svg>") == 1
+
+
+def test_ablate_computes_nothing_twice(work_dir, runs, capsys):
+    runs.stop_at = 3
+    assert ablate(work_dir) == 130
+    assert len(list(work_dir.rglob("train_*.npz"))) == 3 and not (work_dir / "ablate" / "results.json").exists()
+    runs.stop_at = None
+    assert ablate(work_dir) == 0
+    assert runs.count == 2 * POINTS
+    files = {path: path.read_bytes() for path in (work_dir / "ablate").rglob("*.*")}
+    assert ablate(work_dir) == 0
+    assert runs.count == 2 * POINTS
+    assert {path: path.read_bytes() for path in (work_dir / "ablate").rglob("*.*")} == files
+    assert ablate(work_dir, images=3) == 0
+    assert runs.count == 3 * POINTS
+    assert ablate(work_dir, "--RIB_lr", "4e-5", "--ablate", "steps") == 0
+    assert runs.count == 3 * POINTS + 2
+    assert list(results(work_dir)) == ["steps"]  # those of the other setting do not belong beside it
+    assert ablate(work_dir, "--ablate", "companions", "--RIB_lr", "4e-5", images=1) == 0
+    assert list(results(work_dir)) == ["steps", "companions"]
+    assert ablate(work_dir, "--RIB_lr", "4e-5", "--ablate", "steps", "--overwrite", images=1) == 0
+    assert runs.count == 3 * POINTS + 2 + 3 + 1
+
+
+def test_a_damaged_file_is_named(work_dir, capsys):
+    assert ablate(work_dir, "--ablate", "steps") == 0
+    path = sorted(work_dir.rglob("train_*.npz"))[0]
+    path.write_bytes(path.read_bytes()[:100])
+    assert ablate(work_dir, "--ablate", "steps") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert str(path) in error and "delete it and it is made again" in error
+
+
+def test_an_image_that_overflows_stays_as_it_was(work_dir, caplog):
+    dataset = Shapes(12, 4, 48)
+    args = argparse.Namespace(
+        cam_network="resnet14", cam_weights_name=None, work_dir=str(work_dir), RIB_lr=1e30, RIB_iter=2, pooling="gndp",
+        score_th=0.4, stop_th=1e9, explode_th=0.3, explode_ratio=1.1, RIB_weight_decay=1e-4, precision="fp32",
+        RIB_activation="none", RIB_batch_size=2, RIB_resize_long=(40, 56), RIB_crop_size=48, seed=0, num_workers=0,
+        cam_scales=(1.0, 0.5), train_list="train", limit=None, bad_images={},
+        RIB_companions="fresh",
+    )  # fmt: skip
+    with caplog.at_level(logging.WARNING):
+        (recording,) = record(args, dataset, ["train_00003"], torch.device("cpu"))
+    assert len(recording.sums) == 1
+    assert "image train_00003" in caplog.text and "it counts as it was after 0 updates" in caplog.text
+    for k in (1, 2):
+        np.testing.assert_array_equal(recording.maps(k)[1], recording.maps(0)[1])
+    assert recording.maps(0)[1].shape == (1, 48, 48) and 0.9 < recording.maps(0)[1].max() <= 1
+
+
+def test_mistakes_get_one_line(tmp_path, capsys):
+    for message, *argv in (
+        ("step train_cam makes it",),
+        ("there is no study 'poling'; there are steps, pooling", "--ablate", "poling"),
+    ):
+        if "--ablate" in argv:
+            write_classifier(tmp_path, 6)
+        assert ablate(tmp_path, *argv) == 2
+        assert message in capsys.readouterr().err.splitlines()[-1]
+    mini = make_folder(tmp_path / "data", masks=False)
+    assert ablate(tmp_path, "--dataset", "folder", "--data_root", mini.root) == 2
+    assert "has no masks, and all of these steps need some: ablate" in capsys.readouterr().err
+
+
+def test_two_ranks_give_what_one_gives(work_dir):
+    assert ablate(work_dir, "--ablate", "steps", images=3) == 0
+    one = results(work_dir)
+    for path in work_dir.rglob("train_*.npz"):
+        path.unlink()
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "run_sample.py", *SMALL,
+        "--work_dir", str(work_dir), "--steps", "ablate", "--ablate", "steps", "--ablate_limit", "3",
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    two = results(work_dir)
+    assert len(list(work_dir.rglob("train_*.npz"))) == 3
+    for key, values in one["steps"]["points"][0]["curve"].items():
+        assert two["steps"]["points"][0]["curve"][key] == pytest.approx(values, abs=0.01)
