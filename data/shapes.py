@@ -104,6 +104,10 @@ class Shapes(Dataset):
         self.__dict__.update(state)
         self._make = lru_cache(maxsize=4096)(self._make_uncached)
 
+    @property
+    def identity(self) -> dict[str, object]:
+        return {**super().identity, "--shapes_size": self.size}
+
     def names(self, split: str) -> list[str]:
         if split == "infer":
             return self.names("train")[:INFER]

@@ -1,29 +1,68 @@
-"""What lies under `--work_dir`, and who makes it."""
+"""What lies under `--work_dir`, who makes it, and what it was made from."""
 
 import argparse
+import logging
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import NamedTuple
 
+from misc import made_by
 from misc.errors import UserError
-from misc.files import find_doubled, load_json, save_json
-from misc.torchutils import gather, rank, shard
+from misc.files import find_doubled, load_json, save_json, sweep
+from misc.torchutils import gather, on_first_rank, rank, shard
 
-# argument of a folder or file -> (default below --work_dir, step that makes it)
+
+class Place(NamedTuple):
+    """A folder or file of results: where it is by default, below `--work_dir`, and what its content depends on.
+
+    arguments: names or patterns, besides ALWAYS. lists: purposes of the image lists that every result depends on.
+    inputs: arguments that name weights files or folders of results; "seeds" is the folder that `--seeds` points at.
+    What makes no difference (device, workers, ranks, backends that compute the same) has no business here.
+    """
+
+    path: str
+    step: str
+    arguments: tuple[str, ...] = ()
+    lists: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()
+
+
+SHARED_S = 3600.0  # other runs may be writing into a folder outside --work_dir: no file takes them this long
+ALWAYS = ("seed",)
+NETWORK = ("cam_network", "precision")
+SCHEDULE = ("crop_size", "batch_size", "num_epoches", "learning_rate", "weight_decay")
+WALK = (*NETWORK, "irn_infer_pad", "walk_radius", "beta", "exp_times")
+RIB = ("RIB_*", "pooling", "score_th", "stop_th", "explode_*")
+
+# argument of a folder or file -> what it is
 PLACES = {
-    "cam_weights_name": ("sess/res50_cam.pth", "train_cam"),
-    "irn_weights_name": ("sess/res50_irn.pth", "train_irn"),
-    "cam_out_dir": ("cam", "make_cam"),
-    "cam_rib_out_dir": ("cam_rib", "make_rib_cam"),
-    "ir_label_out_dir": ("ir_label", "cam_to_ir_label"),
-    "sem_seg_out_dir": ("sem_seg", "make_sem_seg"),
-    "ins_seg_out_dir": ("ins_seg", "make_ins_seg"),
-}
+    "cam_weights_name": Place(
+        "sess/res50_cam.pth", "train_cam",
+        (*NETWORK, *(f"cam_{name}" for name in SCHEDULE), "cam_optimizer", "cam_resize_long"),
+        ("train",), ("cam_init",),
+    ),
+    "irn_weights_name": Place(
+        "sess/res50_irn.pth", "train_irn",
+        (*NETWORK, *(f"irn_{name}" for name in SCHEDULE), "irn_rescale", "irn_radius"),
+        ("infer",), ("ir_label_out_dir", "irn_backbone"),
+    ),
+    "cam_out_dir": Place("cam", "make_cam", (*NETWORK, "cam_scales"), (), ("cam_weights_name",)),
+    "cam_rib_out_dir": Place(
+        "cam_rib", "make_rib_cam", (*NETWORK, "cam_scales", *RIB), ("train",), ("cam_weights_name",)
+    ),
+    "ir_label_out_dir": Place("ir_label", "cam_to_ir_label", ("seeds", "conf_*"), (), ("seeds",)),
+    "sem_seg_out_dir": Place(
+        "sem_seg", "make_sem_seg", (*WALK, "cam_power", "sem_seg_bg_thres"), (), ("seeds", "irn_weights_name")
+    ),
+    "ins_seg_out_dir": Place("ins_seg", "make_ins_seg", (*WALK, "ins_seg_*"), (), ("seeds", "irn_weights_name")),
+}  # fmt: skip
 
 
 def place(args: argparse.Namespace, argument: str) -> Path:
     """The path that an argument of PLACES names, by default below `--work_dir`."""
     value = getattr(args, argument)
-    return Path(value) if value else Path(args.work_dir) / PLACES[argument][0]
+    return Path(value) if value else Path(args.work_dir) / PLACES[argument].path
 
 
 def seeds_argument(args: argparse.Namespace) -> str:
@@ -41,7 +80,7 @@ def require(args: argparse.Namespace, argument: str, names: Sequence[str] | None
 
     names: the images whose result files are needed; without, the argument names a single file.
     """
-    step = PLACES[argument][1]
+    step = PLACES[argument].step
     if names is None:
         if find_doubled(place(args, argument)) is None:
             raise UserError(f"{place(args, argument)} is missing; step {step} makes it: add --steps {step}")
@@ -54,7 +93,11 @@ def require(args: argparse.Namespace, argument: str, names: Sequence[str] | None
 
 
 def pending(args: argparse.Namespace, argument: str, names: Sequence[str], suffix: str) -> list[str]:
-    """This rank's images whose result file is still to be made (all of them with `--overwrite`)."""
+    """This rank's images whose result file is still to be made (all of them with `--overwrite`).
+
+    Also keeps the record of what makes them: UserError if what is there was made by something else.
+    """
+    on_first_rank(lambda: _settle(args, argument, names, suffix))
     mine = shard(names)
     return mine if args.overwrite else [n for n in mine if not result_file(args, argument, n, suffix).is_file()]
 
@@ -94,3 +137,112 @@ def _added(before: dict, now: dict) -> dict:
 def metrics(args: argparse.Namespace) -> dict:
     """The content of metrics.json."""
     return load_json(Path(args.work_dir) / "metrics.json")
+
+
+def sweep_temporaries(args: argparse.Namespace) -> int:
+    """Removes the temporary files of runs that were killed; how many. The lock of `--work_dir` must be held."""
+    work_dir = Path(args.work_dir).resolve()
+    named = {place(args, argument).resolve() for argument in PLACES if argument.endswith("_out_dir")}
+    outside = [folder for folder in named if not folder.is_relative_to(work_dir)]
+    return sweep(work_dir) + sum(sweep(folder, SHARED_S) for folder in outside)
+
+
+def what_makes(args: argparse.Namespace, argument: str) -> dict:
+    """The record, as `misc.made_by` compares it, of what would make the content of a place of PLACES now."""
+    from data import dataset_module, image_names, open_dataset
+
+    entry, dataset = PLACES[argument], open_dataset(args)
+    named = [
+        name for name in vars(args)
+        if any(fnmatchcase(name, pattern) for pattern in (*ALWAYS, *entry.arguments))
+        and not name.endswith(("_out_dir", "_weights_name", "_pass"))
+    ]  # fmt: skip
+    values = {f"--{name}": getattr(args, name) for name in sorted(named)}
+    for purpose in entry.lists:
+        values[f"--{purpose}_list"] = made_by.of_names(image_names(args, dataset, purpose))
+    root = Path(args.data_root).resolve() if args.data_root else None
+    data = {"--data_root": str(root) if root else None, **dataset.identity}
+    module, file = dataset_module(args.dataset)
+    return {
+        "step": entry.step,
+        "arguments": {**data, **values},
+        "inputs": {f"--{name}": _input(args, name) for name in entry.inputs},
+        "code": made_by.of_code((f"step.{entry.step}", *module), file),
+    }
+
+
+def record_path(args: argparse.Namespace, argument: str) -> Path:
+    """Where the record of a place lies: in its folder, or beside its weights file."""
+    path = place(args, argument)
+    return path / made_by.NAME if argument.endswith("_out_dir") else path.with_suffix(made_by.NAME)
+
+
+def check_weights(args: argparse.Namespace, argument: str) -> None:
+    """UserError if the weights that are there were made with other arguments or inputs; other code is only told."""
+    file, path = place(args, argument), record_path(args, argument)
+    before = made_by.read(path)
+    if before is None:
+        logging.info("%s has no record of what made it: taken as it is", file)
+        return
+    found = made_by.differences(before, what_makes(args, argument))
+    if getattr(args, argument) and any(found):
+        logging.warning("%s was named and is taken as it is, though made otherwise: %s", file, found)
+    elif found.values:
+        raise _mixed(file, found, path)
+    elif found.code:
+        logging.warning("%s was made by other code and is kept: %s", file, found)
+
+
+def _settle(args: argparse.Namespace, argument: str, names: Sequence[str], suffix: str) -> None:
+    """Compares what made the results of a folder with what would make the rest, and writes that down; on rank 0."""
+    folder, path = place(args, argument), record_path(args, argument)
+    there = [name for name in names if result_file(args, argument, name, suffix).is_file()]
+    before, now = made_by.read(path), what_makes(args, argument)
+    found = made_by.differences(before, now) if before else made_by.Differences([], [])
+    if args.overwrite:
+        if before is None or any(found):
+            others = {file for file in folder.rglob(f"*{suffix}") if file.is_file()}
+            others -= {result_file(args, argument, name, suffix) for name in there}
+            if before and others:
+                what = f"{folder} holds {len(others)} results besides those of this list, made with other settings"
+                raise UserError(f"{what} ({found}); --overwrite would mix them: delete the folder, or choose another")
+            # Before the new record: a run that is cut off must not take the old results for its own.
+            for name in there:
+                result_file(args, argument, name, suffix).unlink()
+    elif before is None and there:
+        logging.info("%d results in %s have no record of what made them: taken as they are", len(there), folder)
+        now["taken_as_they_were"] = len(there)
+    elif found.values or (found.code and len(there) < len(names)):
+        raise _mixed(folder, found, path)
+    elif found.code:
+        logging.warning("%s was made by other code and is kept: %s", folder, found)
+    if len(there) < len(names) or args.overwrite:
+        if before is None or any(found):
+            save_json(path, now)
+
+
+def _mixed(what: Path, found: made_by.Differences, record_file: Path) -> UserError:
+    return UserError(
+        f"{what} was made otherwise: {found}. Give the same again, add --overwrite to make it anew, or choose another "
+        f"--work_dir; to take it as it is, delete {record_file}"
+    )
+
+
+def _input(args: argparse.Namespace, name: str) -> str:
+    """What an input was when it was used: the digest of a file, or of the record of a folder; else the value itself."""
+    if name == "irn_backbone" and args.irn_backbone == "cam":
+        name = "cam_weights_name"
+    argument = seeds_argument(args) if name == "seeds" else name
+    if argument not in PLACES:
+        file = find_doubled(getattr(args, argument))
+        return made_by.of_file(file) if file else getattr(args, argument)
+    path = place(args, argument)
+    if not argument.endswith("_out_dir"):
+        file = find_doubled(path)
+        return made_by.of_file(file) if file else "missing"
+    before = made_by.read(record_path(args, argument))
+    if before is None:
+        inside = path.resolve().is_relative_to(Path(args.work_dir).resolve())
+        where = path.resolve().relative_to(Path(args.work_dir).resolve()) if inside else path.resolve()
+        return f"{where}, without record"
+    return made_by.of_record(before)

@@ -44,11 +44,13 @@ def test_every_step_leaves_its_files(finished):
     folder, _ = finished
     suffixes = {"cam": ".npy", "cam_rib": ".npy", "ir_label": ".png", "sem_seg": ".png", "ins_seg": ".npy"}
     for kind, suffix in suffixes.items():
-        assert sorted(path.name for path in (folder / kind).iterdir()) == [f"{name}{suffix}" for name in NAMES]
+        wanted = [".made_by.json", *(f"{name}{suffix}" for name in NAMES)]
+        assert sorted(path.name for path in (folder / kind).iterdir()) == wanted
     for name in ("sess/res50_cam.pth", "sess/res50_irn.pth", "overview.png", "thresholds.png", "args.json", "log.txt"):
         assert (folder / name).stat().st_size > 0
     assert Image.open(folder / "overview.png").width == 7 * (viz.TILE + viz.GAP)  # the last column shows instances
-    assert not list(folder.rglob("*.tmp")) and not list(folder.rglob("*.checkpoint"))
+    left = ("*.tmp", "*.checkpoint", ".lock")
+    assert not [path for pattern in left for path in folder.rglob(pattern)]
 
 
 def test_files_hold_what_they_should(finished):
