@@ -50,7 +50,7 @@ def read(path: Path) -> dict | None:
 
 def differences(before: dict, now: dict) -> Differences:
     """What differs between two records. What only one of them tells is left out: an older program kept less."""
-    now = json.loads(json.dumps(now))  # tuples become lists, as in a file
+    before, now = (json.loads(json.dumps(record)) for record in (before, now))  # tuples become lists, as in a file
     values = []
     for part in ("arguments", "inputs"):
         old, new = (record.get(part) or {} for record in (before, now))

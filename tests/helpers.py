@@ -1,6 +1,7 @@
 """What several tests share: golden files and the seeded weights they were recorded with."""
 
 import os
+import sys
 import zlib
 from pathlib import Path
 
@@ -50,3 +51,13 @@ def relative_error(got, wanted) -> float:
     error = float(np.abs(got - wanted).max() / np.abs(wanted).max())
     RECORDED.append((os.environ["PYTEST_CURRENT_TEST"].split("::")[-1].split(" ")[0], error))
     return error
+
+
+def small_command(work_dir: Path, *arguments: str) -> list[str]:
+    """run_sample.py with settings that take the whole pipeline through 8 small shapes in well under a minute."""
+    small = (
+        "--device cpu --shapes_train 12 --shapes_val 4 --shapes_size 48 --limit 8 --num_workers 1 --cam_num_epoches 2 "
+        "--cam_crop_size 48 --cam_batch_size 4 --RIB_iter 2 --RIB_batch_size 2 --RIB_crop_size 48 --irn_num_epoches 2 "
+        "--irn_crop_size 48 --irn_batch_size 4 --exp_times 2"
+    ).split()
+    return [sys.executable, "run_sample.py", "--work_dir", str(work_dir), *small, *arguments]
