@@ -13,6 +13,8 @@ from misc import unpickle
 from misc.errors import UserError
 from misc.files import write_atomic
 
+MOST_CLASSES = 254  # masks of 8 bits keep 0 for the background and 255 for what is ignored
+
 
 class CamFileError(UserError):
     """A file is not the result file it should be, is damaged, or holds what must not be unpickled."""
@@ -38,6 +40,10 @@ def _cam_arrays(value: dict) -> dict[str, np.ndarray]:
     cam, high_res = (np.asarray(value[name], np.float32) for name in ("cam", "high_res"))
     if cam.ndim != 3 or high_res.ndim != 3 or not len(keys) == len(cam) == len(high_res):
         raise CamFileError(f"shapes do not fit: keys {keys.shape}, cam {cam.shape}, high_res {high_res.shape}")
+    if len(set(keys.tolist())) < len(keys) or ((keys < 0) | (keys >= MOST_CLASSES)).any():
+        raise CamFileError(f"the keys {keys.tolist()} are not classes (0-based, each once)")
+    if not (np.isfinite(cam).all() and np.isfinite(high_res).all()):
+        raise CamFileError("holds values that are not finite")
     return {"keys": keys, "cam": cam, "high_res": high_res}
 
 

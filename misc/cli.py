@@ -166,7 +166,7 @@ def _read_config(path: str, parser: argparse.ArgumentParser) -> dict:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"--config {path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from error
     content = {} if content is None else content
     if not isinstance(content, dict):
@@ -179,7 +179,10 @@ def _read_config(path: str, parser: argparse.ArgumentParser) -> dict:
             raise UserError(f"--config {path}: there is no argument {name!r}; see --help")
         if value is None:  # `name:` alone, as if it were not there
             continue
-        text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        parts = value if isinstance(value, list) else [value]
+        if any(isinstance(part, list | tuple | dict | set) for part in parts):  # shown, a few lines can fill a disk
+            raise UserError(f"--config {path}: {name} is nested; wanted a value or a flat list of values")
+        text = ",".join(map(str, parts))
         try:
             if isinstance(action.default, bool) or name.endswith("_pass"):
                 values[name] = boolean(text)

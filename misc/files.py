@@ -42,7 +42,7 @@ def write_atomic(path: Path, write: Callable[[Any], None]) -> None:
         os.replace(temporary, path)
     except Exception as error:
         refused = raw.refused if raw is not None and raw.refused else error  # torch.save makes something else of it
-        if not isinstance(refused, OSError):
+        if not isinstance(refused, OSError) or isinstance(refused, io.UnsupportedOperation):
             raise
         raise FileError(refusal(refused, "written", path)) from error
     finally:

@@ -40,12 +40,7 @@ def fit(
     """
     first, losses = 0, []
     if checkpoint.is_file():
-        state = _read(checkpoint, settings)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        if scheduler is not None:
-            scheduler.load_state_dict(state["scheduler"])
-        first, losses = state["epoch"], state["losses"]
+        first, losses = _resume(checkpoint, settings, model, optimizer, scheduler)
     model.train()
     parallel = _parallel(model)
     for epoch in range(first, epochs):
@@ -137,18 +132,30 @@ def finish(args: argparse.Namespace, argument: str, model: nn.Module, settings: 
     torchutils.barrier()
 
 
-def _read(checkpoint: Path, settings: dict) -> dict:
-    """The state of a run that was cut off; UserError if it cannot be read or was made with other settings."""
+def _resume(
+    checkpoint: Path,
+    settings: dict,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.LRScheduler | None,
+) -> tuple[int, list[float]]:
+    """Takes up a run that was cut off: the next epoch, and the losses so far.
+
+    UserError if the checkpoint cannot be read or was made with other settings.
+    """
     redo = f"delete {checkpoint} to begin anew, or add --overwrite"
     try:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        before = state["settings"]
-        changed = differences(before, settings)
+        changed = differences(state["settings"], settings)
+        if not any(changed):
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            if scheduler is not None:
+                scheduler.load_state_dict(state["scheduler"])
+            return int(state["epoch"]), [float(loss) for loss in state["losses"]]
     except Exception as error:  # a damaged file can raise anything
         raise UserError(f"{checkpoint} is not a whole checkpoint; {redo}") from error
-    if any(changed):
-        raise UserError(f"{checkpoint} was made otherwise: {changed}. Give the same again, or {redo}")
-    return state
+    raise UserError(f"{checkpoint} was made otherwise: {changed}. Give the same again, or {redo}")
 
 
 def _parallel(model: nn.Module) -> nn.Module:

@@ -111,13 +111,17 @@ def record(args: argparse.Namespace, step: str, values: dict) -> None:
     """Stores what a step measured in metrics.json; of a step that went on where it stopped, both runs together."""
     if rank() != 0:
         return
-    path = Path(args.work_dir) / "metrics.json"
-    stored = load_json(path)
+    stored = metrics(args)
     if step in stored and values["images"] < values.get("of", 0):
         if not values["images"]:
             return
-        values = _added(stored[step], values)
-    save_json(path, {**stored, step: values})
+        try:
+            values = _added(stored[step], values)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise UserError(
+                f"{_metrics_path(args)} is damaged at {step} ({error}); mend it, or move it away"
+            ) from error
+    save_json(_metrics_path(args), {**stored, step: values})
 
 
 def _added(before: dict, now: dict) -> dict:
@@ -134,9 +138,17 @@ def _added(before: dict, now: dict) -> dict:
     return out
 
 
-def metrics(args: argparse.Namespace) -> dict:
-    """The content of metrics.json."""
-    return load_json(Path(args.work_dir) / "metrics.json")
+def metrics(args: argparse.Namespace) -> dict[str, dict]:
+    """The content of metrics.json: of every step what it measured."""
+    stored = load_json(_metrics_path(args))
+    wrong = [step for step, values in stored.items() if not isinstance(values, dict)]
+    if wrong:
+        raise UserError(f"{_metrics_path(args)} holds no mapping under {wrong[0]!r}; mend it, or move it away")
+    return stored
+
+
+def _metrics_path(args: argparse.Namespace) -> Path:
+    return Path(args.work_dir) / "metrics.json"
 
 
 def sweep_temporaries(args: argparse.Namespace) -> int:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 RECORDED: list[tuple[str, float]] = []  # (test, relative error), for the table of `--golden_table`
+ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden"
 
 
