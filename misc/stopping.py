@@ -37,8 +37,9 @@ def on_signals(first: bool, again: str = GO_ON) -> Iterator[None]:
         signal.set_wakeup_fd(wakeup)
         for number, handler in before.items():
             signal.signal(number, handler)
-        writer.close()  # ends the thread
+        writer.shutdown(socket.SHUT_WR)  # ends the thread; closing would not: forked workers hold it open too
         thread.join()
+        writer.close()
         reader.close()
 
 

@@ -91,6 +91,13 @@ def test_another_argument_stops(tmp_path, weights, there, changed, told):
     assert make(arguments(tmp_path, **changed, work_dir=str(tmp_path / "another"))) == NAMES
 
 
+def test_a_run_that_made_nothing_binds_nobody(tmp_path, weights):
+    workdir.pending(arguments(tmp_path), "cam_out_dir", NAMES, ".npy")
+    assert make(arguments(tmp_path, cam_scales=(1.0, 0.5)), names=NAMES[:2]) == NAMES[:2]
+    with pytest.raises(UserError, match="--cam_scales 1,0.5 then"):
+        make(arguments(tmp_path), names=NAMES[2:])  # none of these is there, but others are
+
+
 def test_other_weights_stop(tmp_path, weights):
     make(arguments(tmp_path), names=NAMES[:2])
     weights.write_bytes(b"WEIGHTS")
