@@ -94,7 +94,7 @@ def test_another_argument_stops(tmp_path, weights, there, changed, told):
 def test_a_run_that_made_nothing_binds_nobody(tmp_path, weights):
     workdir.pending(arguments(tmp_path), "cam_out_dir", NAMES, ".npy")
     assert make(arguments(tmp_path, cam_scales=(1.0, 0.5)), names=NAMES[:2]) == NAMES[:2]
-    with pytest.raises(UserError, match="--cam_scales 1,0.5 then"):
+    with pytest.raises(UserError, match=r"--cam_scales 1,0\.5 then"):
         make(arguments(tmp_path), names=NAMES[2:])  # none of these is there, but others are
 
 
