@@ -210,9 +210,10 @@ def _settle(args: argparse.Namespace, argument: str, names: Sequence[str], suffi
     folder, path = place(args, argument), record_path(args, argument)
     there = [name for name in names if result_file(args, argument, name, suffix).is_file()]
     before, now = made_by.read(path), what_makes(args, argument)
-    if not there and not any(folder.rglob(f"*{suffix}")):
-        before = None  # of a run that ended before its first result
-    found = made_by.differences(before, now) if before else made_by.Differences([], [])
+    same = made_by.Differences([], [])
+    found = made_by.differences(before, now) if before else same
+    if any(found) and not there and not any(folder.rglob(f"*{suffix}")):
+        before, found = None, same  # the record of a run that ended before its first result
     if args.overwrite:
         if before is None or any(found):
             others = {file for file in folder.rglob(f"*{suffix}") if file.is_file()}
