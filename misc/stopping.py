@@ -1,6 +1,7 @@
 """SIGTERM and Ctrl-C end a run at once, whatever it is doing, with one line that says how to go on."""
 
 import contextlib
+import ctypes
 import os
 import signal
 import socket
@@ -9,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from functools import lru_cache
 
+PR_SET_PDEATHSIG = 1  # Linux: the signal that a process gets when its parent dies, be it by -9
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 GO_ON = "the same command goes on where it stopped"
 
@@ -45,12 +47,15 @@ def on_signals(first: bool, again: str = GO_ON) -> Iterator[None]:
 
 @lru_cache(maxsize=1)
 def _watch_forks() -> None:
-    os.register_at_fork(after_in_child=_in_child)
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    os.register_at_fork(after_in_child=lambda: _in_child(library))
 
 
-def _in_child() -> None:
-    """A worker process has no such thread: its parent ends it, and a signal of its own must not reach the parent's."""
+def _in_child(library: ctypes.CDLL | None) -> None:
+    """A worker process has no such thread: it ends with its parent, and a signal of its own must not reach that."""
     if signal.getsignal(signal.SIGTERM) is _nothing:
+        if library is not None:
+            library.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,14 +1,14 @@
 """Resident memory over 2,000 small images: after 200 of them, and at the end, step by step.
 
-python -m tests.memory [--images 2000] [--early 200] [--size 32] [--num_workers 0]
+python -m tests.memory [--images 2000] [--early 200] [--size 32] [--num_workers 0]     exit code 1 above MOST_GROWTH
 
 The steps run in this process; with `--num_workers` above 0 the memory of the loaders' processes is added up with it,
 shared pages in equal parts.
 """
 
 import argparse
-import logging
 import os
+import sys
 import tempfile
 from multiprocessing import active_children
 from pathlib import Path
@@ -22,6 +22,7 @@ from run_sample import STEPS, add_arguments
 
 RUN = ("make_cam", "eval_cam", "make_rib_cam", "eval_rib_cam", "cam_to_ir_label")
 MIB = 2**20
+MOST_GROWTH = 0.1
 
 
 def resident() -> int:
@@ -71,7 +72,6 @@ def measure(images: int, early: int, size: int, num_workers: int) -> dict[str, t
             assert code == 0
     finally:
         progress.tqdm = plain
-        logging.shutdown()
     return {step: (seen[0], seen[-1]) for step, seen in found.items()}
 
 
@@ -83,5 +83,8 @@ if __name__ == "__main__":
     parser.add_argument("--num_workers", type=int, default=0)
     given = parser.parse_args()
     print(f"{'':<20}{f'MiB after {given.early}':>16}{f'after {given.images}':>14}{'growth':>9}")
+    growths = []
     for step, (first, last) in measure(**vars(given)).items():
-        print(f"{step:<20}{first / MIB:>16.1f}{last / MIB:>14.1f}{last / first - 1:>9.1%}")
+        growths.append(last / first - 1)
+        print(f"{step:<20}{first / MIB:>16.1f}{last / MIB:>14.1f}{growths[-1]:>9.1%}")
+    sys.exit(len(growths) < len(RUN) or max(growths) > MOST_GROWTH)

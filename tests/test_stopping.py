@@ -59,6 +59,29 @@ def test_a_signal_ends_the_run(tmp_path, number, code, how, steps, arguments, si
     assert not [path for path in tmp_path.rglob("*") if path.suffix == ".tmp" or path.name == ".lock"]
 
 
+FORKS = """
+import os, sys, time
+from misc.stopping import on_signals
+with on_signals(first=True):
+    for _ in range(3):
+        if os.fork() == 0:
+            time.sleep(600)
+            os._exit(0)
+    print("forked", file=sys.stderr, flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process ask to die with its parent")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_workers_end_with_their_parent(number):
+    process = start([sys.executable, "-c", FORKS])
+    assert process.stderr.readline() == "forked\n"
+    process.send_signal(number)
+    process.wait(WAIT_S)
+    assert group_is_gone(process.pid)
+
+
 BUSY = """
 import hashlib, sys
 from misc.stopping import on_signals
