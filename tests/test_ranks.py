@@ -87,6 +87,19 @@ def test_a_killed_rank_ends_the_job_and_the_rerun_goes_on(tmp_path, trained, die
 
 
 @pytest.mark.slow
+def test_sigterm_to_torchrun_ends_all_ranks_with_one_line(tmp_path, trained):
+    job = start(tmp_path, "--cam_weights_name", str(trained), "--steps", "make_rib_cam", "--RIB_iter", "60")
+    while job.poll() is None and not list(tmp_path.glob("cam_rib/*.npy")):
+        time.sleep(0.02)
+    job.terminate()
+    code, said = finish(job)
+    assert code not in (0, None)
+    ours = [line for line in said.splitlines() if line.startswith("run_sample.py: ")]
+    assert ours == ["run_sample.py: stopped by SIGTERM; the same command goes on where it stopped"]
+    assert not (tmp_path / ".lock").exists() and not list(tmp_path.rglob("*.tmp"))
+
+
+@pytest.mark.slow
 def test_a_bad_image_of_one_rank_is_named_by_the_job(tmp_path):
     mini = make_folder(tmp_path / "data")
     torch.save(Net(3, "resnet14").state_dict(), tmp_path / "w.pth")
