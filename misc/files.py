@@ -138,11 +138,13 @@ def save_mask(path: Path, mask: np.ndarray, palette: np.ndarray) -> None:
 
 
 def load_mask(path: Path) -> np.ndarray:
-    """uint8 [H, W] of a palette or grey PNG."""
+    """uint8 [H, W] of a palette or grey PNG; UserError if it is anything else or damaged."""
     try:
         with Image.open(path) as image:
+            if image.mode not in ("P", "L"):
+                raise ValueError(f"its mode is {image.mode}, wanted a palette or grey of 8 bits")
             return np.array(image)
-    except (OSError, SyntaxError, ValueError) as error:
+    except Exception as error:  # a damaged file can raise anything
         raise UserError(f"{path} is not a whole mask ({error}); delete it and make it again") from error
 
 

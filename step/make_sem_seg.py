@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> dict:
     model = load_irn(args, device)
     with bar(len(todo), "make_sem_seg") as progress:
         for name, size, (images,), _ in iterate_images(Pyramids(dataset, todo, (1.0,)), args.num_workers):
-            seeds = camfile.load(result_file(args, seeds_argument(args), name, ".npy"))
+            seeds = camfile.load(result_file(args, seeds_argument(args), name, ".npy"), size)
             with torchutils.autocast(device, args.precision):
                 edge, _ = model(images.to(device))
             cam = torch.from_numpy(seeds["cam"]).to(device) ** args.cam_power

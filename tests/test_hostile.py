@@ -378,9 +378,41 @@ def test_an_image_of_20_000_pixels_a_side_is_not_decoded(tmp_path):
         read_image(path)
     with pytest.raises(UserError, match="megapixels"):
         read_mask(path, 20)
+    with pytest.raises(UserError, match="not a whole mask"):
+        load_mask(path)
     Image.new("1", (12_000, 12_000)).save(path)
     with pytest.raises(UserError, match="12000 x 12000 pixels, over the limit of 100 megapixels"):
         read_image(path)
+
+
+def test_a_cam_file_of_another_image(tmp_path):
+    reader = cam_file(tmp_path)
+    assert camfile.load(reader.file, (24, 20))["high_res"].shape == (2, 24, 20)
+    with pytest.raises(
+        UserError, match=r"x\.npy is not a whole CAM file: is of an image of \(24, 20\), wanted \(20, 24"
+    ):
+        camfile.load(reader.file, (20, 24))
+
+
+@pytest.mark.parametrize("keys", [[0, 0], [-1, 2], [3, 300]])
+def test_a_cam_file_of_no_classes(tmp_path, keys):
+    camfile.save(tmp_path / "x.npy", np.array(keys), np.zeros((2, 6, 5)), np.zeros((2, 24, 20)))
+    with pytest.raises(UserError, match="are not classes"):
+        camfile.load(tmp_path / "x.npy")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_cam_file_of_no_numbers(tmp_path, value):
+    camfile.save(tmp_path / "x.npy", np.arange(2), np.full((2, 6, 5), value), np.zeros((2, 24, 20)))
+    with pytest.raises(UserError, match="not finite"):
+        camfile.load(tmp_path / "x.npy")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "1", "I;16", "LA"])
+def test_masks_of_another_kind(tmp_path, mode):
+    Image.new(mode, (5, 4)).save(tmp_path / "x.png")
+    with pytest.raises(UserError, match=f"its mode is {mode}, wanted"):
+        load_mask(tmp_path / "x.png")
 
 
 @pytest.mark.parametrize(
