@@ -194,8 +194,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("files (default: below --work_dir)")
     group.add_argument("--cam_weights_name", metavar="FILE", help="classifier weights")
     group.add_argument("--irn_weights_name", metavar="FILE", help="boundary network weights")
-    group.add_argument("--seg_weights_name", metavar="FILE", help="segmentation network weights")
-    for name in ("cam", "cam_rib", "ir_label", "sem_seg", "sem_seg_cam", "edge", "ins_seg", "seg"):
+    for name, labels in (("seg", "pseudo"), ("seg_cam", "cam"), ("seg_truth", "truth")):
+        text = f"segmentation network weights, learnt from --seg_labels {labels}"
+        group.add_argument(f"--{name}_weights_name", metavar="FILE", help=text)
+    folders = "cam cam_rib ir_label sem_seg sem_seg_cam edge ins_seg seg seg_cam seg_truth"
+    for name in folders.split():
         group.add_argument(f"--{name}_out_dir", metavar="DIR", help=f"folder of the {name} files")
 
 

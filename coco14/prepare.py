@@ -38,6 +38,7 @@ from coco14.dataset import (
 )
 from data.base import DataError, voc_palette
 from data.reading import IGNORE, MAX_PIXELS, check_same_size, image_size, read_mask, shortened
+from misc.errors import UserError
 from misc.files import load_json, save_json, save_mask, write_atomic
 from misc.pool import chunks, map_items
 from misc.progress import bar
@@ -240,7 +241,7 @@ def _check_sources(folder: Path, paths: Sequence[Path], overwrite: bool) -> None
 def _made_from(path: Path) -> dict | None:
     try:
         return load_json(path)
-    except ValueError:
+    except UserError:
         return None
 
 
@@ -369,7 +370,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         done = prepare(args.data_root, args.num_workers, args.overwrite)
-    except (DataError, OSError) as error:
+    except (UserError, OSError) as error:
         print(f"coco14.prepare: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

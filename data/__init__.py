@@ -74,6 +74,11 @@ def find_bad_images(args: argparse.Namespace) -> dict[str, str]:
     return bad_images(dataset, sorted(set().union(*lists)), args.num_workers)
 
 
+def dataset_module(name: str) -> tuple[tuple[str, ...], tuple[Path, ...]]:
+    """The module of a dataset of ours, or the file of a user's own; the other of the two is empty."""
+    return ((DATASETS[name][0],), ()) if name in DATASETS else ((), (Path(name).resolve(),))
+
+
 def _module(name: str) -> ModuleType:
     if name in DATASETS:
         return importlib.import_module(DATASETS[name][0])

@@ -37,6 +37,11 @@ class Dataset:
         return len(self.classes)
 
     @property
+    def identity(self) -> dict[str, object]:
+        """Plain values that tell whether results belong to this dataset; kept with every result."""
+        return {"--dataset": self.name, "classes": list(self.classes)}
+
+    @property
     def has_masks(self) -> bool:
         """Whether there is ground truth at all; without, the steps that score against it are left out."""
         return type(self).mask is not Dataset.mask

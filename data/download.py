@@ -28,6 +28,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from data.base import DataError
+from misc.errors import UserError
 from misc.files import load_json, save_json
 
 RECORDS = ".downloads.json"
@@ -412,7 +413,7 @@ def _records(root: Path) -> dict[str, dict]:
         records = load_json(root / RECORDS)
         if not all({"size", "sha256"} <= record.keys() for record in records.values()):
             raise ValueError("a record lacks size or sha256")
-    except (ValueError, AttributeError) as error:
+    except (UserError, AttributeError, TypeError, ValueError) as error:
         raise DataError(
             f"{root / RECORDS} cannot be used ({error}); delete it: files are then taken as they are"
         ) from error
@@ -473,7 +474,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     try:
         _run(items, args)
-    except (DataError, OSError) as error:
+    except (UserError, OSError) as error:
         print(f"data.download: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -32,6 +32,7 @@ LONG_AXIS, SHORT_AXIS = (33, 42), (23, 30)  # semi-axes of a body
 HEAD_RADIUS = (11.5, 13.5)
 HUE_SPREAD = 0.10  # deviation of a body's hue, in turns; classes lie 1/6 apart
 COUNTS = (0.9, 0.08, 0.02)  # share of images with one, two and three objects
+CACHED = 1024  # images kept, 47 MB at most: enough for an epoch, and memory stays flat however many there are
 SPLITS = ("train", "val")
 INFER = 96  # of the training images get pseudo masks by default, enough to see what happens
 
@@ -109,14 +110,18 @@ class Shapes(Dataset):
             raise DataError(f"--shapes_train {n_train} and --shapes_val {n_val} must both be at least 1")
         self.size, self.seed = size, seed
         self.count = {"train": n_train, "val": n_val}
-        self._make = lru_cache(maxsize=4096)(self._make_uncached)
+        self._make = lru_cache(maxsize=CACHED)(self._make_uncached)
 
     def __getstate__(self) -> dict:
         return {key: value for key, value in self.__dict__.items() if key != "_make"}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
-        self._make = lru_cache(maxsize=4096)(self._make_uncached)
+        self._make = lru_cache(maxsize=CACHED)(self._make_uncached)
+
+    @property
+    def identity(self) -> dict[str, object]:
+        return {**super().identity, "--shapes_size": self.size}
 
     def names(self, split: str) -> list[str]:
         if split == "infer":

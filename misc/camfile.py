@@ -5,6 +5,7 @@ torch tensors (published files hold both).
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ import numpy as np
 from misc import unpickle
 from misc.errors import UserError
 from misc.files import write_atomic
+
+MOST_CLASSES = 254  # masks of 8 bits keep 0 for the background and 255 for what is ignored
 
 
 class CamFileError(UserError):
@@ -28,16 +31,25 @@ def save(path: Path, keys: np.ndarray, cam: np.ndarray, high_res: np.ndarray) ->
     save_dict(path, value)
 
 
-def load(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a CAM file as `save` takes them; CamFileError names the file and what is wrong with it."""
-    return load_dict(path, "CAM", ("keys", "cam", "high_res"), _cam_arrays)
+def load(path: Path, size: tuple[int, int] | None = None) -> dict[str, np.ndarray]:
+    """The arrays of a CAM file as `save` takes them; CamFileError names the file and what is wrong with it.
+
+    size: (H, W) of the image that it must belong to.
+    """
+    return load_dict(path, "CAM", ("keys", "cam", "high_res"), partial(_cam_arrays, size))
 
 
-def _cam_arrays(value: dict) -> dict[str, np.ndarray]:
+def _cam_arrays(size: tuple[int, int] | None, value: dict) -> dict[str, np.ndarray]:
     keys = np.asarray(value["keys"]).astype(np.int64).reshape(-1)
     cam, high_res = (np.asarray(value[name], np.float32) for name in ("cam", "high_res"))
     if cam.ndim != 3 or high_res.ndim != 3 or not len(keys) == len(cam) == len(high_res):
         raise CamFileError(f"shapes do not fit: keys {keys.shape}, cam {cam.shape}, high_res {high_res.shape}")
+    if size is not None and high_res.shape[1:] != tuple(size):
+        raise CamFileError(f"is of an image of {high_res.shape[1:]}, wanted {tuple(size)} (height, width)")
+    if len(set(keys.tolist())) < len(keys) or ((keys < 0) | (keys >= MOST_CLASSES)).any():
+        raise CamFileError(f"the keys {keys.tolist()} are not classes (0-based, each once)")
+    if not (np.isfinite(cam).all() and np.isfinite(high_res).all()):
+        raise CamFileError("holds values that are not finite")
     return {"keys": keys, "cam": cam, "high_res": high_res}
 
 

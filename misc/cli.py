@@ -1,6 +1,7 @@
 """The command line: which steps, which values and where they come from; one line for a user's mistake."""
 
 import argparse
+import contextlib
 import importlib
 import logging
 import os
@@ -16,8 +17,10 @@ from data import DATASETS, Choices, open_dataset, preset
 from misc import board
 from misc.argtypes import boolean, not_negative
 from misc.errors import UserError
+from misc.failures import explain
 from misc.provenance import provenance
 from misc.steps import Step, choose, table
+from misc.stopping import GO_ON, on_signals
 
 DESCRIPTION = """\
 RIB: weakly supervised semantic segmentation by reducing the information bottleneck.
@@ -181,7 +184,7 @@ def _read_config(path: str, parser: argparse.ArgumentParser) -> dict:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"--config {path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from error
     content = {} if content is None else content
     if not isinstance(content, dict):
@@ -194,7 +197,10 @@ def _read_config(path: str, parser: argparse.ArgumentParser) -> dict:
             raise UserError(f"--config {path}: there is no argument {name!r}; see --help")
         if value is None:  # `name:` alone, as if it were not there
             continue
-        text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        parts = value if isinstance(value, list) else [value]
+        if any(isinstance(part, list | tuple | dict | set) for part in parts):  # shown, a few lines can fill a disk
+            raise UserError(f"--config {path}: {name} is nested; wanted a value or a flat list of values")
+        text = ",".join(map(str, parts))
         try:
             if isinstance(action.default, bool) or name.endswith("_pass"):
                 values[name] = boolean(text)
@@ -261,17 +267,17 @@ def main(steps: Sequence[Step], add_arguments: Callable, argv: Sequence[str] | N
         if args.dry_run:
             print(f"dataset {args.dataset}, results in {args.work_dir}\n{table(chosen)}")
             return 0
-        _run(args, sources, chosen, argv)
+        again = GO_ON.replace("command", "command without --overwrite") if args.overwrite else GO_ON
+        with on_signals(os.environ.get("RANK", "0") == "0", again):
+            _run(args, sources, chosen, argv)
         return 0
-    except UserError as error:
-        print(f"run_sample.py: {error}", file=sys.stderr)
-        return 2
-    except FloatingPointError as error:
-        print(f"run_sample.py: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("run_sample.py: interrupted; the same command goes on where it stopped", file=sys.stderr)
-        return 130
+    except (Exception, KeyboardInterrupt) as error:
+        explained = explain(error)
+        if explained is None:
+            raise
+        text, code = explained
+        print(f"run_sample.py: {text}", file=sys.stderr)
+        return code
     finally:
         board.stop()
 
@@ -289,26 +295,53 @@ def _preview(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace, sources: dict[str, str], chosen: Sequence[Step], argv: Sequence[str]) -> None:
-    from misc import torchutils, workdir
-    from misc.files import load_json, save_json
+    from misc import lock, torchutils
 
     torchutils.init_ranks(args.device)
     torchutils.set_precision(args.precision)
-    first = torchutils.rank() == 0
-    _start_log(Path(args.work_dir), first)
-    if first:
-        path = Path(args.work_dir) / "args.json"
-        last = load_json(path)
-        earlier = [*last.pop("earlier", []), last] if last else []
-        save_json(path, {**provenance(args, sources, argv), "earlier": earlier})
-    if args.tensorboard and first:
-        board.start(Path(args.work_dir) / "tensorboard")
-    chosen = _possible(args, chosen)
+    work_dir, first = Path(args.work_dir), torchutils.rank() == 0
+    try:
+        work_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--work_dir {work_dir} cannot be written: {error.strerror}; choose another") from error
+    with lock.held(work_dir) if first else contextlib.nullcontext():  # one for all ranks of a job
+        torchutils.barrier()
+        _start_log(work_dir, first)
+        if first:
+            _begin(args, sources, argv)
+            if args.tensorboard:
+                board.start(work_dir / "tensorboard")
+        _run_steps(args, _possible(args, chosen))
+
+
+def _begin(args: argparse.Namespace, sources: dict[str, str], argv: Sequence[str]) -> None:
+    """Clears away what a killed run left half done, and stores what this one is."""
+    from misc.files import load_json, save_json
+    from misc.workdir import sweep_temporaries
+
+    removed = sweep_temporaries(args)
+    if removed:
+        logging.info("%d unfinished files of a run that was killed are removed", removed)
+    path = Path(args.work_dir) / "args.json"
+    last = load_json(path)
+    earlier = [*last.pop("earlier", []), last] if last else []
+    save_json(path, {**provenance(args, sources, argv), "earlier": earlier})
+
+
+def _run_steps(args: argparse.Namespace, chosen: Sequence[Step]) -> None:
+    from misc import torchutils, workdir
+
     args.bad_images = _bad_images(args) if args.skip_bad else {}
     for step in chosen:
         logging.info("step %s", step.title)
         begin = time.perf_counter()
-        values = importlib.import_module(step.module).run(args, **step.options)
+        try:
+            values = importlib.import_module(step.module).run(args, **step.options)
+        except (UserError, OSError) as error:
+            if args.data_root and not Path(args.data_root).is_dir():
+                gone = f"--data_root {args.data_root} is gone: bring it back (is it mounted?); {GO_ON}"
+                raise UserError(f"{explain(error)[0]}; {gone}") from error
+            raise
         torchutils.barrier()
         seconds = time.perf_counter() - begin
         if values:
@@ -354,14 +387,29 @@ def _bad_images(args: argparse.Namespace) -> dict[str, str]:
 
 def _start_log(work_dir: Path, first: bool) -> None:
     """Messages to standard error and to log.txt, from rank 0 only."""
-    try:
-        work_dir.mkdir(parents=True, exist_ok=True)
-        handlers: list[logging.Handler] = [logging.StreamHandler()]
-        if first:
-            handlers.append(logging.FileHandler(work_dir / "log.txt", encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"--work_dir {work_dir} cannot be written: {error.strerror}; choose another") from error
+    handlers: list[logging.Handler] = [logging.StreamHandler()]
+    if first:
+        try:
+            handlers.append(_LogFile(work_dir / "log.txt", encoding="utf-8"))
+        except OSError as error:
+            raise UserError(f"--work_dir {work_dir} cannot be written: {error.strerror}; choose another") from error
     level = logging.INFO if first else logging.WARNING
     logging.basicConfig(
         level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=handlers, force=True
     )
+
+
+class _LogFile(logging.FileHandler):
+    """A log that ends with one line where its disk is full; the run may do without it."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif self.level <= logging.CRITICAL:
+            self.setLevel(logging.CRITICAL + 1)
+            print(f"run_sample.py: {self.baseFilename} cannot be written any more: {error.strerror}", file=sys.stderr)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # what is left in the buffer of a full disk
+            super().close()

@@ -5,7 +5,11 @@ class UserError(Exception):
     """A mistake in arguments, data or the order of steps; the message says what to do."""
 
     def __init__(self, message: str = ""):
-        # Raised in a worker process of torch's loader, it comes back with the worker's traceback around its message.
-        if message.startswith("Caught ") and "Original Traceback" in message:
-            message = message.rstrip().splitlines()[-1].partition(": ")[2]
-        super().__init__(message)
+        super().__init__(without_traceback(message))
+
+
+def without_traceback(message: str) -> str:
+    """The message of an error; raised in a worker process of torch's loader it comes with the worker's traceback."""
+    if message.startswith("Caught ") and "Original Traceback" in message:
+        return message.rstrip().splitlines()[-1].partition(": ")[2]
+    return message

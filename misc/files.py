@@ -1,33 +1,111 @@
 """Files that are either whole or not there."""
 
+import contextlib
+import errno
+import io
 import json
 import os
+import re
 import secrets
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from misc.errors import UserError
 
 
+class FileError(UserError):
+    """The system refuses a file; the message names it, says why and what to do."""
+
+
 def write_atomic(path: Path, write: Callable[[Any], None]) -> None:
-    """Calls write(binary file) on a temporary file beside `path` and renames it; on an error nothing is left."""
+    """Calls write(binary file) on a temporary file beside `path` and renames it; on an error nothing is left.
+
+    FileError if the file cannot be written, whatever `write` made of that.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Without the name in it: that may be as long as the system allows.
     temporary = path.with_name(f".{os.getpid()}.{secrets.token_hex(8)}.tmp")
+    raw = None
     try:
-        with open(temporary, "wb") as file:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _UNFINISHED.add(temporary)
+        raw = _Raw(temporary, "wb")
+        with io.BufferedWriter(raw) as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except Exception as error:
+        refused = raw.refused if raw is not None and raw.refused else error  # torch.save makes something else of it
+        if not isinstance(refused, OSError) or isinstance(refused, io.UnsupportedOperation):
+            raise
+        raise FileError(refusal(refused, "written", path)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        _UNFINISHED.discard(temporary)
+
+
+class _Raw(io.FileIO):
+    """A file that remembers why it could not be written."""
+
+    refused: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.refused = error
+            raise
+
+
+def refusal(error: OSError, done: str, path: Path | str | None = None) -> str:
+    """One line of what the system refused: file, reason and what to do. done: "written" or "read"."""
+    path = path or error.filename
+    reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
+    what = f"{path} cannot be {done}: {reason}" if path else reason
+    return f"{what}; {_ADVICE.get(error.errno, 'mend that and give the same command again: it goes on')}"
+
+
+_FULL = "free some space and give the same command again: it goes on where it stopped"
+_REFUSED = "see to its permissions, or name another folder (--work_dir and --*_out_dir say where results go)"
+_ADVICE = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f) and give the same command again: it goes on",
+    errno.EROFS: _REFUSED,
+    errno.EACCES: _REFUSED,
+    errno.EPERM: _REFUSED,
+}
+_UNFINISHED: set[Path] = set()
+_TEMPORARY = re.compile(r"\.\d+\.[0-9a-f]{16}\.tmp")
+
+
+def discard_unfinished() -> None:
+    """Removes the temporary files that this process has not finished; it is about to end."""
+    for path in list(_UNFINISHED):
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def sweep(folder: Path, older_than_s: float = 0.0) -> int:
+    """Removes temporary files that killed processes left in a folder and below it; how many.
+
+    older_than_s: leaves younger ones alone, for folders into which others may be writing.
+    """
+    removed = 0
+    for where, _, names in os.walk(folder):
+        for path in (Path(where, name) for name in names if _TEMPORARY.fullmatch(name)):
+            with contextlib.suppress(OSError):
+                if time.time() - path.stat().st_mtime >= older_than_s:
+                    path.unlink()
+                    removed += 1
+    return removed
 
 
 def save_json(path: Path, value: Any) -> None:
@@ -36,9 +114,20 @@ def save_json(path: Path, value: Any) -> None:
     write_atomic(path, lambda file: file.write(text.encode()))
 
 
-def load_json(path: Path) -> Any:
-    """The value of a JSON file, {} where there is none."""
-    return json.loads(Path(path).read_text()) if Path(path).is_file() else {}
+def load_json(path: Path) -> dict:
+    """The mapping in a JSON file, {} where there is none; UserError if it is damaged or holds anything else."""
+    path = Path(path)
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_bytes())
+    except OSError as error:
+        raise FileError(refusal(error, "read", path)) from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not whole JSON ({error}); mend it, or move it away") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds a {type(value).__name__}, wanted a mapping; mend it, or move it away")
+    return value
 
 
 def save_mask(path: Path, mask: np.ndarray, palette: np.ndarray) -> None:
@@ -55,11 +144,13 @@ def save_grey(path: Path, values: np.ndarray) -> None:
 
 
 def load_mask(path: Path) -> np.ndarray:
-    """uint8 [H, W] of a palette or grey PNG."""
+    """uint8 [H, W] of a palette or grey PNG; UserError if it is anything else or damaged."""
     try:
         with Image.open(path) as image:
+            if image.mode not in ("P", "L"):
+                raise ValueError(f"its mode is {image.mode}, wanted a palette or grey of 8 bits")
             return np.array(image)
-    except (OSError, SyntaxError, ValueError) as error:
+    except Exception as error:  # a damaged file can raise anything
         raise UserError(f"{path} is not a whole mask ({error}); delete it and make it again") from error
 
 
@@ -71,4 +162,6 @@ def find_doubled(path: Path) -> Path | None:
 
 def save_torch(path: Path, value: Any) -> None:
     """torch.save, whole or not at all."""
+    import torch  # takes seconds, which the command line need not spend on --help
+
     write_atomic(path, lambda file: torch.save(value, file))

@@ -4,7 +4,7 @@ import contextlib
 import datetime
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -98,6 +98,13 @@ def barrier() -> None:
     """Waits for the other ranks."""
     if dist.is_initialized():
         dist.barrier()
+
+
+def on_first_rank(function: Callable[[], None]) -> None:
+    """Calls function() on rank 0 while the others wait; an error ends rank 0, and with it the whole job."""
+    if rank() == 0:
+        function()
+    barrier()
 
 
 def shard(items: Sequence) -> list:

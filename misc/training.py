@@ -12,13 +12,13 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from data.base import Dataset
 from data.loaders import epoch_batches, stream_batches
 from misc import board, torchutils
 from misc.errors import UserError
-from misc.files import find_doubled, save_torch
+from misc.files import find_doubled, save_json, save_torch
+from misc.made_by import differences
 from misc.progress import bar
-from misc.workdir import place
+from misc.workdir import check_weights, place, record_path, what_makes
 
 
 def fit(
@@ -37,19 +37,14 @@ def fit(
 
     loss_of(model, batch): the loss of a batch as the loader gives it. loader_of(epoch): that epoch's batches, which
     must depend on nothing but the epoch. checkpoint: where the state after each epoch is kept, so that a run that was
-    cut off goes on there; removed by the caller once the result is stored. settings: plain values that must be the same
-    when it goes on, else UserError. accumulate: batches whose mean gradient makes one step; an epoch holds whole steps.
-    FloatingPointError if a loss is not finite, on every rank at once. What counts by iterations calls the iterations
-    between two checkpoints an epoch (`loader_by_iteration`).
+    cut off goes on there; removed by the caller once the result is stored. settings: the record of what makes the
+    weights (`misc.made_by`); UserError if that of the checkpoint differs. accumulate: batches whose mean gradient makes
+    one step; an epoch holds whole steps. FloatingPointError if a loss is not finite, on every rank at once. What counts
+    by iterations calls the iterations between two checkpoints an epoch (`loader_by_iteration`).
     """
     first, losses, batches = 0, [], 0
     if checkpoint.is_file():
-        state = _read(checkpoint, settings)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        if scheduler is not None:
-            scheduler.load_state_dict(state["scheduler"])
-        first, losses, batches = state["epoch"], state["losses"], state["batches"]
+        first, losses, batches = _resume(checkpoint, settings, model, optimizer, scheduler)
     model.train()
     parallel = _parallel(model)
     with bar(total=0, title=title, unit="batch") as progress:
@@ -150,53 +145,65 @@ def _check_shares(batch_size: int, parts: int = 1) -> None:
         )
 
 
-def to_train(args: argparse.Namespace, argument: str, variant: str = "") -> Path | None:
-    """The weights file that is to be trained, None where it is there. A file that the user named is never replaced."""
-    target = place(args, argument, variant)
-    there = find_doubled(target)
+def to_train(args: argparse.Namespace, argument: str) -> bool:
+    """Whether the weights file is still to be made. A file that the user named is never replaced.
+
+    UserError if it is there and was made with other arguments or from other inputs.
+    """
+    there = find_doubled(place(args, argument))
     if there is None or (args.overwrite and not getattr(args, argument)):
-        return target
+        return True
     logging.info("%s is there already%s", there, " and was named: it is not replaced" if args.overwrite else "")
-    return None
+    torchutils.on_first_rank(lambda: check_weights(args, argument))
+    return False
 
 
-def begin(
-    args: argparse.Namespace, target: Path, dataset: Dataset, names: Sequence[str], prefixes: tuple[str, ...]
-) -> tuple[Path, dict]:
-    """The checkpoint beside `target`, removed first with `--overwrite`, and the settings a run must share to go on."""
+def begin(args: argparse.Namespace, argument: str) -> tuple[Path, dict]:
+    """The checkpoint beside the weights file and the record of what makes them; with `--overwrite` removes the old."""
+    target = place(args, argument)
     checkpoint = target.with_suffix(".checkpoint")
     if args.overwrite and torchutils.rank() == 0:
+        # The weights too, now: a run that is cut off and goes on must not take the old ones for its own.
         checkpoint.unlink(missing_ok=True)
+        target.unlink(missing_ok=True)
     torchutils.barrier()
-    values = {key: value for key, value in vars(args).items() if key.startswith(prefixes) and not key.endswith("_pass")}
-    common = {"dataset": dataset.name, "images": len(names), "seed": args.seed, "precision": args.precision}
-    return checkpoint, {**common, **values}
+    return checkpoint, what_makes(args, argument)
 
 
-def finish(model: nn.Module, target: Path, checkpoint: Path) -> None:
-    """Stores the trained weights and removes the checkpoint."""
+def finish(args: argparse.Namespace, argument: str, model: nn.Module, settings: dict) -> None:
+    """Stores the trained weights and the record of what made them, and removes the checkpoint."""
+    target = place(args, argument)
     if torchutils.rank() == 0:
+        save_json(record_path(args, argument), settings)
         save_torch(target, model.cpu().state_dict())
-        checkpoint.unlink(missing_ok=True)
+        target.with_suffix(".checkpoint").unlink(missing_ok=True)
     torchutils.barrier()
 
 
-def _read(checkpoint: Path, settings: dict) -> dict:
-    """The state of a run that was cut off; UserError if it cannot be read or was made with other settings."""
+def _resume(
+    checkpoint: Path,
+    settings: dict,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.LRScheduler | None,
+) -> tuple[int, list[float], int]:
+    """Takes up a run that was cut off: the next epoch, the losses and the number of batches so far.
+
+    UserError if the checkpoint cannot be read or was made with other settings.
+    """
     redo = f"delete {checkpoint} to begin anew, or add --overwrite"
     try:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        before = state["settings"]
+        changed = differences(state["settings"], settings)
+        if not any(changed):
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            if scheduler is not None:
+                scheduler.load_state_dict(state["scheduler"])
+            return int(state["epoch"]), [float(loss) for loss in state["losses"]], int(state["batches"])
     except Exception as error:  # a damaged file can raise anything
         raise UserError(f"{checkpoint} is not a whole checkpoint; {redo}") from error
-    changed = [
-        f"{key} {before.get(key)!r} then, {now!r} now" for key, now in settings.items() if before.get(key) != now
-    ]
-    if changed:
-        raise UserError(
-            f"{checkpoint} was made with other settings ({', '.join(changed)}); give those again, or {redo}"
-        )
-    return state
+    raise UserError(f"{checkpoint} was made otherwise: {changed}. Give the same again, or {redo}")
 
 
 def _parallel(model: nn.Module) -> nn.Module:

@@ -1,35 +1,92 @@
-"""What lies under `--work_dir`, and who makes it."""
+"""What lies under `--work_dir`, who makes it, and what it was made from."""
 
 import argparse
+import logging
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import NamedTuple
 
+from misc import made_by
 from misc.errors import UserError
-from misc.files import find_doubled, load_json, save_json
-from misc.torchutils import gather, rank, shard
+from misc.files import find_doubled, load_json, save_json, sweep
+from misc.torchutils import gather, on_first_rank, rank, shard
 
 SCHEMA = 1  # of metrics.json and per_image.json, see docs/METRICS.md; raised when a key changes its meaning or goes
-# argument of a folder or file -> (default below --work_dir, step that makes it)
+
+
+class Place(NamedTuple):
+    """A folder or file of results: where it is by default, below `--work_dir`, and what its content depends on.
+
+    arguments: names or patterns, besides ALWAYS. lists: purposes of the image lists that every result depends on.
+    inputs: arguments that name weights files or folders of results; "seeds" is the folder that `--seeds` points at.
+    What makes no difference (device, workers, ranks, backends that compute the same) has no business here.
+    """
+
+    path: str
+    step: str
+    arguments: tuple[str, ...] = ()
+    lists: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()
+
+
+SHARED_S = 3600.0  # other runs may be writing into a folder outside --work_dir: no file takes them this long
+ALWAYS = ("seed",)
+NETWORK = ("cam_network", "precision")
+SCHEDULE = ("crop_size", "batch_size", "num_epoches", "learning_rate", "weight_decay")
+WALK = (*NETWORK, "irn_infer_pad", "walk_radius", "beta", "exp_times")
+RIB = ("RIB_*", "pooling", "score_th", "stop_th", "explode_*")
+SEG_NETWORK = ("seg_model", "seg_msc_scales", "seg_aspp_rates", "precision")
+SEG_TRAINING = (
+    *SEG_NETWORK, "seg_loss", "seg_crop_size", "seg_scales", "seg_batch_size", "seg_accumulate", "seg_iter", "seg_lr",
+    "seg_momentum", "seg_weight_decay", "seg_checkpoint_every",
+)  # fmt: skip
+SEG_TEST = (*SEG_NETWORK, "seg_test_scales", "seg_test_mirror", "seg_crf", "seg_crf_iter")
+
+# argument of a folder or file -> what it is
 PLACES = {
-    "cam_weights_name": ("sess/res50_cam.pth", "train_cam"),
-    "irn_weights_name": ("sess/res50_irn.pth", "train_irn"),
-    "seg_weights_name": ("sess/deeplabv2.pth", "train_seg"),
-    "cam_out_dir": ("cam", "make_cam"),
-    "cam_rib_out_dir": ("cam_rib", "make_rib_cam"),
-    "ir_label_out_dir": ("ir_label", "cam_to_ir_label"),
-    "sem_seg_out_dir": ("sem_seg", "make_sem_seg"),
-    "sem_seg_cam_out_dir": ("sem_seg_cam", "train_seg"),
-    "edge_out_dir": ("edge", "make_sem_seg"),
-    "ins_seg_out_dir": ("ins_seg", "make_ins_seg"),
-    "seg_out_dir": ("seg", "eval_seg"),
-}
+    "cam_weights_name": Place(
+        "sess/res50_cam.pth", "train_cam",
+        (*NETWORK, *(f"cam_{name}" for name in SCHEDULE), "cam_optimizer", "cam_resize_long"),
+        ("train",), ("cam_init",),
+    ),
+    "irn_weights_name": Place(
+        "sess/res50_irn.pth", "train_irn",
+        (*NETWORK, *(f"irn_{name}" for name in SCHEDULE), "irn_rescale", "irn_radius", "irn_displacement_lr"),
+        ("infer",), ("ir_label_out_dir", "irn_backbone"),
+    ),
+    "cam_out_dir": Place("cam", "make_cam", (*NETWORK, "cam_scales"), (), ("cam_weights_name",)),
+    "cam_rib_out_dir": Place(
+        "cam_rib", "make_rib_cam", (*NETWORK, "cam_scales", *RIB), ("train",), ("cam_weights_name",)
+    ),
+    "ir_label_out_dir": Place("ir_label", "cam_to_ir_label", ("seeds", "conf_*"), (), ("seeds",)),
+    "sem_seg_out_dir": Place(
+        "sem_seg", "make_sem_seg", (*WALK, "cam_power", "sem_seg_bg_thres"), (), ("seeds", "irn_weights_name")
+    ),
+    "edge_out_dir": Place("edge", "make_sem_seg"),  # written with the masks and never read by a step
+    "sem_seg_cam_out_dir": Place(
+        "sem_seg_cam", "train_seg", (*WALK, "cam_power", "sem_seg_bg_thres"), (), ("cam_out_dir", "irn_weights_name")
+    ),
+    "ins_seg_out_dir": Place("ins_seg", "make_ins_seg", (*WALK, "ins_seg_*"), (), ("seeds", "irn_weights_name")),
+    "seg_weights_name": Place(
+        "sess/deeplabv2.pth", "train_seg", SEG_TRAINING, ("infer",), ("sem_seg_out_dir", "seg_init")
+    ),
+    "seg_cam_weights_name": Place(
+        "sess/deeplabv2_cam.pth", "train_seg", SEG_TRAINING, ("infer",), ("sem_seg_cam_out_dir", "seg_init")
+    ),
+    "seg_truth_weights_name": Place(
+        "sess/deeplabv2_truth.pth", "train_seg", SEG_TRAINING, ("infer",), ("seg_init",)
+    ),
+    "seg_out_dir": Place("seg", "eval_seg", SEG_TEST, (), ("seg_weights_name",)),
+    "seg_cam_out_dir": Place("seg_cam", "eval_seg", SEG_TEST, (), ("seg_cam_weights_name",)),
+    "seg_truth_out_dir": Place("seg_truth", "eval_seg", SEG_TEST, (), ("seg_truth_weights_name",)),
+}  # fmt: skip
 
 
-def place(args: argparse.Namespace, argument: str, variant: str = "") -> Path:
-    """The path that an argument of PLACES names, by default below `--work_dir`; `variant` goes before its ending."""
+def place(args: argparse.Namespace, argument: str) -> Path:
+    """The path that an argument of PLACES names, by default below `--work_dir`."""
     value = getattr(args, argument)
-    path = Path(value) if value else Path(args.work_dir) / PLACES[argument][0]
-    return path.with_stem(path.stem + variant) if variant else path
+    return Path(value) if value else Path(args.work_dir) / PLACES[argument].path
 
 
 def seeds_argument(args: argparse.Namespace) -> str:
@@ -42,23 +99,15 @@ def result_file(args: argparse.Namespace, argument: str, name: str, suffix: str)
     return place(args, argument) / f"{name}{suffix}"
 
 
-def require(
-    args: argparse.Namespace,
-    argument: str,
-    names: Sequence[str] | None = None,
-    suffix: str = ".npy",
-    variant: str = "",
-) -> None:
+def require(args: argparse.Namespace, argument: str, names: Sequence[str] | None = None, suffix: str = ".npy") -> None:
     """UserError if a file that an earlier step makes is not there, saying which step makes it.
 
-    names: the images whose result files are needed; without, the argument names a single file, or the
-    variant of it.
+    names: the images whose result files are needed; without, the argument names a single file.
     """
-    step = PLACES[argument][1]
+    step = PLACES[argument].step
     if names is None:
-        path = place(args, argument, variant)
-        if find_doubled(path) is None:
-            raise UserError(f"{path} is missing; step {step} makes it: add --steps {step}")
+        if find_doubled(place(args, argument)) is None:
+            raise UserError(f"{place(args, argument)} is missing; step {step} makes it: add --steps {step}")
         return
     folder = place(args, argument)
     missing = [name for name in names if not (folder / f"{name}{suffix}").is_file()]
@@ -68,7 +117,11 @@ def require(
 
 
 def pending(args: argparse.Namespace, argument: str, names: Sequence[str], suffix: str) -> list[str]:
-    """This rank's images whose result file is still to be made (all of them with `--overwrite`)."""
+    """This rank's images whose result file is still to be made (all of them with `--overwrite`).
+
+    Also keeps the record of what makes them: UserError if what is there was made by something else.
+    """
+    on_first_rank(lambda: _settle(args, argument, names, suffix))
     mine = shard(names)
     return mine if args.overwrite else [n for n in mine if not result_file(args, argument, n, suffix).is_file()]
 
@@ -82,13 +135,17 @@ def record(args: argparse.Namespace, step: str, values: dict) -> None:
     """Stores what a step measured in metrics.json; of a step that went on where it stopped, both runs together."""
     if rank() != 0:
         return
-    path = Path(args.work_dir) / "metrics.json"
-    stored = load_json(path)
+    stored = metrics(args)
     if step in stored and values["images"] < values.get("of", 0):
         if not values["images"]:
             return
-        values = _added(stored[step], values)
-    save_json(path, {"schema": SCHEMA, **stored, step: values})
+        try:
+            values = _added(stored[step], values)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise UserError(
+                f"{_metrics_path(args)} is damaged at {step} ({error}); mend it, or move it away"
+            ) from error
+    save_json(_metrics_path(args), {"schema": SCHEMA, **stored, step: values})
 
 
 def _added(before: dict, now: dict) -> dict:
@@ -105,6 +162,126 @@ def _added(before: dict, now: dict) -> dict:
     return out
 
 
-def metrics(args: argparse.Namespace) -> dict:
-    """The content of metrics.json."""
-    return load_json(Path(args.work_dir) / "metrics.json")
+def metrics(args: argparse.Namespace) -> dict[str, dict]:
+    """The content of metrics.json: of every step what it measured."""
+    stored = load_json(_metrics_path(args))
+    wrong = [step for step, values in stored.items() if step != "schema" and not isinstance(values, dict)]
+    if wrong:
+        raise UserError(f"{_metrics_path(args)} holds no mapping under {wrong[0]!r}; mend it, or move it away")
+    return stored
+
+
+def _metrics_path(args: argparse.Namespace) -> Path:
+    return Path(args.work_dir) / "metrics.json"
+
+
+def sweep_temporaries(args: argparse.Namespace) -> int:
+    """Removes the temporary files of runs that were killed; how many. The lock of `--work_dir` must be held."""
+    work_dir = Path(args.work_dir).resolve()
+    named = {place(args, argument).resolve() for argument in PLACES if argument.endswith("_out_dir")}
+    outside = [folder for folder in named if not folder.is_relative_to(work_dir)]
+    return sweep(work_dir) + sum(sweep(folder, SHARED_S) for folder in outside)
+
+
+def what_makes(args: argparse.Namespace, argument: str) -> dict:
+    """The record, as `misc.made_by` compares it, of what would make the content of a place of PLACES now."""
+    from data import dataset_module, image_names, open_dataset
+
+    entry, dataset = PLACES[argument], open_dataset(args)
+    named = [
+        name for name in vars(args)
+        if any(fnmatchcase(name, pattern) for pattern in (*ALWAYS, *entry.arguments))
+        and not name.endswith(("_out_dir", "_weights_name", "_pass"))
+    ]  # fmt: skip
+    values = {f"--{name}": getattr(args, name) for name in sorted(named)}
+    for purpose in entry.lists:
+        values[f"--{purpose}_list"] = made_by.of_names(image_names(args, dataset, purpose))
+    root = Path(args.data_root).resolve() if args.data_root else None
+    data = {"--data_root": str(root) if root else None, **dataset.identity}
+    module, file = dataset_module(args.dataset)
+    return {
+        "step": entry.step,
+        "arguments": {**data, **values},
+        "inputs": {f"--{name}": _input(args, name) for name in entry.inputs},
+        "code": made_by.of_code((f"step.{entry.step}", *module), file),
+    }
+
+
+def record_path(args: argparse.Namespace, argument: str) -> Path:
+    """Where the record of a place lies: in its folder, or beside its weights file."""
+    path = place(args, argument)
+    return path / made_by.NAME if argument.endswith("_out_dir") else path.with_suffix(made_by.NAME)
+
+
+def check_weights(args: argparse.Namespace, argument: str) -> None:
+    """UserError if the weights that are there were made with other arguments or inputs; other code is only told."""
+    file, path = place(args, argument), record_path(args, argument)
+    before = made_by.read(path)
+    if before is None:
+        logging.info("%s has no record of what made it: taken as it is", file)
+        return
+    found = made_by.differences(before, what_makes(args, argument))
+    if getattr(args, argument) and any(found):
+        logging.warning("%s was named and is taken as it is, though made otherwise: %s", file, found)
+    elif found.values:
+        raise _mixed(file, found, path)
+    elif found.code:
+        logging.warning("%s was made by other code and is kept: %s", file, found)
+
+
+def _settle(args: argparse.Namespace, argument: str, names: Sequence[str], suffix: str) -> None:
+    """Compares what made the results of a folder with what would make the rest, and writes that down; on rank 0."""
+    folder, path = place(args, argument), record_path(args, argument)
+    there = [name for name in names if result_file(args, argument, name, suffix).is_file()]
+    before, now = made_by.read(path), what_makes(args, argument)
+    same = made_by.Differences([], [])
+    found = made_by.differences(before, now) if before else same
+    if any(found) and not there and not any(folder.rglob(f"*{suffix}")):
+        before, found = None, same  # the record of a run that ended before its first result
+    if args.overwrite:
+        if before is None or any(found):
+            others = {file for file in folder.rglob(f"*{suffix}") if file.is_file()}
+            others -= {result_file(args, argument, name, suffix) for name in there}
+            if before and others:
+                what = f"{folder} holds {len(others)} results besides those of this list, made with other settings"
+                raise UserError(f"{what} ({found}); --overwrite would mix them: delete the folder, or choose another")
+            # Before the new record: a run that is cut off must not take the old results for its own.
+            for name in there:
+                result_file(args, argument, name, suffix).unlink()
+    elif before is None and there:
+        logging.info("%d results in %s have no record of what made them: taken as they are", len(there), folder)
+        now["taken_as_they_were"] = len(there)
+    elif found.values or (found.code and len(there) < len(names)):
+        raise _mixed(folder, found, path)
+    elif found.code:
+        logging.warning("%s was made by other code and is kept: %s", folder, found)
+    if len(there) < len(names) or args.overwrite:
+        if before is None or any(found):
+            save_json(path, now)
+
+
+def _mixed(what: Path, found: made_by.Differences, record_file: Path) -> UserError:
+    return UserError(
+        f"{what} was made otherwise: {found}. Give the same again, add --overwrite to make it anew, or choose another "
+        f"--work_dir; to take it as it is, delete {record_file}"
+    )
+
+
+def _input(args: argparse.Namespace, name: str) -> str:
+    """What an input was when it was used: the digest of a file, or of the record of a folder; else the value itself."""
+    if name in ("irn_backbone", "seg_init") and getattr(args, name) == "cam":
+        name = "cam_weights_name"
+    argument = seeds_argument(args) if name == "seeds" else name
+    if argument not in PLACES:
+        file = find_doubled(getattr(args, argument))
+        return made_by.of_file(file) if file else getattr(args, argument)
+    path = place(args, argument)
+    if not argument.endswith("_out_dir"):
+        file = find_doubled(path)
+        return made_by.of_file(file) if file else "missing"
+    before = made_by.read(record_path(args, argument))
+    if before is None:
+        inside = path.resolve().is_relative_to(Path(args.work_dir).resolve())
+        where = path.resolve().relative_to(Path(args.work_dir).resolve()) if inside else path.resolve()
+        return f"{where}, without record"
+    return made_by.of_record(before)

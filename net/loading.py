@@ -1,7 +1,6 @@
 """Networks with the weights that the arguments name, ready for the device."""
 
 import argparse
-from pathlib import Path
 
 import torch
 
@@ -32,8 +31,8 @@ def build_seg(args: argparse.Namespace, dataset: Dataset) -> deeplabv2.DeepLab:
     return deeplabv2.build(args.seg_model, dataset.n_classes + 1, args.seg_msc_scales, args.seg_aspp_rates, scratch)
 
 
-def load_seg(args: argparse.Namespace, dataset: Dataset, path: Path, device: torch.device) -> deeplabv2.DeepLab:
-    """The segmentation network with the weights of `path`, in evaluation mode."""
+def load_seg(args: argparse.Namespace, dataset: Dataset, argument: str, device: torch.device) -> deeplabv2.DeepLab:
+    """The segmentation network with the weights of a place, in evaluation mode."""
     model = build_seg(args, dataset)
-    weights.load(model, path)
+    weights.load(model, place(args, argument))
     return model.eval().to(device, memory_format=torch.channels_last)

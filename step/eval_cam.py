@@ -86,6 +86,7 @@ def _count(
 ) -> np.ndarray:
     sweep = ThresholdSweep(thresholds, dataset.n_classes + 1)
     for name in names:
-        seeds = camfile.load(result_file(args, folder, name, ".npy"))
-        sweep.add(seeds["keys"], seeds["high_res"], dataset.mask(name))
+        mask = dataset.mask(name)
+        seeds = camfile.load(result_file(args, folder, name, ".npy"), mask.shape)
+        sweep.add(seeds["keys"], seeds["high_res"], mask)
     return sweep.counts

@@ -4,7 +4,6 @@ import argparse
 import logging
 from collections.abc import Sequence
 from functools import partial
-from itertools import chain
 from pathlib import Path
 
 import torch
@@ -13,21 +12,16 @@ from data import image_names, open_dataset
 from data.base import Dataset, voc_palette
 from data.loaders import Pyramids, iterate_images
 from misc import crf, torchutils
-from misc.errors import UserError
-from misc.files import find_doubled, load_json, save_json, save_mask
+from misc.files import save_mask
 from misc.pool import chunks, map_items
 from misc.progress import bar
-from misc.workdir import place, require
+from misc.workdir import pending, place, require
 from net.deeplabv2 import probabilities
 from net.loading import load_seg
 from step.eval_sem_seg import score
-from step.train_seg import variant
+from step.train_seg import LABELS
 
 IMAGES_PER_ROUND = 32  # whose logits are held in memory until they are all refined
-# Masks that were made with other values of these are made again.
-DECISIVE = (
-    "seg_model", "seg_msc_scales", "seg_aspp_rates", "seg_test_scales", "seg_test_mirror", "seg_crf", "seg_crf_iter",
-)  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> dict:
@@ -39,16 +33,15 @@ def run(args: argparse.Namespace) -> dict:
     dataset = open_dataset(args)
     names = image_names(args, dataset, "val")
     scored = [name for name in names if dataset.has_mask(name)]
-    root = place(args, "seg_out_dir")
     if not scored:
-        masks = _segment(args, dataset, names, args.seg_labels[0], root, dataset.submission)[0]
+        masks = _segment(args, dataset, names, args.seg_labels[0], dataset.submission)[0]
         logging.info("none of the %d images has ground truth: no score; their masks are in %s", len(names), masks)
         return {"images": len(names), "scored": 0}
     values: dict = {"images": len(names), "scored": len(scored)}
     comparison = {}
     for labels in args.seg_labels:
         first = labels == args.seg_labels[0]
-        folders = _segment(args, dataset, names, labels, root if first else root / labels)
+        folders = _segment(args, dataset, names, labels)
         title = _title(args, labels)
         refined, *raw = (score(args, dataset, scored, folder, f"score {title}") for folder in folders)
         before = f", {100 * raw[0]['miou']:.1f} before the CRF" if raw else ""
@@ -67,16 +60,20 @@ def _title(args: argparse.Namespace, labels: str) -> str:
 
 @torch.inference_mode()
 def _segment(
-    args: argparse.Namespace, dataset: Dataset, names: Sequence[str], labels: str, root: Path, below: str = ""
+    args: argparse.Namespace, dataset: Dataset, names: Sequence[str], labels: str, below: str = ""
 ) -> list[Path]:
     """Makes the masks that are not there yet; their folders: after the CRF, and before it where there is one.
 
-    labels: what the network learnt from. below: folder of the finished masks, within `root`.
+    labels: what the network learnt from. below: folder of the masks, within that of `--seg_out_dir`.
     """
-    require(args, "seg_weights_name", variant=variant(labels))
-    weights = find_doubled(place(args, "seg_weights_name", variant(labels)))
-    folders = [root / below, root / "before_crf"] if args.seg_crf_iter else [root / below]
-    todo = _pending(args, root / "settings.json", folders, names, weights)
+    weights, out = LABELS[labels].weights, LABELS[labels].out
+    require(args, weights)
+    root = place(args, out)
+    folders = [root / below]
+    if args.seg_crf_iter:
+        folders.append(root.with_name(f"{root.name}_before_crf"))
+    inside = f"{below}/" if below else ""
+    todo = [name.removeprefix(inside) for name in pending(args, out, [inside + name for name in names], ".png")]
     device = torchutils.resolve_device(args.device)
     crf_device = crf.resolve_backend(args.crf_backend, device)
     # A GPU refines one image after another in this process; processors share them out.
@@ -97,32 +94,6 @@ def _segment(
     return folders
 
 
-def _pending(
-    args: argparse.Namespace, record: Path, folders: Sequence[Path], names: Sequence[str], weights: Path
-) -> list[str]:
-    """This rank's images without masks; masks of other weights or settings than in `record` are removed first.
-
-    UserError for masks without a record, which this step did not make.
-    """
-    settings = {key: list(v) if isinstance(v := getattr(args, key), tuple) else v for key in DECISIVE}
-    settings["weights"] = [weights.name, weights.stat().st_size, weights.stat().st_mtime_ns]
-    paths = {name: [folder / f"{name}.png" for folder in folders] for name in names}
-    last = load_json(record)
-    if args.overwrite or last != settings:
-        old = {path for path in chain(*paths.values()) if path.is_file()}
-        if old and not last and not args.overwrite:
-            raise UserError(
-                f"{min(old)} is there, but eval_seg did not make it; choose another --seg_out_dir, or --overwrite"
-            )
-        if torchutils.rank() == 0:
-            others = chain(*(folder.glob("*.png") for folder in folders)) if last else ()
-            for path in {*old, *others}:
-                path.unlink(missing_ok=True)
-            save_json(record, settings)
-    torchutils.barrier()
-    return [name for name in torchutils.shard(names) if not all(path.is_file() for path in paths[name])]
-
-
 def _finish(
     args: argparse.Namespace,
     dataset: Dataset,
@@ -130,13 +101,13 @@ def _finish(
     folders: Sequence[Path],
     prediction: tuple[str, tuple[int, int], list[torch.Tensor]],
 ) -> None:
-    """Stores the masks of one image (name, (H, W), logits per scale) in each of the folders."""
+    """Stores the masks of one image (name, (H, W), logits per scale) in each of the folders, the refined one last."""
     name, size, logits = prediction
     shares = probabilities(logits, size)
     masks = [shares.argmax(0).numpy()]
     if args.seg_crf_iter:
         kernels = crf.Kernels(*args.seg_crf)
         refined = crf.crf_probabilities(dataset.image(name), shares.numpy(), kernels, args.seg_crf_iter, crf_device)
-        masks.insert(0, refined)
-    for folder, mask in zip(folders, masks, strict=True):
+        masks.append(refined)
+    for folder, mask in zip(reversed(folders), masks, strict=True):  # once it is there, all are
         save_mask(folder / f"{name}.png", mask, voc_palette())

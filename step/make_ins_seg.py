@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> dict:
     model = load_irn(args, device)
     with bar(len(todo), "make_ins_seg") as progress:
         for name, size, (images,), _ in iterate_images(Pyramids(dataset, todo, (1.0,)), args.num_workers):
-            seeds = camfile.load(result_file(args, seeds_argument(args), name, ".npy"))
+            seeds = camfile.load(result_file(args, seeds_argument(args), name, ".npy"), size)
             with torchutils.autocast(device, args.precision):
                 edge, displacement = model(images.to(device))
             displacement = displacement.float()

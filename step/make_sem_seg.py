@@ -34,7 +34,7 @@ def run(args: argparse.Namespace, seeds: str | None = None, out: str = "sem_seg_
     model = load_irn(args, device)
     with bar(len(todo), "make_sem_seg") as progress:
         for name, size, (images,), _ in iterate_images(Pyramids(dataset, todo, (1.0,)), args.num_workers):
-            seed = camfile.load(result_file(args, seeds, name, ".npy"))
+            seed = camfile.load(result_file(args, seeds, name, ".npy"), size)
             label, edge = pseudo_mask(args, model, images.to(device), seed["cam"], seed["keys"], size)
             save_grey(result_file(args, "edge_out_dir", name, ".png"), edge)
             save_mask(result_file(args, out, name, ".png"), label, voc_palette())

@@ -20,8 +20,7 @@ from net.resnet50_cam import Net
 
 def run(args: argparse.Namespace) -> dict:
     """Writes `sess/res50_cam.pth`; returns the loss of every epoch and the average precision per class."""
-    target = to_train(args, "cam_weights_name")
-    if target is None:
+    if not to_train(args, "cam_weights_name"):
         return {}
     dataset = open_dataset(args)
     names = image_names(args, dataset, "train")
@@ -43,12 +42,12 @@ def run(args: argparse.Namespace) -> dict:
             logits = model(images)
         return F.multilabel_soft_margin_loss(logits.float(), labels)
 
-    checkpoint, settings = begin(args, target, dataset, names, ("cam_",))
+    checkpoint, settings = begin(args, "cam_weights_name")
     losses = fit(
         model, loss_of, optimizer, loader_of, args.cam_num_epoches, checkpoint, "train_cam", settings, scheduler
     )
     precision = _validate(args, model, dataset, device)
-    finish(model, target, checkpoint)
+    finish(args, "cam_weights_name", model, settings)
     return {"images": len(names), "loss": losses, "average_precision": precision}
 
 

@@ -22,8 +22,7 @@ from net.resnet50_irn import AffinityDisplacementLoss, total_loss
 
 def run(args: argparse.Namespace) -> dict:
     """Writes `sess/res50_irn.pth`; returns the loss of every epoch."""
-    target = to_train(args, "irn_weights_name")
-    if target is None:
+    if not to_train(args, "irn_weights_name"):
         return {}
     dataset = open_dataset(args)
     names = image_names(args, dataset, "infer")
@@ -51,11 +50,11 @@ def run(args: argparse.Namespace) -> dict:
         with torchutils.autocast(device, args.precision):
             return total_loss(model(images, labels))
 
-    checkpoint, settings = begin(args, target, dataset, names, ("irn_", "cam_network"))
+    checkpoint, settings = begin(args, "irn_weights_name")
     losses = fit(model, loss_of, optimizer, loader_of, args.irn_num_epoches, checkpoint, "train_irn", settings)
     shift = _mean_displacement(args, model, dataset, names, device)
     model.mean_shift.running_mean.copy_(shift)
-    finish(model, target, checkpoint)
+    finish(args, "irn_weights_name", model, settings)
     return {"images": len(names), "loss": losses, "mean_displacement": shift.tolist()}
 
 

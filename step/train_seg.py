@@ -3,6 +3,7 @@
 import argparse
 import logging
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,18 +16,25 @@ from misc.errors import UserError
 from misc.files import load_mask
 from misc.training import begin, finish, fit, loader_by_iteration, to_train
 from misc.workdir import place, require, result_file
-from net import weights
 from net.deeplabv2 import DeepLab, segmentation_loss
 from net.loading import build_seg
+from net.weights import load_backbone
 from step import make_sem_seg
 
-# What `--seg_labels` names -> argument of the folder of the masks; the truth comes from the dataset.
-MASKS = {"pseudo": "sem_seg_out_dir", "cam": "sem_seg_cam_out_dir", "truth": None}
-# A run that was cut off goes on with the same values of these only; those of inference may change.
-DECISIVE = (
-    "seg_model", "seg_init", "seg_loss", "seg_crop_size", "seg_scales", "seg_batch_size", "seg_accumulate", "seg_iter",
-    "seg_lr", "seg_momentum", "seg_weight_decay", "seg_checkpoint_every", "seg_msc_scales", "seg_aspp_rates", "seeds",
-)  # fmt: skip
+
+class Labels(NamedTuple):
+    """Arguments of places: the masks to learn from (None: those of the dataset), the weights, the masks then made."""
+
+    masks: str | None
+    weights: str
+    out: str
+
+
+LABELS = {  # by the words of `--seg_labels`
+    "pseudo": Labels("sem_seg_out_dir", "seg_weights_name", "seg_out_dir"),
+    "cam": Labels("sem_seg_cam_out_dir", "seg_cam_weights_name", "seg_cam_out_dir"),
+    "truth": Labels(None, "seg_truth_weights_name", "seg_truth_out_dir"),
+}
 DECAY_EVERY = 10  # iterations between two steps of the learning rate
 
 
@@ -41,8 +49,8 @@ def run(args: argparse.Namespace) -> dict:
 
 def _train(args: argparse.Namespace, dataset: Dataset, names: list[str], labels: str) -> list[float]:
     """Trains on one kind of labels; no losses where that was done before."""
-    target = to_train(args, "seg_weights_name", variant(labels))
-    if target is None:
+    weights = LABELS[labels].weights
+    if not to_train(args, weights):
         return []
     names = _labelled(args, dataset, names, labels)
     device = torchutils.resolve_device(args.device)
@@ -63,12 +71,12 @@ def _train(args: argparse.Namespace, dataset: Dataset, names: list[str], labels:
         return segmentation_loss(outputs, truth, args.seg_loss)
 
     title = f"train_seg on {labels}"
-    checkpoint, settings = begin(args, target, dataset, names, DECISIVE)
+    checkpoint, settings = begin(args, weights)
     losses = fit(
         model, loss_of, optimizer, loader_of, blocks, checkpoint, title, settings, scheduler, args.seg_accumulate
     )
-    finish(model, target, checkpoint)
-    logging.info("%s: loss %.3f over the last iterations, %s", title, losses[-1], target)
+    finish(args, weights, model, settings)
+    logging.info("%s: loss %.3f over the last iterations, %s", title, losses[-1], place(args, weights))
     return losses
 
 
@@ -84,15 +92,10 @@ def _network(args: argparse.Namespace, dataset: Dataset) -> DeepLab:
     model = build_seg(args, dataset)
     if args.seg_init == "cam":
         require(args, "cam_weights_name")
-        weights.load_backbone(model.backbone, str(place(args, "cam_weights_name")))
+        load_backbone(model.backbone, str(place(args, "cam_weights_name")))
     elif args.seg_init != "scratch":
-        weights.load_backbone(model.backbone, args.seg_init)
+        load_backbone(model.backbone, args.seg_init)
     return model
-
-
-def variant(labels: str) -> str:
-    """What stands before the ending of the weights file of a kind of labels; nothing for the pseudo masks."""
-    return "" if labels == "pseudo" else f"_{labels}"
 
 
 def optimize(
@@ -110,11 +113,12 @@ def optimize(
 
 def _labelled(args: argparse.Namespace, dataset: Dataset, names: list[str], labels: str) -> list[str]:
     """The names to learn from; their masks are there. The plain CAM's pseudo masks are made here, by the same walk."""
+    folder = LABELS[labels].masks
     if labels == "cam":
-        make_sem_seg.run(args, "cam_out_dir", "sem_seg_cam_out_dir")
+        make_sem_seg.run(args, "cam_out_dir", folder)
         torchutils.barrier()
-    if MASKS[labels]:
-        require(args, MASKS[labels], names, ".png")
+    if folder:
+        require(args, folder, names, ".png")
         return names
     there = [name for name in names if dataset.has_mask(name)]
     if not there:
@@ -125,6 +129,7 @@ def _labelled(args: argparse.Namespace, dataset: Dataset, names: list[str], labe
 
 
 def _read_label(args: argparse.Namespace, dataset: Dataset, labels: str, name: str) -> np.ndarray:
-    if MASKS[labels]:
-        return load_mask(result_file(args, MASKS[labels], name, ".png"))
+    folder = LABELS[labels].masks
+    if folder:
+        return load_mask(result_file(args, folder, name, ".png"))
     return dataset.mask(name)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 import zlib
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 
 RECORDED: list[tuple[str, float]] = []  # (test, relative error), for the table of `--golden_table`
+ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden"
 
 
@@ -77,3 +79,13 @@ def write_classifier(work_dir: Path, n_classes: int, arch: str = "resnet14") -> 
     state["classifier.weight"] -= 0.005  # mean 0: raw CAMs of both signs
     (work_dir / "sess").mkdir(parents=True)
     torch.save(state, work_dir / "sess" / "res50_cam.pth")
+
+
+def small_command(work_dir: Path, *arguments: str) -> list[str]:
+    """run_sample.py with settings that take the whole pipeline through 8 small shapes in well under a minute."""
+    small = (
+        "--device cpu --shapes_train 12 --shapes_val 4 --shapes_size 48 --limit 8 --num_workers 1 --cam_num_epoches 2 "
+        "--cam_crop_size 48 --cam_batch_size 4 --RIB_iter 2 --RIB_batch_size 2 --RIB_crop_size 48 --irn_num_epoches 2 "
+        "--irn_crop_size 48 --irn_batch_size 4 --exp_times 2"
+    ).split()
+    return [sys.executable, "run_sample.py", "--work_dir", str(work_dir), *small, *arguments]

@@ -42,7 +42,7 @@ def run(work_dir, dataset, data_root, *arguments, code=0):
 
 def results(folder, kind):
     """The names of the results of a kind, from the paths below its folder."""
-    paths = [path.relative_to(folder / kind) for path in (folder / kind).rglob("*") if path.is_file()]
+    paths = [path.relative_to(folder / kind) for path in (folder / kind).rglob("[!.]*") if path.is_file()]
     assert all(path.suffix == KINDS[kind] for path in paths)
     return sorted(str(path).removesuffix(KINDS[kind]) for path in paths)
 

@@ -55,11 +55,14 @@ def test_every_step_leaves_its_files(finished):
         "ins_seg": ".npy",
     }
     for kind, suffix in suffixes.items():
-        assert sorted(path.name for path in (folder / kind).iterdir()) == [f"{name}{suffix}" for name in NAMES]
+        record = [] if kind == "edge" else [".made_by.json"]  # the boundary maps come with the masks
+        wanted = [*record, *(f"{name}{suffix}" for name in NAMES)]
+        assert sorted(path.name for path in (folder / kind).iterdir()) == wanted
     for name in ("sess/res50_cam.pth", "sess/res50_irn.pth", *PICTURES, "args.json", "log.txt"):
         assert (folder / name).stat().st_size > 0
     assert Image.open(folder / "overview.png").width == 7 * (viz.TILE + viz.GAP)  # the last column shows instances
-    assert not list(folder.rglob("*.tmp")) and not list(folder.rglob("*.checkpoint"))
+    left = ("*.tmp", "*.checkpoint", ".lock")
+    assert not [path for pattern in left for path in folder.rglob(pattern)]
 
 
 def test_files_hold_what_they_should(finished):
@@ -123,6 +126,8 @@ def patterns(metrics):
                 key = "CLASS"
             elif path and path[-1] in ("sweep", "RIB_steps"):
                 key = "T"
+            elif path in (["train_seg", "loss"], ["eval_seg", "comparison"]):
+                key = "LABELS"
             yield from walk(below, [*path, key])
 
     for step, values in metrics.items():

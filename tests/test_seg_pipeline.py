@@ -74,9 +74,9 @@ def test_scores_are_those_of_the_files(finished):
     measured = metrics(finished)["eval_seg"]
     assert measured["images"] == measured["scored"] == 3
     assert measured["miou"] == pytest.approx(miou_of(finished / "seg"))
-    assert measured["before_crf"]["miou"] == pytest.approx(miou_of(finished / "seg" / "before_crf"))
+    assert measured["before_crf"]["miou"] == pytest.approx(miou_of(finished / "seg_before_crf"))
     assert measured["comparison"] == pytest.approx(
-        {"rib": miou_of(finished / "seg"), "truth": miou_of(finished / "seg" / "truth")}
+        {"rib": miou_of(finished / "seg"), "truth": miou_of(finished / "seg_truth")}
     )
     assert set(measured["iou"]) == {"background", *Shapes.classes}
     assert {kind: len(losses) for kind, losses in metrics(finished)["train_seg"]["loss"].items()} == {
@@ -84,27 +84,33 @@ def test_scores_are_those_of_the_files(finished):
     }  # fmt: skip
     png = Image.open(finished / "seg" / "val_00000.png")
     assert png.mode == "P" and png.getpalette()[:6] == voc_palette()[:2].flatten().tolist()
-    assert sorted(path.name for path in (finished / "sess").iterdir()) == ["deeplabv2.pth", "deeplabv2_truth.pth"]
+    assert sorted(path.name for path in (finished / "sess").iterdir()) == [
+        "deeplabv2.made_by.json", "deeplabv2.pth", "deeplabv2_truth.made_by.json", "deeplabv2_truth.pth"
+    ]  # fmt: skip
 
 
-def test_masks_are_made_anew_when_the_settings_change(finished, tmp_path):
-    before = {path: path.stat().st_mtime_ns for path in (finished / "seg").glob("*.png")}
-    first, (second, *_) = sorted(before)[0], sorted(before)[1:]
-    first.unlink()
+def test_masks_of_other_settings_are_not_mixed(finished, tmp_path, capsys):
+    def times():
+        return {path.name: path.stat().st_mtime_ns for path in (finished / "seg").glob("*.png")}
+
+    before = times()
+    first, *others = sorted(before)
+    (finished / "seg" / first).unlink()
     same = ("--steps", "eval_seg", "--seg_labels", "pseudo")
     run(finished, *SHAPES, *same)
-    assert first.is_file() and second.stat().st_mtime_ns == before[second]
+    assert sorted(times()) == sorted(before) and all(times()[name] == before[name] for name in others)
     score = metrics(finished)["eval_seg"]["miou"]
-    run(finished, *SHAPES, *same, "--seg_test_scales", "1.0,1.5", "--seg_test_mirror", "False", "--limit", "1")
-    assert first.is_file() and not second.exists()  # nothing of the old settings is left behind
-    run(finished, *SHAPES, *same)
+    changed = ("--seg_test_scales", "1.0,1.5", "--seg_test_mirror", "False")
+    before = times()
+    run(finished, *SHAPES, *same, *changed, code=2)
+    assert "--seg_test_mirror True then, False now" in capsys.readouterr().err and times() == before
+    run(finished, *SHAPES, *same, *changed, "--overwrite")
+    assert all(times()[name] > before[name] for name in before)
+    run(finished, *SHAPES, *same, "--overwrite")
     assert metrics(finished)["eval_seg"]["miou"] == score and "comparison" not in metrics(finished)["eval_seg"]
-    save_mask(tmp_path / "theirs" / "val_00000.png", np.zeros((9, 9)), voc_palette())
-    run(finished, *SHAPES, *same, "--seg_out_dir", str(tmp_path / "theirs"), code=2)
-    assert masks(tmp_path / "theirs")["val_00000.png"].shape == (9, 9)
-    run(finished, *SHAPES, *same, "--seg_crf_iter", "0", "--seg_out_dir", str(tmp_path))
-    assert not (tmp_path / "before_crf").exists() and "before_crf" not in metrics(finished)["eval_seg"]
-    without, wanted = masks(tmp_path), masks(finished / "seg" / "before_crf")
+    run(finished, *SHAPES, *same, "--seg_crf_iter", "0", "--seg_out_dir", str(tmp_path / "plain"))
+    assert not (tmp_path / "plain_before_crf").exists() and "before_crf" not in metrics(finished)["eval_seg"]
+    without, wanted = masks(tmp_path / "plain"), masks(finished / "seg_before_crf")
     assert len(wanted) == 3 and all(np.array_equal(without[name], wanted[name]) for name in wanted)
 
 
@@ -142,10 +148,10 @@ def test_voc_val_and_test(tmp_path, capsys):
     assert metrics(work_dir)["eval_seg"]["scored"] == len(kit.val)
     valid = sum((kit.masks[name] != 255).sum() for name in kit.val)
     assert np.sum(metrics(work_dir)["eval_seg"]["confusion"]) == valid
-    assert [name.removesuffix(".png") for name in masks(work_dir / "seg")] == kit.val
+    assert [name.removesuffix(".png") for name in masks(work_dir / "seg_truth")] == kit.val
     run(work_dir, *voc, "--steps", "eval_seg", "--split", "test")
     assert "no score" in capsys.readouterr().err
-    found = masks(work_dir / "seg/results/VOC2012/Segmentation/comp6_test_cls")
+    found = masks(work_dir / "seg_truth/results/VOC2012/Segmentation/comp6_test_cls")
     assert list(found) == [f"{name}.png" for name in unlabelled]
     for name in unlabelled:
         assert found[f"{name}.png"].shape == kit.masks[name].shape and found[f"{name}.png"].max() <= 20

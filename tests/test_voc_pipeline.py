@@ -103,7 +103,7 @@ def test_cams_equal_an_independent_computation(finished):
 def test_every_image_gets_its_files(finished):
     kit, folder, _, _ = finished
     for kind, suffix in (("cam", ".npy"), ("cam_rib", ".npy"), ("ir_label", ".png"), ("sem_seg", ".png")):
-        there = sorted(path.name for path in (folder / "work" / kind).iterdir())
+        there = sorted(path.name for path in (folder / "work" / kind).glob("[!.]*"))
         assert there == [f"{name}{suffix}" for name in kit.train_aug]
     for name in kit.train_aug:
         mask = np.array(Image.open(folder / "work" / "sem_seg" / f"{name}.png"))
@@ -133,7 +133,7 @@ def test_a_second_run_gives_the_same_bytes(finished, tmp_path):
     steps = ("--steps", "make_cam,make_rib_cam,cam_to_ir_label,make_sem_seg", "--num_workers", "0")
     run(tmp_path, kit.root, *weights, *steps)
     for kind in ("cam", "cam_rib", "ir_label", "sem_seg"):
-        for path in (folder / "work" / kind).iterdir():
+        for path in (folder / "work" / kind).glob("[!.]*"):
             assert (tmp_path / kind / path.name).read_bytes() == path.read_bytes(), path
 
 
@@ -144,7 +144,7 @@ def test_flat_layout_and_lists(finished, tmp_path):
     (tmp_path / "some.txt").write_text("".join(f"/JPEGImages/{n}.jpg /SegmentationClassAug/{n}.png\n" for n in chosen))
     arguments = ("--infer_list", str(tmp_path / "some.txt"), "--eval_list", str(tmp_path / "some.txt"))
     run(tmp_path / "work", tmp_path / "data", *weights, *arguments, "--steps", "2-3")
-    assert sorted(path.stem for path in (tmp_path / "work" / "cam").iterdir()) == chosen
+    assert sorted(path.stem for path in (tmp_path / "work" / "cam").glob("[!.]*")) == chosen
     for name in chosen:
         path = Path("cam") / f"{name}.npy"
         assert (tmp_path / "work" / path).read_bytes() == (folder / "work" / path).read_bytes()
@@ -164,7 +164,7 @@ def test_an_unreadable_jpeg_is_named_and_can_be_skipped(damaged):
     printed = run(folder / "work", folder / "data", *weights, "--steps", "make_cam", code=2)
     assert bad.name in printed and "--skip_bad" in printed
     printed = run(folder / "work", folder / "data", *weights, "--steps", "make_cam", "--skip_bad")
-    made = sorted(path.stem for path in (folder / "work" / "cam").iterdir())
+    made = sorted(path.stem for path in (folder / "work" / "cam").glob("[!.]*"))
     assert made == [name for name in kit.train_aug if name != kit.extra[1]]
     assert f"left out {kit.extra[1]}" in printed.splitlines()[-1]
     assert list(json.loads((folder / "work" / "bad_images.json").read_text())) == [kit.extra[1]]

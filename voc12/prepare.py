@@ -19,6 +19,7 @@ from scipy.io import loadmat
 
 from data.base import DataError, read_list, voc_palette
 from data.reading import check_same_size, image_size, read_mask, shortened
+from misc.errors import UserError
 from misc.files import save_mask, write_atomic
 from misc.progress import bar
 from voc12.dataset import CLASSES, LISTS, MASK_FOLDERS, N_TRAIN_AUG, find_folder
@@ -158,7 +159,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         done = prepare(args.data_root, args.sbd_root, args.num_workers, args.overwrite)
-    except (DataError, OSError) as error:
+    except (UserError, OSError) as error:
         print(f"voc12.prepare: {error}", file=sys.stderr)
         return 2
     n = len(done.train_aug)

@@ -1,0 +1,44 @@
+"""Errors as a user is to see them: one line, what was refused and what to do; a traceback is for bugs alone."""
+
+import os
+import re
+
+from misc.errors import UserError, without_traceback
+from misc.files import refusal
+from misc.stopping import GO_ON
+
+_LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|peer|store|socket", re.IGNORECASE)
+
+
+def explain(error: BaseException) -> tuple[str, int] | None:
+    """(one line, exit code) of an error, None for what only a bug can raise.
+
+    Exit code 2: the user's to mend; 1: anything else; 130: interrupted.
+    """
+    text = without_traceback(str(error))
+    if isinstance(error, UserError):
+        return text, 2
+    if isinstance(error, KeyboardInterrupt):
+        return f"interrupted; {GO_ON}", 130
+    if isinstance(error, FloatingPointError):
+        return text, 1
+    if isinstance(error, OSError):
+        return _of_system(error), 2
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        first = text.splitlines()[0] if text else "out of memory"
+        return f"{first}; lower the batch size, the crop size or --num_workers, then {GO_ON}", 1
+    if isinstance(error, RuntimeError) and "DataLoader worker" in text and "killed by signal" in text:
+        reason = " ".join(text.split())
+        return f"{reason}; out of memory? Lower --num_workers, then {GO_ON}", 1
+    if isinstance(error, RuntimeError) and int(os.environ.get("WORLD_SIZE", 1)) > 1 and _LOST.search(text):
+        rank = os.environ.get("RANK", "?")
+        return f"rank {rank} has lost the others, one of them has ended: see its own message; {GO_ON}", 1
+    return None
+
+
+def _of_system(error: OSError) -> str:
+    """The line of an error of the system, also of one that a worker process had and of which the text alone is left."""
+    found = re.search(r"\[Errno (\d+)\] (.*?)(?:: '(.*)')?$", without_traceback(str(error)))
+    if error.errno is None and found:
+        error = OSError(int(found[1]), found[2], found[3])
+    return refusal(error, "used")

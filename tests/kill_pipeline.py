@@ -1,0 +1,126 @@
+"""Kills the pipeline with -9 at random moments, gives the same command again, and compares with a run left in peace.
+
+python -m tests.kill_pipeline [--kills 30] [--seed 0]          prints where it struck and what it found
+"""
+
+import argparse
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+from tests.helpers import ROOT, small_command
+
+AGAIN = ("args.json", "log.txt", "metrics.json", "overview.png", "thresholds.png", ".lock")  # of every run
+EARLY = 0.2  # share of the kills that may strike before the first step, while the program starts
+LONGEST_S = 2.5  # from the begin of a step to the kill; the steps take about a second or two
+RUN_S = 600
+
+
+def results(folder: Path) -> dict[str, Path]:
+    """Every file of a run that is made once, by its path below the folder."""
+    return {
+        str(path.relative_to(folder)): path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in AGAIN and path.suffix not in (".checkpoint", ".tmp")
+    }
+
+
+def strike(folder: Path, draw: random.Random) -> str | None:
+    """Starts the pipeline and kills it with its workers; the step that was running, None if it came to its end."""
+    log = folder / "log.txt"
+    seen = len(log.read_text()) if log.exists() else 0
+    process = subprocess.Popen(
+        small_command(folder), cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    if draw.random() < EARLY:
+        wait = draw.uniform(0.2, 4.0)
+    else:
+        until = draw.randint(1, 9)  # as many steps of this run are let begin
+        while process.poll() is None and _steps(log, seen) < until:
+            time.sleep(0.01)
+        wait = draw.uniform(0.0, LONGEST_S)
+    try:
+        process.wait(wait)
+        assert process.returncode == 0, f"the rerun failed with {process.returncode}: {log.read_text()[-2000:]}"
+        return None
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    text = log.read_text()[seen:] if log.exists() else ""
+    begun = re.findall(r"step (?:\d+ )?(\w+)$", text, re.MULTILINE)
+    return begun[-1] if begun else "start"
+
+
+def _steps(log: Path, seen: int) -> int:
+    return len(re.findall(r"step (?:\d+ )?\w+$", log.read_text()[seen:], re.MULTILINE)) if log.exists() else 0
+
+
+def stamps(folder: Path) -> dict[str, tuple[int, int]]:
+    """What changes when a file is made again."""
+    return {name: (path.stat().st_ino, path.stat().st_mtime_ns) for name, path in results(folder).items()}
+
+
+def measured(folder: Path) -> dict:
+    """metrics.json less what tells of runs rather than results: seconds, and how much one run has made."""
+    values = json.loads((folder / "metrics.json").read_text())
+    for entry in values.values():
+        for key in ("seconds", "RIB_steps", "images")[: 3 if "of" in entry else 1]:
+            entry.pop(key, None)
+    return values
+
+
+def compare(folder: Path, wanted: Path) -> None:
+    """AssertionError unless both hold the same bytes."""
+    got, want = results(folder), results(wanted)
+    assert got.keys() == want.keys(), f"other files: {sorted(got.keys() ^ want.keys())}"
+    different = [name for name in want if got[name].read_bytes() != want[name].read_bytes()]
+    assert not different, f"other bytes: {different}"
+    assert measured(folder) == measured(wanted)
+    assert not [path for path in folder.rglob("*") if path.suffix in (".tmp", ".checkpoint") or path.name == ".lock"]
+
+
+def kill(n_kills: int, seed: int, say=print) -> Counter:
+    """Strikes `n_kills` times, over as many pipelines as that takes; by step, how often."""
+    draw = random.Random(seed)
+    where: Counter = Counter()
+    with tempfile.TemporaryDirectory() as scratch:
+        wanted = Path(scratch, "in_peace")
+        subprocess.run(small_command(wanted), cwd=ROOT, check=True, capture_output=True, timeout=RUN_S)
+        pipelines = kept = 0
+        while where.total() < n_kills:
+            folder = Path(scratch, f"struck_{pipelines}")
+            finished: dict[str, tuple[int, int]] = {}
+            struck = True
+            while struck:
+                if where.total() < n_kills:
+                    struck = strike(folder, draw)
+                else:
+                    subprocess.run(small_command(folder), cwd=ROOT, check=True, capture_output=True, timeout=RUN_S)
+                    struck = None
+                now = stamps(folder) if folder.exists() else {}
+                twice = [name for name, stamp in finished.items() if now.get(name) != stamp]
+                assert not twice, f"made twice: {twice}"
+                finished = now
+                if struck:
+                    where[struck] += 1
+                    say(f"kill {where.total():>3} in {struck:<16} {len(now):>3} files finished", flush=True)
+            compare(folder, wanted)
+            pipelines, kept = pipelines + 1, kept + len(finished)
+    say(f"{where.total()} kills over {pipelines} pipelines; all {kept} files equal a run in peace, none made twice")
+    say(f"struck in {', '.join(f'{step} {n}' for step, n in where.most_common())}")
+    return where
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    kill(given.kills, given.seed)

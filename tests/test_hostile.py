@@ -1,0 +1,451 @@
+"""Damaged and hostile files, over every reader: a UserError or a sound value, soon, and no code of theirs is run."""
+
+import argparse
+import io
+import os
+import pickle
+import signal
+import sys
+import tarfile
+import warnings
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from scipy.io import savemat
+
+from coco14.dataset import Index
+from coco14.prepare import paint, prepare, read_annotations
+from data.base import read_list, voc_palette
+from data.download import unpack
+from data.folder import Folder
+from data.reading import read_image, read_mask
+from misc import camfile, insfile, made_by, workdir
+from misc.cli import parse
+from misc.errors import UserError
+from misc.files import load_json, load_mask, save_json
+from misc.training import fit
+from net import weights
+from run_sample import STEPS, add_arguments
+from tests.coco_mini import make_coco
+from tests.folder_mini import make_folder
+from tests.voc_devkit import make_devkit
+from voc12.dataset import VOC12
+from voc12.prepare import read_mat
+
+EACH = 26  # mutations of every reader's file; 20 readers and more make well over 500
+LONGEST_S = 20  # a read takes milliseconds
+RNG = np.random.default_rng(0)
+
+
+class Hang(BaseException):
+    """A reader takes too long; not an Exception, so that no reader can swallow it."""
+
+
+class Reader:
+    """A file of one kind and how it is read: `file` is what gets damaged, `read` gives a value, `sound` judges it."""
+
+    def __init__(self, file, read, sound):
+        self.file, self.read, self.sound = Path(file), read, sound
+
+
+def shapes(value):
+    """Kind and shape of the arrays of a dict."""
+    return {name: (array.dtype, array.shape) for name, array in value.items()}
+
+
+def cam_file(folder):
+    path = folder / "x.npy"
+    camfile.save(path, np.arange(2), RNG.random((2, 6, 5)), RNG.random((2, 24, 20)))
+    return Reader(path, lambda: shapes(camfile.load(path)), lambda got, want: got == want)
+
+
+def published_cam_file(folder):
+    path = folder / "x.npy"
+    value = {"keys": torch.arange(2), "cam": torch.rand(2, 6, 5), "high_res": RNG.random((2, 24, 20), np.float32)}
+    np.save(path, value, allow_pickle=True)
+    return Reader(path, lambda: shapes(camfile.load(path)), lambda got, want: got == want)
+
+
+def instance_file(folder):
+    path = folder / "x.npy"
+    insfile.save(path, {"score": RNG.random(3), "mask": RNG.random((3, 9, 8)) > 0.5, "class": np.arange(3)})
+    return Reader(path, lambda: shapes(insfile.load(path)), lambda got, want: got == want)
+
+
+def weights_file(folder):
+    path = folder / "x.pth"
+    torch.save(torch.nn.Linear(3, 2).state_dict(), path)
+    model = torch.nn.Linear(3, 2)
+    return Reader(path, lambda: weights.load(model, path) or shapes_of(model), lambda got, want: got == want)
+
+
+def shapes_of(model):
+    return {name: tuple(value.shape) for name, value in model.state_dict().items()}
+
+
+def checkpoint(folder):
+    path = folder / "x.checkpoint"
+    settings = {"arguments": {"--a": (1, 2)}, "inputs": {}, "code": {}}
+
+    def train(epochs):
+        model = torch.nn.Linear(3, 2)
+        optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+        batches = [torch.ones(2, 3)]
+        return fit(model, lambda m, x: m(x).square().sum(), optimizer, lambda _: batches, epochs, path, "t", settings)
+
+    train(2)
+    return Reader(path, lambda: train(2), lambda got, want: len(got) == len(want))
+
+
+def mask_file(folder):
+    path = folder / "x.png"
+    png = Image.fromarray(RNG.integers(0, 4, (20, 24), dtype=np.uint8))
+    png.putpalette(voc_palette().tobytes())
+    png.save(path)
+    return path
+
+
+def truth_mask(folder):
+    path = mask_file(folder)
+    return Reader(path, lambda: read_mask(path, 20), lambda got, _: got.dtype == np.uint8 and got.ndim == 2)
+
+
+def own_mask(folder):
+    path = mask_file(folder)
+    return Reader(path, lambda: load_mask(path), lambda got, _: got.dtype == np.uint8 and got.ndim == 2)
+
+
+def photograph(ending, **options):
+    def make(folder):
+        path = folder / f"x.{ending}"
+        Image.fromarray(RNG.integers(0, 255, (40, 36, 3), dtype=np.uint8)).save(path, **options)
+        sound = lambda got, _: got.dtype == np.uint8 and got.ndim == 3 and got.shape[2] == 3  # noqa: E731
+        return Reader(path, lambda: read_image(path, exif=True), sound)
+
+    return make
+
+
+def own_images(file):
+    def make(folder):
+        mini = make_folder(folder / "own")
+
+        def read():
+            dataset = Folder(mini.root)
+            names = dataset.names("train")
+            return names, dataset.labels(names)
+
+        return Reader(mini.root / file, read, lambda got, _: got[1].shape[0] == len(got[0]) > 0)
+
+    return make
+
+
+def list_file(folder):
+    path = folder / "list.txt"
+    path.write_text("/JPEGImages/a.jpg /Masks/a.png\nb\n\nKäse\n", encoding="utf-8")
+    return Reader(path, lambda: read_list(path), lambda got, _: all(isinstance(name, str) for name in got))
+
+
+def annotation(folder):
+    kit = make_devkit(folder, n=4)
+    path = kit.folder / "Annotations" / f"{kit.names[0]}.xml"
+    return Reader(path, lambda: VOC12(kit.root).label(kit.names[0]), lambda got, _: got.shape == (20,) and got.any())
+
+
+def coco_json(folder):
+    mini = make_coco(folder, 4, 1)
+    path = mini.json("train")
+
+    def read():
+        images = read_annotations(path)
+        return [paint(image.size, image.objects)[0].shape == image.size for image in images]
+
+    return Reader(path, read, lambda got, _: all(got))
+
+
+def coco_index(folder):
+    mini = make_coco(folder, 4, 1)
+    prepare(mini.root)
+    path = next(mini.root.rglob("*.npz"))
+    return Reader(path, lambda: len(Index.load(path).ids), lambda got, want: got == want)
+
+
+def sbd(folder):
+    path = folder / "x.mat"
+    savemat(path, {"GTcls": {"Segmentation": RNG.integers(0, 20, (20, 24), dtype=np.uint8)}}, do_compression=True)
+    return Reader(path, lambda: read_mat(path), lambda got, _: got.ndim == 2 and got.max() <= 20)
+
+
+def config(folder):
+    path = folder / "c.yaml"
+    path.write_text(yaml.safe_dump({"RIB_iter": 3, "cam_scales": [1.0, 0.5], "overwrite": True, "seeds": "cam"}))
+    read = lambda: parse(STEPS, add_arguments, ["--config", str(path)])[0]  # noqa: E731
+    return Reader(path, read, lambda got, _: got.RIB_iter >= 1 and got.cam_scales[0] == 1.0)
+
+
+def metrics(folder):
+    args = argparse.Namespace(work_dir=str(folder))
+    workdir.record(args, "make_rib_cam", {"seconds": 4.0, "images": 3, "of": 5, "RIB_steps": {"2": 1, "10": 2}})
+    workdir.record(args, "eval_cam", {"seconds": 1.0, "images": 5, "best": {"threshold": 0.1, "miou": 0.5}})
+    path = folder / "metrics.json"
+
+    def read():
+        workdir.record(args, "make_rib_cam", {"seconds": 1.0, "images": 2, "of": 5, "RIB_steps": {"10": 2}})
+        return workdir.metrics(args)
+
+    return Reader(path, read, lambda got, _: isinstance(got["make_rib_cam"]["seconds"], float))
+
+
+def arguments_file(folder):
+    path = folder / "args.json"
+    save_json(path, {"command": "python", "arguments": {"beta": 1.0}, "earlier": [{}]})
+    return Reader(path, lambda: load_json(path), lambda got, _: isinstance(got, dict))
+
+
+def record(folder):
+    path = folder / made_by.NAME
+    now = {"step": "x", "arguments": {"--a": [1, 2]}, "inputs": {"--b": "c"}, "code": {"torch": "2"}}
+    save_json(path, now)
+    return Reader(path, lambda: str(made_by.differences(made_by.read(path), now)), lambda got, _: isinstance(got, str))
+
+
+def archive(folder):
+    path = folder / "x.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for name in ("in/a.txt", "in/b.txt"):
+            file.writestr(name, RNG.bytes(200))
+    return archived(folder, path)
+
+
+def tar_archive(folder):
+    path = folder / "x.tgz"
+    with tarfile.open(path, "w:gz") as file:
+        for name in ("in/a.txt", "in/b.txt"):
+            data = RNG.bytes(200)
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            file.addfile(member, io.BytesIO(data))
+    return archived(folder, path)
+
+
+def archived(folder, path):
+    def read():
+        unpack(path, folder / "root", "out")
+        return sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
+
+    inside = lambda got, _: all(name == path.name or name.startswith("root/out") for name in got)  # noqa: E731
+    return Reader(path, read, inside)
+
+
+READERS = {
+    "CAM": cam_file, "CAM as published": published_cam_file, "instances": instance_file, "weights": weights_file,
+    "checkpoint": checkpoint, "ground truth": truth_mask, "own mask": own_mask, "JPEG": photograph("jpg", quality=90),
+    "PNG": photograph("png"), "WebP": photograph("webp"), "labels.csv": own_images("labels.csv"),
+    "classes.txt": own_images("classes.txt"), "list": list_file, "XML": annotation, "COCO JSON": coco_json,
+    "COCO index": coco_index, "SBD": sbd, "YAML": config, "metrics.json": metrics, "args.json": arguments_file,
+    "record": record, "zip": archive, "tar": tar_archive,
+}  # fmt: skip
+
+
+def mutated(data: bytes, draw: np.random.Generator) -> bytes:
+    """The bytes with some bits turned, cut short, with a piece from elsewhere or of noise in them, or of zeros."""
+    out = bytearray(data)
+    at, length = int(draw.integers(len(out))), int(draw.integers(1, max(2, len(out) // 8)))
+    kind = draw.choice(["bits", "bits", "cut", "splice", "noise", "zeros", "drop", "twice"])
+    if kind == "bits":
+        for position in draw.integers(len(out), size=int(draw.integers(1, 9))):
+            out[position] ^= 1 << int(draw.integers(8))
+    elif kind == "cut":
+        del out[at:]
+    elif kind == "splice":
+        source = int(draw.integers(len(out)))
+        out[at : at + length] = data[source : source + length]
+    elif kind == "noise":
+        out[at : at + length] = draw.bytes(length)
+    elif kind == "zeros":
+        out[at : at + length] = bytes(len(out[at : at + length]))
+    elif kind == "drop":
+        del out[at : at + length]
+    else:
+        out[at:at] = data[at : at + length]
+    return bytes(out)
+
+
+WATCHED = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "subprocess.Popen", "pty.spawn", "socket.connect")
+_ran: list[str] | None = None  # what a reader did that none should, while it is watched
+
+
+def _audit(event, _):
+    if _ran is not None and event.startswith(WATCHED):
+        _ran.append(event)
+
+
+sys.addaudithook(_audit)
+
+
+def guarded(reader):
+    """What reading gives: the value, or the UserError. Anything else is the test's failure."""
+    global _ran
+
+    def late(*_):
+        raise Hang(f"{reader.file} takes over {LONGEST_S} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(LONGEST_S)
+    _ran = []
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return reader.read()
+    except UserError as error:
+        return error
+    finally:
+        ran, _ran = _ran, None
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+        assert not ran, ran
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_damaged_files(tmp_path, kind):
+    reader = READERS[kind](tmp_path)
+    whole = reader.file.read_bytes()
+    wanted = guarded(reader)
+    assert reader.sound(wanted, wanted)
+    refused = 0
+    for i in range(EACH):
+        reader.file.write_bytes(mutated(whole, np.random.default_rng([sorted(READERS).index(kind), i])))
+        got = guarded(reader)
+        if isinstance(got, UserError):
+            refused += 1
+            assert str(got).strip() and "Traceback" not in str(got)
+        else:
+            assert reader.sound(got, wanted), f"mutation {i} of {kind} gives {got}"
+    assert refused  # something is noticed
+
+
+def test_there_are_over_500():
+    assert EACH * len(READERS) > 500
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_files_that_are_empty_or_something_else(tmp_path, kind):
+    reader = READERS[kind](tmp_path)
+    wanted = guarded(reader)
+    for content in (b"", b"\x00" * 4096, b"\xff\xfe" * 50, b"[" * 100_000, b'{"a": ' * 50_000, pickle.dumps({"a": 1})):
+        reader.file.write_bytes(content)
+        got = guarded(reader)
+        if not isinstance(got, UserError):
+            assert reader.sound(got, wanted), content[:20]
+
+
+class Payload:
+    """Unpickled by anything that is not careful, it makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.mark.parametrize("kind", ["CAM", "instances", "weights", "checkpoint"])
+def test_code_is_not_run(tmp_path, kind):
+    trace = tmp_path / "it_ran"
+    reader = READERS[kind](tmp_path)
+    for value in (Payload(trace), {"keys": Payload(trace), "mask": Payload(trace), "model": Payload(trace)}):
+        if reader.file.suffix == ".npy":
+            np.save(reader.file, np.array(value, dtype=object), allow_pickle=True)
+            careless = lambda: np.load(reader.file, allow_pickle=True)  # noqa: E731
+        else:
+            torch.save(value, reader.file)
+            careless = lambda: torch.load(reader.file, weights_only=False)  # noqa: E731
+        assert isinstance(guarded(reader), UserError)
+        assert not trace.exists()
+        careless()  # it would have run
+        assert trace.exists()
+        trace.unlink()
+
+
+def test_an_image_of_20_000_pixels_a_side_is_not_decoded(tmp_path):
+    path = tmp_path / "x.png"
+    Image.new("1", (20_000, 20_000)).save(path)
+    with pytest.raises(UserError, match="the limit is 100 megapixels; scale the image down"):
+        read_image(path)
+    with pytest.raises(UserError, match="megapixels"):
+        read_mask(path, 20)
+    with pytest.raises(UserError, match="not a whole mask"):
+        load_mask(path)
+    Image.new("1", (12_000, 12_000)).save(path)
+    with pytest.raises(UserError, match="12000 x 12000 pixels, over the limit of 100 megapixels"):
+        read_image(path)
+
+
+def test_a_cam_file_of_another_image(tmp_path):
+    reader = cam_file(tmp_path)
+    assert camfile.load(reader.file, (24, 20))["high_res"].shape == (2, 24, 20)
+    with pytest.raises(
+        UserError, match=r"x\.npy is not a whole CAM file: is of an image of \(24, 20\), wanted \(20, 24"
+    ):
+        camfile.load(reader.file, (20, 24))
+
+
+@pytest.mark.parametrize("keys", [[0, 0], [-1, 2], [3, 300]])
+def test_a_cam_file_of_no_classes(tmp_path, keys):
+    camfile.save(tmp_path / "x.npy", np.array(keys), np.zeros((2, 6, 5)), np.zeros((2, 24, 20)))
+    with pytest.raises(UserError, match="are not classes"):
+        camfile.load(tmp_path / "x.npy")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_cam_file_of_no_numbers(tmp_path, value):
+    camfile.save(tmp_path / "x.npy", np.arange(2), np.full((2, 6, 5), value), np.zeros((2, 24, 20)))
+    with pytest.raises(UserError, match="not finite"):
+        camfile.load(tmp_path / "x.npy")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "1", "I;16", "LA"])
+def test_masks_of_another_kind(tmp_path, mode):
+    Image.new(mode, (5, 4)).save(tmp_path / "x.png")
+    with pytest.raises(UserError, match=f"its mode is {mode}, wanted"):
+        load_mask(tmp_path / "x.png")
+
+
+@pytest.mark.parametrize(
+    "values", ["1", "[]", '{"seconds": "x"}', '{"seconds": [1]}', '{"RIB_steps": {"x": 1}}', '{"images": {"1": 2}}']
+)
+def test_metrics_of_another_kind(tmp_path, values):
+    reader = metrics(tmp_path)
+    reader.file.write_text(f'{{"make_rib_cam": {values}}}')
+    assert isinstance(guarded(reader), UserError)
+
+
+@pytest.mark.parametrize("name", ["../out.txt", "/tmp/out.txt", "a/../../out.txt", "C:\\out.txt", "..\\out.txt"])
+def test_members_that_leave_the_folder(tmp_path, name):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as file:
+        file.writestr(name, "x")
+    with pytest.raises(UserError, match="outside the folder"):
+        unpack(tmp_path / "x.zip", tmp_path / "root", "out")
+    assert not [path for path in tmp_path.rglob("out.txt")]
+
+
+def test_words_that_grow(tmp_path):
+    """A few lines of XML or YAML that stand for billions of words."""
+    kit = make_devkit(tmp_path, n=4)
+    entities = "".join(f'<!ENTITY e{i + 1} "{f"&e{i};" * 10}">' for i in range(12))
+    path = kit.folder / "Annotations" / f"{kit.names[0]}.xml"
+    path.write_text(f'<!DOCTYPE x [<!ENTITY e0 "cat">{entities}]><a><object><name>&e12;</name></object></a>')
+    reader = Reader(path, lambda: VOC12(kit.root).label(kit.names[0]), None)
+    assert isinstance(guarded(reader), UserError)
+    grow = ["x:", "  - &a0 [x, x]", *(f"  - &a{i + 1} [{', '.join([f'*a{i}'] * 9)}]" for i in range(12))]
+    config = tmp_path / "c.yaml"
+    reader = Reader(config, lambda: parse(STEPS, add_arguments, ["--config", str(config)]), None)
+    for key in ("cam_scales", "seed", "3"):
+        config.write_text("\n".join([grow[0].replace("x", key), *grow[1:]]))
+        assert isinstance(guarded(reader), UserError)
+    config.write_text(f"cam_scales: {'[' * 3000}{']' * 3000}")
+    assert isinstance(guarded(reader), UserError)

@@ -1,0 +1,245 @@
+"""Records of what made results: another argument, input or code stops a run instead of mixing."""
+
+import argparse
+import json
+import logging
+
+import pytest
+import torch
+
+from data import preset
+from misc import made_by, workdir
+from misc.errors import UserError
+from misc.training import begin, finish, to_train
+from run_sample import STEPS
+
+NAMES = [f"train_{i:05d}" for i in range(4)]
+
+
+def arguments(tmp_path, **changed):
+    """The arguments of a run on shapes as the steps get them."""
+    places = dict.fromkeys(workdir.PLACES)
+    values = {name: value for name, (value, _) in preset("shapes").items()}
+    common = {
+        "dataset": "shapes", "data_root": None, "work_dir": str(tmp_path), "seed": 0, "precision": "fp32", "limit": 4,
+        "overwrite": False, "bad_images": {}, "seeds": "cam_rib", "device": "cpu", "num_workers": 1,
+        "crf_backend": "auto", "shapes_train": 8, "shapes_val": 4, "shapes_size": 48,
+    }  # fmt: skip
+    return argparse.Namespace(**{**values, **places, **common, **changed})
+
+
+def make(args, argument="cam_out_dir", names=NAMES, suffix=".npy"):
+    """Makes what is pending; returns it."""
+    todo = workdir.pending(args, argument, names, suffix)
+    for name in todo:
+        workdir.result_file(args, argument, name, suffix).write_bytes(name.encode())
+    return todo
+
+
+@pytest.fixture
+def weights(tmp_path):
+    path = tmp_path / "sess" / "res50_cam.pth"
+    path.parent.mkdir()
+    path.write_bytes(b"weights")
+    return path
+
+
+def test_every_place_belongs_to_a_step_and_names_arguments_that_there_are(tmp_path):
+    args = arguments(tmp_path)
+    modules = {step.name: step.module for step in STEPS}
+    for argument, entry in workdir.PLACES.items():
+        assert modules[entry.step] == f"step.{entry.step}"
+        record = workdir.what_makes(args, argument)
+        for pattern in entry.arguments:
+            stem = pattern.rstrip("*")
+            assert any(key.startswith(f"--{stem}") for key in record["arguments"]), pattern
+        assert f"step/{entry.step}.py" in record["code"] and "data/shapes.py" in record["code"]
+        assert record["inputs"].keys() == {f"--{name}" for name in entry.inputs}
+
+
+def test_the_machine_does_not_count(tmp_path, weights):
+    changed = {"device": "cuda", "num_workers": 7, "crf_backend": "torch", "limit": None, "overwrite": True}
+    for argument in ("cam_out_dir", "ir_label_out_dir", "sem_seg_out_dir"):
+        before = workdir.what_makes(arguments(tmp_path), argument)
+        now = workdir.what_makes(arguments(tmp_path, **changed), argument)
+        assert not any(made_by.differences(before, now))
+
+
+def test_the_same_again_goes_on_with_more_images(tmp_path, weights):
+    assert make(arguments(tmp_path), names=NAMES[:2]) == NAMES[:2]
+    assert make(arguments(tmp_path, limit=None)) == NAMES[2:]
+    assert make(arguments(tmp_path)) == []
+
+
+@pytest.mark.parametrize("there", [2, 4])
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"cam_scales": (1.0, 0.5)}, "--cam_scales 1,0.5,1.5,2 then, 1,0.5 now"),
+        ({"precision": "bf16"}, "--precision fp32 then, bf16 now"),
+        ({"seed": 3}, "--seed 0 then, 3 now"),
+        ({"shapes_size": 64}, "--shapes_size 48 then, 64 now"),
+    ],
+)
+def test_another_argument_stops(tmp_path, weights, there, changed, told):
+    make(arguments(tmp_path), names=NAMES[:there])
+    with pytest.raises(UserError) as error:
+        workdir.pending(arguments(tmp_path, **changed), "cam_out_dir", NAMES, ".npy")
+    message = str(error.value)
+    assert told in message and "--overwrite" in message and "another --work_dir" in message and "\n" not in message
+    assert message.count(" then, ") == 1
+    assert make(arguments(tmp_path, **changed, work_dir=str(tmp_path / "another"))) == NAMES
+
+
+def test_a_run_that_made_nothing_binds_nobody(tmp_path, weights):
+    workdir.pending(arguments(tmp_path), "cam_out_dir", NAMES, ".npy")
+    assert make(arguments(tmp_path, cam_scales=(1.0, 0.5)), names=NAMES[:2]) == NAMES[:2]
+    with pytest.raises(UserError, match=r"--cam_scales 1,0\.5 then"):
+        make(arguments(tmp_path), names=NAMES[2:])  # none of these is there, but others are
+
+
+def test_other_weights_stop(tmp_path, weights):
+    make(arguments(tmp_path), names=NAMES[:2])
+    weights.write_bytes(b"WEIGHTS")
+    with pytest.raises(UserError, match=r"--cam_weights_name [0-9a-f]{64} then, [0-9a-f]{64} now"):
+        make(arguments(tmp_path))
+
+
+def test_a_change_upstream_goes_down_the_chain(tmp_path, weights):
+    make(arguments(tmp_path), "cam_rib_out_dir")
+    make(arguments(tmp_path), "ir_label_out_dir", suffix=".png")
+    assert make(arguments(tmp_path), "ir_label_out_dir", suffix=".png") == []
+    make(arguments(tmp_path, overwrite=True, RIB_iter=3), "cam_rib_out_dir")
+    with pytest.raises(UserError, match="ir_label was made otherwise: --seeds"):
+        make(arguments(tmp_path, RIB_iter=3), "ir_label_out_dir", suffix=".png")
+    with pytest.raises(UserError, match="--seeds cam_rib then, cam now"):
+        make(arguments(tmp_path, RIB_iter=3, seeds="cam"), "ir_label_out_dir", suffix=".png")
+
+
+def test_companions_come_from_a_list_that_counts(tmp_path, weights):
+    make(arguments(tmp_path), "cam_rib_out_dir", NAMES[:2])
+    with pytest.raises(UserError, match=r"--train_list 4 images \(\w+\) then, 8 images \(\w+\) now"):
+        make(arguments(tmp_path, limit=None), "cam_rib_out_dir")
+
+
+def other_code(monkeypatch):
+    plain = made_by.of_code
+    changed = {"misc/cam.py": "0123456789abcdef"}
+    monkeypatch.setattr(made_by, "of_code", lambda *of: {**plain(*of), **changed})
+
+
+def test_other_code_stops_what_is_unfinished_only(tmp_path, weights, monkeypatch, caplog):
+    make(arguments(tmp_path), names=NAMES[:2])
+    other_code(monkeypatch)
+    with pytest.raises(UserError, match=r"the code of misc/cam\.py has changed"):
+        make(arguments(tmp_path))
+    assert make(arguments(tmp_path), names=NAMES[:2]) == []
+    warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warnings) == 1 and "misc/cam.py" in warnings[0].getMessage()
+
+
+def test_overwrite_makes_all_anew_and_a_cut_leaves_nothing_old(tmp_path, weights):
+    make(arguments(tmp_path))
+    other = {"cam_scales": (1.0, 0.5)}
+    assert workdir.pending(arguments(tmp_path, overwrite=True, **other), "cam_out_dir", NAMES, ".npy") == NAMES
+    assert [path.name for path in (tmp_path / "cam").iterdir()] == [made_by.NAME]  # cut off here
+    assert make(arguments(tmp_path, **other)) == NAMES
+    assert make(arguments(tmp_path, overwrite=True, **other)) == NAMES  # the same: nothing is removed first
+    with pytest.raises(UserError, match=r"holds 3 results besides those of this list"):
+        make(arguments(tmp_path, overwrite=True), names=NAMES[:1])
+
+
+def test_results_without_record_are_taken_as_they_are(tmp_path, weights, caplog):
+    caplog.set_level(logging.INFO)
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    for name in NAMES:
+        (folder / f"{name}.npy").write_bytes(b"theirs")
+    args = arguments(tmp_path, cam_out_dir=str(folder))
+    assert make(args) == []
+    assert "4 results in" in caplog.text and "taken as they are" in caplog.text
+    assert not (folder / made_by.NAME).exists()  # nothing is written into it
+    more = [*NAMES, "train_00004"]
+    assert make(args, names=more) == more[4:]
+    assert json.loads((folder / made_by.NAME).read_text())["taken_as_they_were"] == 4
+    make(arguments(tmp_path, seeds="cam", cam_out_dir=str(folder)), "ir_label_out_dir", suffix=".png")
+
+
+def test_a_record_that_was_deleted_is_a_way_out(tmp_path, weights):
+    make(arguments(tmp_path))
+    other = arguments(tmp_path, cam_scales=(1.0, 0.5))
+    with pytest.raises(UserError) as error:
+        make(other)
+    path = workdir.record_path(other, "cam_out_dir")
+    assert str(error.value).endswith(f"delete {path}")
+    path.unlink()
+    assert make(other) == []
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"arguments": 1, "inputs": {}, "code": {}}', "\x00"])
+def test_a_damaged_record_is_one_line(tmp_path, weights, content):
+    make(arguments(tmp_path))
+    workdir.record_path(arguments(tmp_path), "cam_out_dir").write_text(content)
+    with pytest.raises(UserError, match=r"made_by\.json"):
+        make(arguments(tmp_path))
+
+
+def trained(args):
+    """What a training step does around its training."""
+    if to_train(args, "cam_weights_name"):
+        _, settings = begin(args, "cam_weights_name")
+        finish(args, "cam_weights_name", torch.nn.Linear(1, 1), settings)
+        return True
+    return False
+
+
+def test_trained_weights_have_a_record(tmp_path, monkeypatch, caplog):
+    assert trained(arguments(tmp_path)) and not trained(arguments(tmp_path))
+    with pytest.raises(UserError, match=r"res50_cam\.pth was made otherwise: --cam_num_epoches 17 then, 2 now"):
+        trained(arguments(tmp_path, cam_num_epoches=2))
+    with pytest.raises(UserError, match=r"--train_list 4 images"):
+        trained(arguments(tmp_path, limit=None))
+    assert not trained(arguments(tmp_path, beta=1.0, cam_scales=(1.0, 0.5), cam_power=2.0))  # of later steps
+    named = str(tmp_path / "sess" / "res50_cam.pth")
+    assert not trained(arguments(tmp_path, cam_num_epoches=2, cam_weights_name=named))
+    assert "was named and is taken as it is" in caplog.text
+    other_code(monkeypatch)
+    caplog.clear()
+    assert not trained(arguments(tmp_path)) and "made by other code and is kept" in caplog.text
+    assert trained(arguments(tmp_path, cam_num_epoches=2, overwrite=True))
+    assert not trained(arguments(tmp_path, cam_num_epoches=2))
+
+
+def test_overwriting_weights_removes_the_old_ones_first(tmp_path):
+    trained(arguments(tmp_path))
+    begin(arguments(tmp_path, overwrite=True, cam_num_epoches=2), "cam_weights_name")  # and is cut off
+    assert not (tmp_path / "sess" / "res50_cam.pth").exists()
+    assert to_train(arguments(tmp_path, cam_num_epoches=2), "cam_weights_name")
+
+
+def test_the_start_of_a_training_is_an_input(tmp_path):
+    start = tmp_path / "start.pth"
+    start.write_bytes(b"one")
+    trained(arguments(tmp_path, cam_init=str(start)))
+    start.write_bytes(b"two!")
+    with pytest.raises(UserError, match="--cam_init"):
+        trained(arguments(tmp_path, cam_init=str(start)))
+
+
+def test_code_is_compared_without_comments(tmp_path):
+    plain = tmp_path / "plain.py"
+    plain.write_text("from misc import cam\n\ndef f(x):\n    return x + 1\n")
+    wordy = tmp_path / "b" / "plain.py"
+    wordy.parent.mkdir()
+    wordy.write_text('"""Words."""\nfrom misc import cam  # why\n\n\ndef f(x):\n    """More."""\n    return (x + 1)\n')
+    other = tmp_path / "c" / "plain.py"
+    other.parent.mkdir()
+    other.write_text("from misc import cam\n\ndef f(x):\n    return x + 2\n")
+    of = [made_by.of_code((), (path,)) for path in (plain, wordy, other)]
+    assert of[0] == of[1] != of[2] and "misc/cam.py" in of[0] and "misc/rib.py" not in of[0]
+
+
+def test_code_follows_imports(tmp_path):
+    cam, rib = (set(made_by.of_code((f"step.{name}",))) for name in ("make_cam", "make_rib_cam"))
+    assert {"net/resnet50_cam.py", "misc/cam.py", "data/loaders.py", "misc/torchutils.py"} <= cam
+    assert "misc/rib.py" in rib - cam and not {"misc/files.py", "misc/workdir.py", "misc/viz.py"} & rib

@@ -1,0 +1,129 @@
+"""SIGTERM and Ctrl-C end a run, whatever it is doing, with one line and nothing left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import small_command
+
+ROOT = Path(__file__).parent.parent
+WAIT_S = 60  # until the moment has come; generous, for the machine may be busy
+
+
+def wait_for(condition, process):
+    end = time.monotonic() + WAIT_S
+    while not condition():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < end, "the moment never came"
+        time.sleep(0.05)
+
+
+def group_is_gone(group):
+    end = time.monotonic() + WAIT_S
+    while time.monotonic() < end:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def start(command):
+    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "how", "steps", "arguments", "sign"),
+    [
+        (signal.SIGINT, 130, "interrupted", "1", ["--cam_num_epoches", "1000"], "sess/res50_cam.checkpoint"),
+        (signal.SIGTERM, 143, "stopped by SIGTERM", "1,4", ["--RIB_iter", "1000"], "cam_rib/.made_by.json"),
+    ],
+)
+def test_a_signal_ends_the_run(tmp_path, number, code, how, steps, arguments, sign):
+    process = start(small_command(tmp_path, "--steps", steps, "--num_workers", "2", *arguments))
+    wait_for((tmp_path / sign).exists, process)
+    if "cam_rib" in sign:
+        time.sleep(1.0)  # until its workers are busy
+    process.send_signal(number)
+    _, said = process.communicate(timeout=WAIT_S)
+    assert process.returncode == code
+    assert said.splitlines()[-1] == f"run_sample.py: {how}; the same command goes on where it stopped"
+    assert "Traceback" not in said
+    assert group_is_gone(process.pid)  # its loader workers too
+    assert not [path for path in tmp_path.rglob("*") if path.suffix == ".tmp" or path.name == ".lock"]
+
+
+FORKS = """
+import os, sys, time
+from misc.stopping import on_signals
+with on_signals(first=True):
+    for _ in range(3):
+        if os.fork() == 0:
+            time.sleep(600)
+            os._exit(0)
+    print("forked", file=sys.stderr, flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process ask to die with its parent")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_workers_end_with_their_parent(number):
+    process = start([sys.executable, "-c", FORKS])
+    assert process.stderr.readline() == "forked\n"
+    process.send_signal(number)
+    process.wait(WAIT_S)
+    assert group_is_gone(process.pid)
+
+
+BUSY = """
+import hashlib, sys
+from misc.stopping import on_signals
+with on_signals(first=True, again="go on"):
+    print("busy", file=sys.stderr, flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"a", b"b", 2**31 - 1)  # hours outside Python
+"""
+
+
+def test_a_signal_ends_what_computes_outside_python():
+    process = start([sys.executable, "-c", BUSY])
+    assert process.stderr.readline() == "busy\n"
+    process.terminate()
+    _, said = process.communicate(timeout=WAIT_S)
+    assert (process.returncode, said) == (143, "\nrun_sample.py: stopped by SIGTERM; go on\n")
+
+
+FORKED = """
+import os, signal, sys, time
+from misc.stopping import on_signals
+with on_signals(first=True):
+    child = os.fork()
+    if child == 0:
+        time.sleep(60)
+        os._exit(0)
+    time.sleep(0.5)
+    os.kill(child, signal.SIGINT)  # ignored: Ctrl-C reaches the parent too, which ends it
+    time.sleep(0.2)
+    assert os.waitpid(child, os.WNOHANG) == (0, 0)
+    os.kill(child, signal.SIGTERM)
+    _, status = os.waitpid(child, 0)
+    print(os.WTERMSIG(status), file=sys.stderr)
+    time.sleep(0.5)  # the parent lives on
+    alive = os.fork()
+    if alive == 0:
+        time.sleep(60)
+        os._exit(0)
+os.kill(alive, signal.SIGKILL)  # leaving did not wait for it
+print(signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, file=sys.stderr)
+"""
+
+
+def test_the_signals_of_workers_are_their_own():
+    done = subprocess.run([sys.executable, "-c", FORKED], cwd=ROOT, capture_output=True, text=True, timeout=WAIT_S)
+    assert (done.returncode, done.stderr) == (0, f"{int(signal.SIGTERM)}\nTrue\n")
