@@ -15,11 +15,13 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from run_sample import STEPS
 from tests.helpers import ROOT, small_command
 
 AGAIN = ("args.json", "log.txt", "metrics.json", "overview.png", "thresholds.png", ".lock")  # of every run
-EARLY = 0.2  # share of the kills that may strike before the first step, while the program starts
-LONGEST_S = 2.5  # from the begin of a step to the kill; the steps take about a second or two
+NAMES = [step.name for step in STEPS if step.number is not None]
+EARLY = 0.15  # share of the kills that may strike before the first step, while the program starts
+LONGEST_S = 1.0  # from the begin of a step to the kill; the steps take about a second or two
 RUN_S = 600
 
 
@@ -42,8 +44,8 @@ def strike(folder: Path, draw: random.Random) -> str | None:
     if draw.random() < EARLY:
         wait = draw.uniform(0.2, 4.0)
     else:
-        until = draw.randint(1, 9)  # as many steps of this run are let begin
-        while process.poll() is None and _steps(log, seen) < until:
+        target = draw.choice(NAMES)
+        while process.poll() is None and target not in _begun(log, seen):
             time.sleep(0.01)
         wait = draw.uniform(0.0, LONGEST_S)
     try:
@@ -53,13 +55,12 @@ def strike(folder: Path, draw: random.Random) -> str | None:
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    text = log.read_text()[seen:] if log.exists() else ""
-    begun = re.findall(r"step (?:\d+ )?(\w+)$", text, re.MULTILINE)
-    return begun[-1] if begun else "start"
+    return next(reversed(_begun(log, seen)), "start")
 
 
-def _steps(log: Path, seen: int) -> int:
-    return len(re.findall(r"step (?:\d+ )?\w+$", log.read_text()[seen:], re.MULTILINE)) if log.exists() else 0
+def _begun(log: Path, seen: int) -> list[str]:
+    """The steps that a log tells of after its first `seen` characters."""
+    return re.findall(r"step (?:\d+ )?(\w+)$", log.read_text()[seen:], re.MULTILINE) if log.exists() else []
 
 
 def stamps(folder: Path) -> dict[str, tuple[int, int]]:
@@ -99,7 +100,7 @@ def kill(n_kills: int, seed: int, say=print) -> Counter:
             finished: dict[str, tuple[int, int]] = {}
             struck = True
             while struck:
-                if where.total() < n_kills:
+                if where.total() < n_kills and finished.keys() < results(wanted).keys():
                     struck = strike(folder, draw)
                 else:
                     subprocess.run(small_command(folder), cwd=ROOT, check=True, capture_output=True, timeout=RUN_S)
