@@ -48,14 +48,21 @@ def on_signals(first: bool, again: str = GO_ON) -> Iterator[None]:
 @lru_cache(maxsize=1)
 def _watch_forks() -> None:
     library = ctypes.CDLL(None) if sys.platform == "linux" else None
-    os.register_at_fork(after_in_child=lambda: _in_child(library))
+    parent: list[int] = []
+    os.register_at_fork(
+        before=lambda: parent.append(os.getpid()),
+        after_in_parent=parent.pop,
+        after_in_child=lambda: _in_child(library, parent.pop()),
+    )
 
 
-def _in_child(library: ctypes.CDLL | None) -> None:
+def _in_child(library: ctypes.CDLL | None, parent: int) -> None:
     """A worker process has no such thread: it ends with its parent, and a signal of its own must not reach that."""
     if signal.getsignal(signal.SIGTERM) is _nothing:
         if library is not None:
             library.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
+            if os.getppid() != parent:  # it was gone before it could be asked for
+                os._exit(1)
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -103,7 +103,7 @@ def test_a_step_that_went_on_is_recorded_as_one(tmp_path):
     workdir.record(args, "make_rib_cam", {"seconds": 4.0, "images": 3, "of": 5, "RIB_steps": {"2": 1, "10": 2}})
     workdir.record(args, "make_rib_cam", {"seconds": 2.5, "images": 2, "of": 5, "RIB_steps": {"10": 2}})
     wanted = {"seconds": 6.5, "images": 5, "of": 5, "RIB_steps": {"2": 1, "10": 4}}
-    assert workdir.metrics(args) == {"make_rib_cam": wanted}
+    assert workdir.metrics(args) == {"schema": 1, "make_rib_cam": wanted}
     workdir.record(args, "make_rib_cam", {"seconds": 0.1, "images": 0, "of": 5, "RIB_steps": {}})
     assert workdir.metrics(args)["make_rib_cam"] == wanted
     workdir.record(args, "make_rib_cam", {"seconds": 7.0, "images": 5, "of": 5, "RIB_steps": {"10": 5}})  # all anew

@@ -290,6 +290,7 @@ def test_accumulated_parts_are_the_whole_batch(tmp_path):
         torch.testing.assert_close(states[1][name], value, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_four_images_are_learnt_by_heart():
     rng = np.random.default_rng(0)
     classes = rng.permuted(np.tile(np.arange(5), (4, 1)), axis=1)[:, None, :2]
@@ -299,7 +300,7 @@ def test_four_images_are_learnt_by_heart():
     truth = torch.from_numpy(labels)
     torch.manual_seed(0)
     model = build("deeplabv2_resnet14", 5, MSC, (1, 2, 3, 4), scratch=True)
-    args = argparse.Namespace(seg_lr=1e-3, seg_weight_decay=5e-4, seg_momentum=0.9, seg_iter=20)
+    args = argparse.Namespace(seg_lr=1e-3, seg_weight_decay=5e-4, seg_momentum=0.9, seg_iter=30)
     optimizer, scheduler = optimize(args, model)
     for _ in range(args.seg_iter):
         model.train()
