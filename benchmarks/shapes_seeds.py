@@ -1,4 +1,4 @@
-"""The story of `shapes` over several seeds: plain CAM seed, RIB seed and pseudo mask, each with mean and spread.
+"""The story of `shapes` over several seeds: seeds, pseudo masks, segmentation networks, each with mean and spread.
 
     python -m benchmarks.shapes_seeds --seeds 0 1 2 [--work_dir result/seeds] [-- any argument of run_sample.py]
 
@@ -17,7 +17,14 @@ import numpy as np
 from misc.files import save_json, write_atomic
 
 ROOT = Path(__file__).resolve().parent.parent
-STAGES = (("seed, CAM", "eval_cam"), ("seed, RIB", "eval_rib_cam"), ("pseudo mask", "eval_sem_seg"))
+STAGES = (
+    ("seed, CAM", lambda metrics: metrics["eval_cam"]["best"]["miou"]),
+    ("seed, RIB", lambda metrics: metrics["eval_rib_cam"]["best"]["miou"]),
+    ("pseudo mask", lambda metrics: metrics["eval_sem_seg"]["miou"]),
+    ("network trained on RIB's masks", lambda metrics: metrics["eval_seg"]["comparison"]["rib"]),
+    ("network trained on CAM's masks", lambda metrics: metrics["eval_seg"]["comparison"]["cam"]),
+    ("network trained on the truth", lambda metrics: metrics["eval_seg"]["comparison"]["truth"]),
+)
 
 
 def main() -> int:
@@ -43,7 +50,7 @@ def main() -> int:
         if code:
             return code
         metrics[seed] = json.loads((folder / "metrics.json").read_text())
-    values = {label: [100 * _miou(metrics[seed][step]) for seed in args.seeds] for label, step in STAGES}
+    values = {label: [100 * miou(metrics[seed]) for seed in args.seeds] for label, miou in STAGES}
     lines = [
         f"| shapes, mIoU | {' | '.join(f'seed {seed}' for seed in args.seeds)} | mean | spread |",
         "|---" * (len(args.seeds) + 3) + "|",
@@ -57,11 +64,6 @@ def main() -> int:
     write_atomic(args.work_dir / "seeds.md", lambda file: file.write(text.encode()))
     print(text, end="")
     return 0
-
-
-def _miou(values: dict) -> float:
-    """Of a seed the best of the sweep, of a mask its one value."""
-    return values["best"]["miou"] if "best" in values else values["miou"]
 
 
 if __name__ == "__main__":
