@@ -22,6 +22,8 @@ def explain(error: BaseException) -> tuple[str, int] | None:
         return f"interrupted; {GO_ON}", 130
     if isinstance(error, FloatingPointError):
         return text, 1
+    if isinstance(error, BrokenPipeError):
+        return f"what read the output has ended; {GO_ON}", 1
     if isinstance(error, OSError):
         return _of_system(error), 2
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
