@@ -100,7 +100,7 @@ def test_metrics_and_provenance(finished):
     assert pixels == 10 * 96 * 96
     assert set(metrics["eval_seg"]["comparison"]) == {"rib", "cam", "truth"}
     assert metrics["eval_seg"]["comparison"]["rib"] == metrics["eval_seg"]["miou"]
-    assert re.search(r"^segmentation network from truth +\d", printed, re.MULTILINE)
+    assert re.search(r"^network from truth +\d", printed, re.MULTILINE)
     assert f"{100 * metrics['eval_sem_seg']['miou']:.1f}" in printed and "overview.png" in printed
     args = json.loads((folder / "args.json").read_text())
     assert args["arguments"]["RIB_iter"] == 3 and args["sources"]["RIB_iter"] == "command line"

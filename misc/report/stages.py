@@ -42,9 +42,9 @@ def scored(measured: dict) -> list[Stage]:
 
 def variants(measured: dict) -> list[tuple[str, str]]:
     """Further figures of the segmentation network: (label, path): before the CRF, or trained on other masks."""
-    found = [("segmentation network, before CRF", "eval_seg.before_crf.miou")]
+    found = [("network, before CRF", "eval_seg.before_crf.miou")]
     for labels in at(measured, "eval_seg.comparison") or {}:
-        found.append((f"segmentation network from {labels}", f"eval_seg.comparison.{labels}"))
+        found.append((f"network from {labels}", f"eval_seg.comparison.{labels}"))
     return [(label, path) for label, path in found if isinstance(at(measured, path), int | float)]
 
 
