@@ -9,10 +9,12 @@ largest image, and the whole step `make_rib_cam` with fresh companions, decoded 
 """
 
 import argparse
+import copy
 import json
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -21,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+import run_sample
 from benchmarks import reference
 from benchmarks.common import Row, measure, photo, row, write
 from data.transforms import pyramid
@@ -41,10 +44,13 @@ def main() -> int:
     args = _arguments()
     device = resolve_device(args.device)
     torch.backends.cudnn.benchmark = False  # as in the program: every image has another size
-    rows = [*bench_compute(args, device), *bench_step(args, device)]
-    if device.type == "cuda":
-        rows.append(bench_memory(args, device))
-    print(write(rows, args.out, "rib_gpu"))
+    rows: list[Row] = []
+    parts = [bench_compute, bench_memory, bench_step] if device.type == "cuda" else [bench_compute, bench_step]
+    for part in parts:  # the table is written after each: what has been measured is not lost
+        for made in part(args, device):
+            rows.append(made)
+            table = write(rows, args.out, "rib_gpu")
+    print(table)
     return 0
 
 
@@ -56,7 +62,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--companions", type=int, default=20, metavar="B", help="companions per step")
     parser.add_argument("--steps", type=int, default=10, metavar="K", help="RIB steps per image")
     parser.add_argument("--network", default="resnet50", choices=("resnet50", "resnet14"))
-    parser.add_argument("--precisions", default="fp32,tf32,bf16", help="joined by commas")
+    choices = ("fp32", "tf32", "bf16")
+    parser.add_argument("--precisions", nargs="+", default=choices, choices=choices, metavar="P", help="some of them")
     parser.add_argument("--runs", type=int, default=5, metavar="N", help="measured images per row")
     parser.add_argument("--images", type=int, default=40, metavar="N", help="images of the whole step")
     parser.add_argument("--pool", type=int, default=400, metavar="N", help="crops in the companion pool")
@@ -66,72 +73,89 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def bench_compute(args: argparse.Namespace, device: torch.device) -> list[Row]:
+def bench_compute(args: argparse.Namespace, device: torch.device) -> Iterator[Row]:
     """One image after another with companions on the device: the plain form, then RIB in every precision."""
     levels, label, companions = _inputs(args, tuple(args.size), device)
     settings = {"lr": LEARNING_RATE, "n_iter": args.steps, "score_th": 0.4}
-    set_precision("fp32")
+    model = _model(args, device)
+    trained = copy.deepcopy(model.state_dict())
 
     def plain() -> list[torch.Tensor]:
-        return reference.plain_rib(_model(args, device), levels, label, companions, **settings)
+        model.load_state_dict(trained)
+        return reference.plain_rib(model, levels, label, companions, **settings)
 
+    set_precision("tf32")  # as PyTorch computes convolutions where nothing is said
+    eager, _ = measure(_finished(plain, device), runs=2)
+    yield row(f"RIB, plain form, tf32, {_shape(args)}", eager)
+    set_precision("fp32")
     slow, wanted = measure(_finished(plain, device), runs=2)
-    out = [row(f"RIB, plain form, fp32, {_shape(args)}", slow)]
-    for precision in args.precisions.split(","):
+    yield row("RIB, plain form, fp32", slow)
+    for precision in args.precisions:
+        against = ("plain form, fp32", slow) if precision == "fp32" else ("plain form, tf32", eager)
         for compiled in (False, True) if args.compile else (False,):
             set_precision(precision)
-            rib = RIB(_model(args, device), stop_th=1e30, explode_ratio=2.0, precision=precision, **settings)
+            model.load_state_dict(trained)
+            rib = RIB(model, stop_th=1e30, explode_ratio=2.0, precision=precision, **settings)
+            count = _teraflop(rib, levels, label, companions)
             if compiled:
                 rib.folded.net.upper = torch.compile(rib.folded.net.upper, dynamic=True)
             fast, (got, _) = measure(_finished(lambda rib=rib: rib.run(levels, label, companions), device), args.runs)
             error = max(float((g[3] - w[3]).abs().max() / w[3].abs().max()) for g, w in zip(got, wanted, strict=True))
             seconds = float(np.median(fast))
-            count = _arithmetic(rib, levels, label, companions, seconds, device)
-            note = f"error {error:.1e}; {3600 / seconds:.0f} images/h; {_hours(seconds)}; {count}"
-            out.append(row(f"RIB, {precision}{', compiled' if compiled else ''}", fast, "plain form", slow, note))
-    return out
+            note = f"error {error:.1e}; {_pace(seconds)}; {_arithmetic(count, seconds, device)}"
+            yield row(f"RIB, {precision}{', compiled' if compiled else ''}", fast, *against, note)
 
 
-def bench_step(args: argparse.Namespace, device: torch.device) -> list[Row]:
-    """The whole step with files, loaders and results, fresh companions against a pool; seconds per image."""
-    import run_sample
+def bench_step(args: argparse.Namespace, device: torch.device) -> Iterator[Row]:
+    """The whole step with files, loaders and results, fresh companions against a pool; seconds per further image.
 
-    out = []
-    precision = args.precisions.split(",")[-1]
+    Two runs of different length: what starting takes, and the pool's crops, are in both and drop out.
+    """
+    few = max(1, args.images // 4)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         _write_images(args, root / "data")
         (root / "sess").mkdir()
         torch.save(_model(args, torch.device("cpu")).state_dict(), root / "sess" / "cam.pth")
-        for companions in ("fresh", "pool"):
-            command = (
-                f"--dataset folder --data_root {root / 'data'} --work_dir {root / companions} --steps make_rib_cam "
-                f"--cam_weights_name {root / 'sess' / 'cam.pth'} --cam_network {args.network} --stop_th 1e30 "
-                f"--explode_ratio 2 --RIB_iter {args.steps} --RIB_batch_size {args.companions} --RIB_crop_size "
-                f"{args.crop} --RIB_companions {companions} --RIB_pool_size {args.pool} --limit {args.images} "
-                f"--precision {precision} --device {device.type} --num_workers {args.workers}"
-            )
-            code = run_sample.main(run_sample.STEPS, run_sample.add_arguments, command.split())
-            if code:
-                raise SystemExit(code)
-            values = json.loads((root / companions / "metrics.json").read_text())["make_rib_cam"]
-            seconds = values["seconds"] / values["images"]
-            note = f"{3600 / seconds:.0f} images/h; {_hours(seconds)}; {values['waiting_share']:.1%} waiting for images"
-            out.append(row(f"step make_rib_cam, {precision}, {companions}", np.array([seconds]), agreement=note))
-    return out
+        for precision in args.precisions:
+            for companions in ("fresh", "pool"):
+                runs = [_step(args, root, device, precision, companions, n) for n in (few, args.images)]
+                seconds = (runs[1]["seconds"] - runs[0]["seconds"]) / (args.images - few)
+                start = runs[0]["seconds"] - few * seconds
+                wait = f"{runs[1]['waiting_share']:.1%} waiting for images"
+                note = f"{_pace(seconds)}; {wait}; {start:.1f} s to start"
+                yield row(f"step make_rib_cam, {precision}, {companions}", np.array([seconds]), agreement=note)
 
 
-def bench_memory(args: argparse.Namespace, device: torch.device) -> Row:
-    """Peak GPU memory of the largest VOC image, 500 x 500, in the last of the precisions."""
-    precision = args.precisions.split(",")[-1]
+def _step(args: argparse.Namespace, root: Path, device: torch.device, precision: str, companions: str, n: int) -> dict:
+    """What step make_rib_cam stores of itself for the first n images."""
+    work_dir = root / f"{precision}_{companions}_{n}"
+    command = (
+        f"--dataset folder --data_root {root / 'data'} --work_dir {work_dir} --steps make_rib_cam "
+        f"--cam_weights_name {root / 'sess' / 'cam.pth'} --cam_network {args.network} --stop_th 1e30 "
+        f"--explode_ratio 2 --RIB_iter {args.steps} --RIB_batch_size {args.companions} --RIB_crop_size {args.crop} "
+        f"--RIB_companions {companions} --RIB_pool_size {args.pool} --infer_list {root / 'data' / f'{n}.txt'} "
+        f"--precision {precision} --device {device.type} --num_workers {args.workers}"
+    )
+    (root / "data" / f"{n}.txt").write_text("".join(f"{i:04d}.jpg\n" for i in range(n)))
+    if run_sample.main(run_sample.STEPS, run_sample.add_arguments, command.split()):
+        raise SystemExit(f"run_sample.py {command} did not run")
+    return json.loads((work_dir / "metrics.json").read_text())["make_rib_cam"]
+
+
+def bench_memory(args: argparse.Namespace, device: torch.device) -> Iterator[Row]:
+    """GPU memory that the process holds for the largest VOC image, 500 x 500, weights and all."""
     levels, label, companions = _inputs(args, (500, 500), device)
-    rib = RIB(_model(args, device), LEARNING_RATE, args.steps, stop_th=1e30, explode_ratio=2.0, precision=precision)
-    torch.cuda.empty_cache()
-    inputs = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    seconds, _ = measure(_finished(lambda: rib.run(levels, label, companions), device), runs=1, warm_up=0)
-    peak = torch.cuda.max_memory_allocated() - inputs + companions[0][0].nbytes
-    return row(f"RIB, {precision}, 500 x 500", seconds, agreement=f"{peak / 2**30:.1f} GiB of GPU memory")
+    companions = [(images.cpu(), labels.cpu()) for images, labels in companions]
+    for precision in args.precisions:
+        set_precision(precision)
+        rib = RIB(_model(args, device), LEARNING_RATE, args.steps, stop_th=1e30, explode_ratio=2.0, precision=precision)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        work = _finished(lambda rib=rib: rib.run(levels, label, companions), device)
+        seconds, _ = measure(work, runs=1, warm_up=0)
+        note = f"{torch.cuda.max_memory_reserved() / 2**30:.1f} GiB of GPU memory reserved at most"
+        yield row(f"RIB, {precision}, 500 x 500, the largest image", seconds, agreement=note)
 
 
 def _model(args: argparse.Namespace, device: torch.device) -> CAM:
@@ -162,15 +186,19 @@ def _finished(work, device: torch.device):
     return run
 
 
-def _arithmetic(rib: RIB, levels: list, label: torch.Tensor, companions: list, seconds: float, device) -> str:
-    """What the image takes in TFLOP, counted, and the share of the device's bfloat16 peak where that is known."""
+def _teraflop(rib: RIB, levels: list, label: torch.Tensor, companions: list) -> float:
+    """What the image takes in TFLOP, counted."""
     with FlopCounterMode(display=False) as counter:
         rib.run(levels, label, companions)
-    tera = counter.get_total_flops() / 1e12
+    return counter.get_total_flops() / 1e12
+
+
+def _arithmetic(teraflop: float, seconds: float, device: torch.device) -> str:
+    """The work and its rate, as a share of the device's bfloat16 peak where that is known."""
     name = torch.cuda.get_device_name() if device.type == "cuda" else ""
     peak = next((peak for part, peak in PEAKS.items() if part in name), None)
-    share = f", {tera / seconds / peak:.0%} of the bf16 peak of {peak}" if peak else ""
-    return f"{tera:.1f} TFLOP, {tera / seconds:.0f} TFLOP/s{share}"
+    share = f", {teraflop / seconds / peak:.0%} of the bf16 peak of {peak}" if peak else ""
+    return f"{teraflop:.1f} TFLOP, {teraflop / seconds:.0f} TFLOP/s{share}"
 
 
 def _write_images(args: argparse.Namespace, root: Path) -> None:
@@ -190,8 +218,8 @@ def _shape(args: argparse.Namespace) -> str:
     return f"{args.size[0]} x {args.size[1]}, K {args.steps}, B {args.companions}, crop {args.crop}"
 
 
-def _hours(seconds: float) -> str:
-    return f"train_aug in {TRAIN_AUG * seconds / 3600:.2f} h"
+def _pace(seconds: float) -> str:
+    return f"{3600 / seconds:.0f} images/h; train_aug in {TRAIN_AUG * seconds / 3600:.2f} h"
 
 
 if __name__ == "__main__":

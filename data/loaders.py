@@ -31,7 +31,7 @@ class TrainingCrops(torch.utils.data.Dataset):
 class SegmentationCrops(torch.utils.data.Dataset):
     """Augmented crops of images with their masks: a random scale out of `scales`, random flip, random crop.
 
-    read_label(name): uint8 [H, W]. An item is asked for by (name, *keys), and the keys seed its augmentation.
+    read_label(name, (H, W) of the image): uint8 [H, W]. An item is asked for by (name, *keys), and the keys seed its augmentation.
     """
 
     def __init__(self, dataset: Dataset, read_label, scales: Sequence[float], crop: int, seed: int):
@@ -47,7 +47,7 @@ class SegmentationCrops(torch.utils.data.Dataset):
         name, *keys = item
         draw = rng(self.seed, name, *keys)
         image = self.dataset.image(name)
-        label = self.read_label(name)
+        label = self.read_label(name, image.shape[:2])
         size = rescale_size(image.shape, self.scale(draw))
         image, label = normalize(resize(image, *size)), resize(label, *size, nearest=True)
         if draw.random() < 0.5:
@@ -223,19 +223,23 @@ class CompanionPool:
     def __init__(
         self, crops: TrainingCrops, names: Sequence[str], size: int,
         batches_of: Callable[[Sequence[int], np.ndarray], CompanionBatches],
-        lower: Callable[[torch.Tensor], torch.Tensor], num_workers: int,
+        lower: Callable[[torch.Tensor], torch.Tensor], watch: Stopwatch, num_workers: int,
     ):  # fmt: skip
         draw = rng(crops.seed, "pool")
         order = np.concatenate([draw.permutation(len(names)) for _ in range(-(-size // len(names)))])[:size]
         items = [(names[j], "pool", i) for i, j in enumerate(order)]
         loader = DataLoader(crops, batch_size=POOL_BATCH, sampler=items, num_workers=num_workers)
-        features, labels = [], []
+        labels, done = [], 0
         with bar(size, "companion pool", "crop") as progress:
-            for images, their_labels in loader:
-                features.append(lower(images))
+            for images, their_labels in watch.iterate(loader):
+                part = lower(images)
+                if not labels:  # all of it at once: joining parts later would need twice the memory
+                    self.features = part.new_empty((size, *part.shape[1:]))
+                self.features[done : done + len(part)] = part
+                done += len(part)
                 labels.append(their_labels)
                 progress.update(len(images))
-        self.features, self.labels = torch.cat(features), torch.cat(labels)
+        self.labels = torch.cat(labels)
         self.batches = batches_of(range(size), self.labels.numpy())
 
     def of(self, i: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -57,7 +57,7 @@ def _companions(
 
     if args.RIB_companions == "pool" and todo and args.RIB_batch_size:
         return CompanionPool(
-            crops, names, args.RIB_pool_size, batches_of, lambda images: rib.folded.lower(images.to(device)),
+            crops, names, args.RIB_pool_size, batches_of, lambda images: rib.folded.lower(images.to(device)), watch,
             args.num_workers,
         )  # fmt: skip
     batches = batches_of(names, dataset.labels(names))

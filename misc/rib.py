@@ -160,7 +160,9 @@ class RIB:
             images, labels = next(companions, (None, None))
             loss = -total
             if images is not None:
-                loss = loss + self._add_companions(images.to(label.device), labels.to(label.device))
+                loss = loss + self._add_companions(
+                    images.to(label.device, non_blocking=True), labels.to(label.device, non_blocking=True)
+                )
             if not torch.isfinite(loss):
                 raise FloatingPointError(f"the loss is not finite in RIB step {k + 1}; try a smaller --RIB_lr")
             self.folded.push()

@@ -2,9 +2,12 @@
 
 import argparse
 
+import torch
+
 from data import image_names, open_dataset
 from misc import camfile, torchutils
 from misc.cam import combine_scales
+from misc.errors import UserError
 from misc.progress import bar
 from misc.recording import open_rib
 from misc.workdir import made, pending, require, result_file
@@ -28,6 +31,12 @@ def run(args: argparse.Namespace) -> dict:
                     cams, entered = [levels[0].new_zeros((len(label), 1, 1))], 0
             except FloatingPointError as error:
                 raise FloatingPointError(f"image {name}: {error}") from error
+            except torch.OutOfMemoryError as error:
+                raise UserError(
+                    f"image {name} ({size[0]} x {size[1]}): out of GPU memory even with one companion at a time; use "
+                    "--precision bf16 or a smaller --RIB_crop_size, or scale the image down; the same command "
+                    "goes on where it stopped"
+                ) from error
             keys = label.nonzero().flatten()
             cam, high_res = combine_scales(cams, keys, size)
             camfile.save(

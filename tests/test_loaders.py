@@ -156,7 +156,7 @@ def pool(size, num_workers=0):
         return CompanionBatches(indices, labels, TARGETS, TARGET_LABELS, 3, 3, 0)
 
     crops = TrainingCrops(Tiny(), (6, 12), 8, 0)
-    return CompanionPool(crops, NAMES, size, batches_of, lambda images: images[:, :, ::2] + 1, num_workers)
+    return CompanionPool(crops, NAMES, size, batches_of, lambda images: images[:, :, ::2] + 1, Stopwatch(), num_workers)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
