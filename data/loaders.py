@@ -31,7 +31,8 @@ class TrainingCrops(torch.utils.data.Dataset):
 class SegmentationCrops(torch.utils.data.Dataset):
     """Augmented crops of images with their masks: a random scale out of `scales`, random flip, random crop.
 
-    read_label(name, (H, W) of the image): uint8 [H, W]. An item is asked for by (name, *keys), and the keys seed its augmentation.
+    read_label(name, (H, W) of the image): uint8 [H, W]. An item is asked for by (name, *keys), and the keys seed its
+    augmentation.
     """
 
     def __init__(self, dataset: Dataset, read_label, scales: Sequence[float], crop: int, seed: int):

@@ -31,23 +31,34 @@ def save(path: Path, keys: np.ndarray, cam: np.ndarray, high_res: np.ndarray) ->
     save_dict(path, value)
 
 
-def load(path: Path, size: tuple[int, int] | None = None) -> dict[str, np.ndarray]:
+def load(path: Path, size: tuple[int, int] | None = None, n_classes: int | None = None) -> dict[str, np.ndarray]:
     """The arrays of a CAM file as `save` takes them; CamFileError names the file and what is wrong with it.
 
-    size: (H, W) of the image that it must belong to.
+    size: (H, W) of the image that it must belong to. n_classes: of the dataset, which must have every key.
     """
-    return load_dict(path, "CAM", ("keys", "cam", "high_res"), partial(_cam_arrays, size))
+    return load_dict(path, "CAM", ("keys", "cam", "high_res"), partial(_cam_arrays, size, n_classes))
 
 
-def _cam_arrays(size: tuple[int, int] | None, value: dict) -> dict[str, np.ndarray]:
+def check_classes(what: str, classes: np.ndarray, n_classes: int | None) -> None:
+    """CamFileError unless all are 0-based classes of a dataset that has n_classes (None: as many as masks can keep)."""
+    if ((classes < 0) | (classes >= MOST_CLASSES)).any():
+        raise CamFileError(f"the {what} {classes.tolist()} are not classes (0-based)")
+    if n_classes is not None and (classes >= n_classes).any():
+        raise CamFileError(f"the {what} {classes.tolist()} go beyond the {n_classes} classes of the dataset (0-based)")
+
+
+def _cam_arrays(size: tuple[int, int] | None, n_classes: int | None, value: dict) -> dict[str, np.ndarray]:
     keys = np.asarray(value["keys"]).astype(np.int64).reshape(-1)
     cam, high_res = (np.asarray(value[name], np.float32) for name in ("cam", "high_res"))
     if cam.ndim != 3 or high_res.ndim != 3 or not len(keys) == len(cam) == len(high_res):
         raise CamFileError(f"shapes do not fit: keys {keys.shape}, cam {cam.shape}, high_res {high_res.shape}")
     if size is not None and high_res.shape[1:] != tuple(size):
         raise CamFileError(f"is of an image of {high_res.shape[1:]}, wanted {tuple(size)} (height, width)")
-    if len(set(keys.tolist())) < len(keys) or ((keys < 0) | (keys >= MOST_CLASSES)).any():
+    if size is not None and cam.shape[1:] != (small := (-(-size[0] // 4), -(-size[1] // 4))):
+        raise CamFileError(f"its cam is of {cam.shape[1:]}, wanted {small}, a quarter of the image (height, width)")
+    if len(set(keys.tolist())) < len(keys):
         raise CamFileError(f"the keys {keys.tolist()} are not classes (0-based, each once)")
+    check_classes("keys", keys, n_classes)
     if not (np.isfinite(cam).all() and np.isfinite(high_res).all()):
         raise CamFileError("holds values that are not finite")
     return {"keys": keys, "cam": cam, "high_res": high_res}

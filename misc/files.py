@@ -143,15 +143,30 @@ def save_grey(path: Path, values: np.ndarray) -> None:
     write_atomic(path, lambda file: image.save(file, format="PNG", compress_level=1))
 
 
-def load_mask(path: Path) -> np.ndarray:
-    """uint8 [H, W] of a palette or grey PNG; UserError if it is anything else or damaged."""
+def load_mask(path: Path, size: tuple[int, int] | None = None, n_labels: int | None = None) -> np.ndarray:
+    """uint8 [H, W] of a palette or grey PNG; UserError if it is anything else or damaged.
+
+    size: (H, W) of the image that it must belong to. n_labels: values must be below it, or 255.
+    """
     try:
         with Image.open(path) as image:
             if image.mode not in ("P", "L"):
                 raise ValueError(f"its mode is {image.mode}, wanted a palette or grey of 8 bits")
-            return np.array(image)
+            mask = np.array(image)
     except Exception as error:  # a damaged file can raise anything
         raise UserError(f"{path} is not a whole mask ({error}); delete it and make it again") from error
+    if size is not None and mask.shape != tuple(size):
+        raise UserError(
+            f"{path} is {mask.shape[0]} x {mask.shape[1]} pixels, wanted {size[0]} x {size[1]} (height x width) as its "
+            "image; delete it and make it again"
+        )
+    highest = mask.max(initial=0, where=mask != 255)
+    if n_labels is not None and highest >= n_labels:
+        raise UserError(
+            f"{path} holds the value {highest}, wanted values from 0 to {n_labels - 1}, or 255; it belongs to other "
+            "classes: delete it and make it again"
+        )
+    return mask
 
 
 def find_doubled(path: Path) -> Path | None:

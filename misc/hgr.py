@@ -57,9 +57,9 @@ def finetune(
     (1 - step / n_steps) ** 0.9, and an end after the step at which |logit| exceeded `stop`. Without an activation the
     loss is unbounded and grows like a product of six layers, hence small steps, few, and the stop. Other images take no
     part (B = 0): they keep the classes of a real classifier apart, and would mix their regions into this one here.
-    How far the copy moves decides: at the default rate of 1e-3 logits grow from 6 to hundreds and the fall of HGR at
-    G_6 is gone, at 1e-4 most of it is left. A saturating activation keeps it by its small slope: softsign, whose slope
-    is the largest of the three, loses most of the fall at a rate of 0.1.
+    How far the copy moves decides what is left of the fall of HGR at G_6: without an activation logits grow far, the
+    further the higher the rate. A saturating activation has a small slope at the logits of a trained network, so that
+    at the default rate such copies hardly move: that they keep the fall says little of higher rates.
     Returns the copy and the number of steps. FloatingPointError where the logits are not finite.
     """
     copied = copy.deepcopy(net)

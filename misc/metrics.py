@@ -83,6 +83,8 @@ class ThresholdSweep:
                 f"a mask holds the value {truth.max()}, but there are {self.n_classes} classes with background"
             )
         if len(keys):
+            if max(keys) + 1 >= self.n_classes:
+                raise ValueError(f"class {max(keys)} (0-based), but there are {self.n_classes} classes with background")
             chosen = cams[:, valid]
             strongest = chosen.argmax(0)
             value = np.take_along_axis(chosen, strongest[None], 0)[0]

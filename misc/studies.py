@@ -11,6 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data import dataset_module
+from data.base import Dataset
+from misc import made_by
 from misc.errors import UserError
 from misc.files import find_doubled, write_atomic
 from misc.workdir import place
@@ -82,33 +85,38 @@ def chosen_studies(text: str | None) -> list[str]:
     return [name for name in STUDIES if name in names]
 
 
-def weights_digest(args: argparse.Namespace) -> str:
-    """SHA-256 of the classifier's file."""
-    return hashlib.sha256(find_doubled(place(args, "cam_weights_name")).read_bytes()).hexdigest()
+def inputs_of(args: argparse.Namespace, dataset: Dataset) -> dict[str, object]:
+    """What the results of every point depend on besides the arguments: SHA-256 of classifier and code, the dataset."""
+    module, file = dataset_module(args.dataset)
+    return {
+        "classifier_sha256": made_by.of_file(find_doubled(place(args, "cam_weights_name"))),
+        "code_sha256": made_by.of_record({"code": made_by.of_code(("step.ablate", *module), file)}),
+        "identity": dataset.identity,
+    }
 
 
-def points_of(study: Study, args: argparse.Namespace, digest: str) -> list[Point]:
+def points_of(study: Study, args: argparse.Namespace, inputs: dict[str, object]) -> list[Point]:
     """The points of a study, the run's own setting among them; along the argument if that is a number."""
-    own = make_point({}, args, digest)
+    own = make_point({}, args, inputs)
     if study.argument is None:
         return [own]
-    points = [make_point(overrides, args, digest) for overrides in study.overrides]
+    points = [make_point(overrides, args, inputs) for overrides in study.overrides]
     if own.key not in [point.key for point in points]:
-        points.append(make_point({study.argument: getattr(args, study.argument)}, args, digest))
+        points.append(make_point({study.argument: getattr(args, study.argument)}, args, inputs))
     if is_number(study, points[0]):
         points.sort(key=lambda point: (_on_axis(study, point), getattr(point.args, study.argument)))
     return points
 
 
-def make_point(overrides: dict[str, object], args: argparse.Namespace, digest: str) -> Point:
-    """The point of the arguments with `overrides` in place. digest: of the classifier's weights."""
+def make_point(overrides: dict[str, object], args: argparse.Namespace, inputs: dict[str, object]) -> Point:
+    """The point of the arguments with `overrides` in place. inputs: as of `inputs_of`."""
     values = {}
     for name, value in overrides.items():
         values[name] = float(f"{value.factor * getattr(args, name):.6g}") if isinstance(value, Times) else value
     changed = argparse.Namespace(**{**vars(args), **values})
     kept = sorted(name for name in vars(changed) if name in _SETTING or name.startswith(("RIB_", "shapes_")))
     setting = {name: getattr(changed, name) for name in kept if not name.endswith("_pass")}
-    setting |= {"bad_images": sorted(args.bad_images), "classifier_sha256": digest}
+    setting |= {"bad_images": sorted(args.bad_images), **inputs}
     key = hashlib.sha256(json.dumps(setting, sort_keys=True).encode()).hexdigest()[:16]
     label = ", ".join(f"{name}={v:g}" if isinstance(v, float) else f"{name}={v}" for name, v in values.items())
     return Point(label or "as it is", changed, setting, key)

@@ -18,7 +18,13 @@ from misc.errors import UserError
 from misc.files import find_doubled, save_json, save_torch
 from misc.made_by import differences
 from misc.progress import bar
-from misc.workdir import check_weights, place, record_path, what_makes
+from misc.workdir import PLACES, beside, check_weights, place, record_path, what_makes
+
+BATCHES = {  # training step -> arguments: images of one step over all ranks, and the parts in which it is computed
+    "train_cam": ("cam_batch_size",),
+    "train_irn": ("irn_batch_size",),
+    "train_seg": ("seg_batch_size", "seg_accumulate"),
+}
 
 
 def fit(
@@ -136,12 +142,24 @@ def loader_by_iteration(
     return loader_of, -(-iterations // every)
 
 
-def _check_shares(batch_size: int, parts: int = 1) -> None:
+def check_batches(args: argparse.Namespace, weights: Sequence[str]) -> None:
+    """UserError if the ranks cannot share the batches of a training that is still to come.
+
+    weights: arguments of the weights files that the chosen steps make. For before the first step: the training itself
+    would only find it after days of other steps.
+    """
+    for argument in weights:
+        if _missing(args, argument):
+            batch_size, *parts = BATCHES[PLACES[argument].step]
+            _check_shares(getattr(args, batch_size), *(getattr(args, name) for name in parts), what=f"--{batch_size}")
+
+
+def _check_shares(batch_size: int, parts: int = 1, what: str = "a batch of") -> None:
     shares = parts * torchutils.world_size()
     if batch_size % shares:
         raise UserError(
-            f"a batch of {batch_size} cannot be shared equally by {torchutils.world_size()} ranks"
-            f"{f' in {parts} parts each' if parts > 1 else ''}; change one of them"
+            f"{what} {batch_size} cannot be shared equally by {torchutils.world_size()} ranks"
+            f"{f' in {parts} parts each' if parts > 1 else ''}; choose a multiple of {shares}, or change the others"
         )
 
 
@@ -150,22 +168,28 @@ def to_train(args: argparse.Namespace, argument: str) -> bool:
 
     UserError if it is there and was made with other arguments or from other inputs.
     """
-    there = find_doubled(place(args, argument))
-    if there is None or (args.overwrite and not getattr(args, argument)):
+    if _missing(args, argument):
         return True
+    there = find_doubled(place(args, argument))
     logging.info("%s is there already%s", there, " and was named: it is not replaced" if args.overwrite else "")
     torchutils.on_first_rank(lambda: check_weights(args, argument))
     return False
 
 
+def _missing(args: argparse.Namespace, argument: str) -> bool:
+    """Whether the weights file is not there, or is to be replaced."""
+    return find_doubled(place(args, argument)) is None or (args.overwrite and not getattr(args, argument))
+
+
 def begin(args: argparse.Namespace, argument: str) -> tuple[Path, dict]:
     """The checkpoint beside the weights file and the record of what makes them; with `--overwrite` removes the old."""
     target = place(args, argument)
-    checkpoint = target.with_suffix(".checkpoint")
+    checkpoint = beside(target, ".checkpoint")
     if args.overwrite and torchutils.rank() == 0:
         # The weights too, now: a run that is cut off and goes on must not take the old ones for its own.
         checkpoint.unlink(missing_ok=True)
-        target.unlink(missing_ok=True)
+        while (old := find_doubled(target)) is not None:
+            old.unlink()
     torchutils.barrier()
     return checkpoint, what_makes(args, argument)
 
@@ -176,7 +200,7 @@ def finish(args: argparse.Namespace, argument: str, model: nn.Module, settings: 
     if torchutils.rank() == 0:
         save_json(record_path(args, argument), settings)
         save_torch(target, model.cpu().state_dict())
-        target.with_suffix(".checkpoint").unlink(missing_ok=True)
+        beside(target, ".checkpoint").unlink(missing_ok=True)
     torchutils.barrier()
 
 
@@ -189,7 +213,8 @@ def _resume(
 ) -> tuple[int, list[float], int]:
     """Takes up a run that was cut off: the next epoch, the losses and the number of batches so far.
 
-    UserError if the checkpoint cannot be read or was made with other settings.
+    UserError if the checkpoint is damaged or was made with other settings; what the system or the memory refuses says
+    nothing of the file and goes through.
     """
     redo = f"delete {checkpoint} to begin anew, or add --overwrite"
     try:
@@ -201,6 +226,8 @@ def _resume(
             if scheduler is not None:
                 scheduler.load_state_dict(state["scheduler"])
             return int(state["epoch"]), [float(loss) for loss in state["losses"]], int(state["batches"])
+    except (OSError, MemoryError, torch.OutOfMemoryError):
+        raise
     except Exception as error:  # a damaged file can raise anything
         raise UserError(f"{checkpoint} is not a whole checkpoint; {redo}") from error
     raise UserError(f"{checkpoint} was made otherwise: {changed}. Give the same again, or {redo}")

@@ -49,6 +49,12 @@ def heat_colours() -> np.ndarray:
     return cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_INFERNO)[:, 0, ::-1]
 
 
+def instance_colour(rank: int) -> np.ndarray:
+    """uint8 [3], RGB, of the instance of a rank; golden section: neighbours in rank differ in colour."""
+    hue = int(180 * (rank * 0.618034 % 1))
+    return cv2.cvtColor(np.uint8([[[hue, 220, 255]]]), cv2.COLOR_HSV2RGB)[0, 0]
+
+
 def overlay_instances(image: np.ndarray, masks: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """uint8 [H, W, 3]: every instance in a colour and a white outline over the image, the surest on top.
 
@@ -57,9 +63,7 @@ def overlay_instances(image: np.ndarray, masks: np.ndarray, scores: np.ndarray) 
     out = 0.8 * image.astype(np.float32)
     shown = [i for i in np.argsort(scores, kind="stable") if scores[i] > 0]
     for rank, i in enumerate(shown):
-        hue = int(180 * (rank * 0.618034 % 1))  # golden section: neighbours in rank differ in colour
-        colour = cv2.cvtColor(np.uint8([[[hue, 220, 255]]]), cv2.COLOR_HSV2RGB)[0, 0]
-        shade = 0.4 * image[masks[i]] + 0.6 * colour
+        shade = 0.4 * image[masks[i]] + 0.6 * instance_colour(rank)
         out[masks[i]] = shade
         outlines, _ = cv2.findContours(masks[i].astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(out, outlines, -1, (255, 255, 255), 1)

@@ -30,6 +30,7 @@ class Place(NamedTuple):
     inputs: tuple[str, ...] = ()
 
 
+WORK = ("seconds", "images", "of", "RIB_steps", "waiting_share")  # of metrics.json: they tell of making the images
 SHARED_S = 3600.0  # other runs may be writing into a folder outside --work_dir: no file takes them this long
 ALWAYS = ("seed",)
 NETWORK = ("cam_network", "precision")
@@ -132,15 +133,19 @@ def made(todo: Sequence[str], names: Sequence[str]) -> dict:
 
 
 def record(args: argparse.Namespace, step: str, values: dict) -> None:
-    """Stores what a step measured in metrics.json; of a step that went on where it stopped, both runs together."""
+    """Stores what a step measured in metrics.json; of a step that went on where it stopped, both runs together.
+
+    A run that found all images made keeps what tells of that work; what it measured on them (the ablations) is stored.
+    """
     if rank() != 0:
         return
     stored = metrics(args)
     if step in stored and values["images"] < values.get("of", 0):
-        if not values["images"]:
-            return
         try:
-            values = _added(stored[step], values)
+            if values["images"]:
+                values = _added(stored[step], values)
+            else:
+                values = {**stored[step], **{key: value for key, value in values.items() if key not in WORK}}
         except (TypeError, ValueError, AttributeError) as error:
             raise UserError(
                 f"{_metrics_path(args)} is damaged at {step} ({error}); mend it, or move it away"
@@ -178,7 +183,8 @@ def _metrics_path(args: argparse.Namespace) -> Path:
 def sweep_temporaries(args: argparse.Namespace) -> int:
     """Removes the temporary files of runs that were killed; how many. The lock of `--work_dir` must be held."""
     work_dir = Path(args.work_dir).resolve()
-    named = {place(args, argument).resolve() for argument in PLACES if argument.endswith("_out_dir")}
+    paths = {argument: place(args, argument).resolve() for argument in PLACES}
+    named = {path if argument.endswith("_out_dir") else path.parent for argument, path in paths.items()}
     outside = [folder for folder in named if not folder.is_relative_to(work_dir)]
     return sweep(work_dir) + sum(sweep(folder, SHARED_S) for folder in outside)
 
@@ -210,7 +216,12 @@ def what_makes(args: argparse.Namespace, argument: str) -> dict:
 def record_path(args: argparse.Namespace, argument: str) -> Path:
     """Where the record of a place lies: in its folder, or beside its weights file."""
     path = place(args, argument)
-    return path / made_by.NAME if argument.endswith("_out_dir") else path.with_suffix(made_by.NAME)
+    return path / made_by.NAME if argument.endswith("_out_dir") else beside(path, made_by.NAME)
+
+
+def beside(weights: Path, suffix: str) -> Path:
+    """The file that goes with a weights file: x.pth has x`suffix`, and x.1, which is no x.2, has x.1`suffix`."""
+    return weights.with_name(weights.name.removesuffix(".pth") + suffix)
 
 
 def check_weights(args: argparse.Namespace, argument: str) -> None:
@@ -238,19 +249,23 @@ def _settle(args: argparse.Namespace, argument: str, names: Sequence[str], suffi
     found = made_by.differences(before, now) if before else same
     if any(found) and not there and not any(folder.rglob(f"*{suffix}")):
         before, found = None, same  # the record of a run that ended before its first result
+    others = set()  # results of images outside this list, of which the new record would tell too
+    if before is None or any(found):
+        others = {file for file in folder.rglob(f"*{suffix}") if file.is_file()}
+        others -= {result_file(args, argument, name, suffix) for name in there}
     if args.overwrite:
         if before is None or any(found):
-            others = {file for file in folder.rglob(f"*{suffix}") if file.is_file()}
-            others -= {result_file(args, argument, name, suffix) for name in there}
-            if before and others:
-                what = f"{folder} holds {len(others)} results besides those of this list, made with other settings"
-                raise UserError(f"{what} ({found}); --overwrite would mix them: delete the folder, or choose another")
+            if others:
+                how = f"made with other settings ({found})" if before else "without a record of what made them"
+                what = f"{folder} holds {len(others)} results besides those of this list, {how}"
+                raise UserError(f"{what}; --overwrite would mix them: delete the folder, or choose another")
             # Before the new record: a run that is cut off must not take the old results for its own.
             for name in there:
                 result_file(args, argument, name, suffix).unlink()
-    elif before is None and there:
-        logging.info("%d results in %s have no record of what made them: taken as they are", len(there), folder)
-        now["taken_as_they_were"] = len(there)
+    elif before is None and (there or others):
+        unknown = len(there) + len(others)
+        logging.info("%d results in %s have no record of what made them: taken as they are", unknown, folder)
+        now["taken_as_they_were"] = unknown
     elif found.values or (found.code and len(there) < len(names)):
         raise _mixed(folder, found, path)
     elif found.code:

@@ -21,12 +21,12 @@ from misc.studies import (
     Point,
     Times,
     chosen_studies,
+    inputs_of,
     is_number,
     make_point,
     plot,
     points_of,
     table,
-    weights_digest,
 )
 from misc.workdir import require
 from step.eval_cam import fixed_and_best, thresholds_of
@@ -43,8 +43,8 @@ def run(args: argparse.Namespace) -> dict:
     scored = scored_names(args, dataset)
     order = torchutils.rng(args.seed, "ablate").permutation(len(scored))
     names = [scored[i] for i in order[: args.ablate_limit]]
-    digest = weights_digest(args)
-    studies = {name: points_of(STUDIES[name], args, digest) for name in chosen_studies(args.ablate)}
+    inputs = inputs_of(args, dataset)
+    studies = {name: points_of(STUDIES[name], args, inputs) for name in chosen_studies(args.ablate)}
     points: dict[str, Point] = {}
     for point in (point for listed in studies.values() for point in listed):
         points.setdefault(point.key, point)
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> dict:
                 100 * curve["best"][0], 100 * curve["fixed"][0],
             )  # fmt: skip
     made = sum(torchutils.gather([made]))
-    own = make_point({}, args, digest).key
+    own = make_point({}, args, inputs).key
     found = {name: _result(name, listed, own, measured, names) for name, listed in studies.items()}
     if torchutils.rank() == 0:
         found = _report(folder, dataset.name, own, found)

@@ -34,7 +34,8 @@ def run(args: argparse.Namespace) -> dict:
 
 def _label(args: argparse.Namespace, dataset: Dataset, device: torch.device | None, name: str) -> float:
     image = dataset.image(name)
-    seeds = camfile.load(result_file(args, seeds_argument(args), name, ".npy"), image.shape[:2])
+    path = result_file(args, seeds_argument(args), name, ".npy")
+    seeds = camfile.load(path, image.shape[:2], dataset.n_classes)
     label = crf.ir_label(image, seeds["high_res"], seeds["keys"], args.conf_fg_thres, args.conf_bg_thres, device)
     save_mask(result_file(args, "ir_label_out_dir", name, ".png"), label, voc_palette())
     return float((label == 255).mean())

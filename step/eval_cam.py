@@ -87,6 +87,6 @@ def _count(
     sweep = ThresholdSweep(thresholds, dataset.n_classes + 1)
     for name in names:
         mask = dataset.mask(name)
-        seeds = camfile.load(result_file(args, folder, name, ".npy"), mask.shape)
+        seeds = camfile.load(result_file(args, folder, name, ".npy"), mask.shape, dataset.n_classes)
         sweep.add(seeds["keys"], seeds["high_res"], mask)
     return sweep.counts

@@ -80,7 +80,7 @@ def _score(args: argparse.Namespace, dataset: Dataset, ids: dict[str, int] | Non
             continue
         index, values = instances
         masks, labels = index[None] == np.arange(1, len(values) + 1)[:, None, None], values.astype(np.int64) - 1
-        detected = insfile.load(result_file(args, "ins_seg_out_dir", name, ".npy"))
+        detected = insfile.load(result_file(args, "ins_seg_out_dir", name, ".npy"), index.shape, dataset.n_classes)
         matches = match_instances(detected["mask"], detected["class"], detected["score"], masks, labels)
         results = cocojson.results(ids[name], detected, dataset.category_ids) if ids else []
         truth = cocojson.truth(ids[name], masks, labels, dataset.category_ids) if ids else []

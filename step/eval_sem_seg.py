@@ -91,7 +91,8 @@ def _count(dataset: Dataset, folder: Path, skip_open: bool, names: Sequence[str]
     n = dataset.n_classes + 1
     total, left_open, miou = np.zeros((n, n), np.int64), 0, {}
     for name in names:
-        mask, truth = load_mask(folder / f"{name}.png"), dataset.mask(name)
+        truth = dataset.mask(name)
+        mask = load_mask(folder / f"{name}.png", truth.shape, n)
         if skip_open:
             left_open += int(((mask == 255) & (truth != 255)).sum())
             truth = np.where(mask == 255, 255, truth)

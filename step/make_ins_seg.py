@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> dict:
     model = load_irn(args, device)
     with bar(len(todo), "make_ins_seg") as progress:
         for name, size, (images,), _ in iterate_images(Pyramids(dataset, todo, (1.0,)), args.num_workers):
-            seeds = camfile.load(result_file(args, seeds_argument(args), name, ".npy"), size)
+            seeds = camfile.load(result_file(args, seeds_argument(args), name, ".npy"), size, dataset.n_classes)
             with torchutils.autocast(device, args.precision):
                 edge, displacement = model(images.to(device))
             displacement = displacement.float()
@@ -65,5 +65,5 @@ def _export(args: argparse.Namespace, dataset: Dataset, names: Sequence[str]) ->
 def _read(
     args: argparse.Namespace, dataset: Dataset, ids: dict[str, int], name: str
 ) -> tuple[tuple[int, int], list[dict]]:
-    detected = insfile.load(result_file(args, "ins_seg_out_dir", name, ".npy"))
+    detected = insfile.load(result_file(args, "ins_seg_out_dir", name, ".npy"), n_classes=dataset.n_classes)
     return detected["mask"].shape[1:], cocojson.results(ids[name], detected, dataset.category_ids)

@@ -22,7 +22,8 @@ from net.resnet50_irn import EdgeDisplacement
 def run(args: argparse.Namespace, seeds: str | None = None, out: str = "sem_seg_out_dir") -> dict:
     """Writes `sem_seg/NAME.png` and `edge/NAME.png` (boundary map, stride 4) for every image of the inference list.
 
-    seeds, out: the arguments that name the folders of the seeds (default: as `--seeds` says) and of the masks.
+    seeds, out: the arguments that name the folders of the seeds (default: as `--seeds` says) and of the masks. Masks of
+    another folder come without boundary maps, which do not depend on the seeds.
     """
     seeds = seeds or seeds_argument(args)
     require(args, "irn_weights_name")
@@ -34,9 +35,10 @@ def run(args: argparse.Namespace, seeds: str | None = None, out: str = "sem_seg_
     model = load_irn(args, device)
     with bar(len(todo), "make_sem_seg") as progress:
         for name, size, (images,), _ in iterate_images(Pyramids(dataset, todo, (1.0,)), args.num_workers):
-            seed = camfile.load(result_file(args, seeds, name, ".npy"), size)
+            seed = camfile.load(result_file(args, seeds, name, ".npy"), size, dataset.n_classes)
             label, edge = pseudo_mask(args, model, images.to(device), seed["cam"], seed["keys"], size)
-            save_grey(result_file(args, "edge_out_dir", name, ".png"), edge)
+            if out == "sem_seg_out_dir":
+                save_grey(result_file(args, "edge_out_dir", name, ".png"), edge)
             save_mask(result_file(args, out, name, ".png"), label, voc_palette())
             progress.set_postfix_str(f"{(label > 0).mean():.0%} foreground", refresh=False)
             progress.update()

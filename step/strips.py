@@ -1,6 +1,7 @@
 """A strip per image: image, CAM, the map after some steps of RIB, ground truth (RIB, figure 3); also `--preview`."""
 
 import argparse
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -21,19 +22,26 @@ from step.make_sem_seg import pseudo_mask
 
 
 def run(args: argparse.Namespace) -> dict:
-    """Writes `strips/NAME.png` for the images of `--strips_images`: names, or so many of the inference list."""
+    """Writes `strips/NAME.png` for the images of `--strips_images`: names, or so many of the inference list.
+
+    They are few and always drawn anew: what is there may be of other weights or settings, or of `--preview`.
+    """
     require(args, "cam_weights_name")
     dataset = open_dataset(args)
-    if args.strips_images.isdecimal():
-        listed = image_names(args, dataset, "infer")
-        count = min(int(args.strips_images), len(listed))
-        names = [listed[i] for i in np.unique(np.linspace(0, len(listed) - 1, count).round().astype(int))]
-    else:
-        names = find_names(dataset, args.strips_images, "--strips_images")
-    mine = torchutils.shard(names)
-    todo = [name for name in mine if args.overwrite or not _file(args, name).is_file()]
-    paths = list(_draw(args, dataset, todo, "strips", with_masks=False))
-    return {"images": len(torchutils.gather(paths)), "of": len(names)}
+    paths = list(_draw(args, dataset, torchutils.shard(_chosen(args, dataset)), "strips", with_masks=False))
+    return {"images": len(torchutils.gather(paths))}
+
+
+def _chosen(args: argparse.Namespace, dataset: Dataset) -> list[str]:
+    """The images of `--strips_images`; a number is a name where an image is called so, as all are in COCO."""
+    try:
+        return find_names(dataset, args.strips_images, "--strips_images")
+    except (UserError, OSError, LookupError):  # the latter of a user's own dataset
+        if not re.fullmatch("[1-9][0-9]*", args.strips_images):  # 000000057870 is no count
+            raise
+    listed = image_names(args, dataset, "infer")
+    count = min(int(args.strips_images), len(listed))
+    return [listed[i] for i in np.unique(np.linspace(0, len(listed) - 1, count).round().astype(int))]
 
 
 def preview(args: argparse.Namespace) -> list[Path]:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from data.digits import DIGITS, REGIONS, Pictures, make_pictures
-from misc import torchutils, toyplots, toytable
+from misc import made_by, torchutils, toyplots, toytable
 from misc.errors import UserError
 from misc.files import load_json, save_json, save_torch
 from misc.hgr import COMPARED, finetune, gradient_maps, high_gradient_ratio
@@ -65,23 +65,17 @@ def run(args: argparse.Namespace) -> dict:
 
 
 def _one_seed(args: argparse.Namespace, folder: Path, seed: int) -> None:
-    """Trains and measures one seed, unless that was done with the same settings."""
+    """Trains and measures one seed, unless that was done with the same settings by the same code."""
     file = _result_file(folder, seed)
     settings = _settings(args, seed)
     before = load_json(file)
     if before and not args.overwrite and _weights_file(folder, seed).is_file():
-        changed = [
-            f"{key} {before['settings'].get(key)!r} then, {now!r} now"
-            for key, now in settings.items()
-            if before["settings"].get(key) != now
-        ]
-        if changed:
-            raise UserError(
-                f"{file} was made with other settings ({', '.join(changed)}); give those again, choose another "
-                "--work_dir, or add --overwrite"
-            )
-        logging.info("toy: %s is there already", file)
-        return
+        then = before.get("settings", {})
+        changed = [f"{key} {then.get(key)} then, {now} now" for key, now in settings.items() if then.get(key) != now]
+        if not changed:
+            logging.info("toy: %s is there already", file)
+            return
+        logging.warning("toy: %s is made anew, for it was made with %s", file, ", ".join(changed))
     device = torchutils.resolve_device(args.device)
     test = make_pictures("test", args.toy_test, 1.0, seed, args.mnist_root)
     net = _trained(args, seed, device)
@@ -194,7 +188,8 @@ def _settings(args: argparse.Namespace, seed: int) -> dict:
     """What a stored seed must share with this run."""
     values = {key: value for key, value in vars(args).items() if key.startswith("toy_") and not key.endswith("_pass")}
     del values["toy_seeds"]
-    return {"seed": seed, "mnist_root": args.mnist_root, **values}
+    code = made_by.of_record({"code": made_by.of_code(("step.toy",))})
+    return {"seed": seed, "mnist_root": args.mnist_root, **values, "code_sha256": code}
 
 
 def _weights_file(folder: Path, seed: int) -> Path:

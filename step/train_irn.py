@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> dict:
     names = image_names(args, dataset, "infer")
     require(args, "ir_label_out_dir", names, ".png")
     device = torchutils.resolve_device(args.device)
-    crops = AffinityCrops(dataset, partial(_read_label, args), args.irn_rescale, args.irn_crop_size, args.seed)
+    crops = AffinityCrops(dataset, partial(_read_label, args, dataset), args.irn_rescale, args.irn_crop_size, args.seed)
     loader_of, steps = loader_by_epoch(crops, names, args.irn_batch_size, args, device.type == "cuda")
     torchutils.seed_everything(args.seed)
     side = args.irn_crop_size // 4
@@ -77,5 +77,5 @@ def _mean_displacement(
     return torch.tensor(np.mean(torchutils.gather(means), 0), dtype=torch.float32)
 
 
-def _read_label(args: argparse.Namespace, name: str) -> np.ndarray:
-    return load_mask(result_file(args, "ir_label_out_dir", name, ".png"))
+def _read_label(args: argparse.Namespace, dataset: Dataset, name: str, size: tuple[int, int]) -> np.ndarray:
+    return load_mask(result_file(args, "ir_label_out_dir", name, ".png"), size, dataset.n_classes + 1)

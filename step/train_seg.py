@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import time
 from functools import partial
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from misc import torchutils
 from misc.errors import UserError
 from misc.files import load_mask
 from misc.training import begin, finish, fit, loader_by_iteration, to_train
-from misc.workdir import place, require, result_file
+from misc.workdir import metrics, place, record, require, result_file
 from net.deeplabv2 import DeepLab, segmentation_loss
 from net.loading import build_seg
 from net.weights import load_backbone
@@ -39,12 +40,24 @@ DECAY_EVERY = 10  # iterations between two steps of the learning rate
 
 
 def run(args: argparse.Namespace) -> dict:
-    """Writes the weights for each of `--seg_labels`; returns the mean loss of every stretch between checkpoints."""
+    """Writes the weights for each of `--seg_labels`; returns the mean loss of every stretch between checkpoints.
+
+    Losses of networks that earlier runs trained on other labels stay in metrics.json.
+    """
     dataset = open_dataset(args)
     names = image_names(args, dataset, "infer")
-    losses = {labels: _train(args, dataset, names, labels) for labels in args.seg_labels}
-    losses = {labels: values for labels, values in losses.items() if values}
-    return {"images": len(names), "loss": losses} if losses else {}
+    before = metrics(args).get("train_seg", {}).get("loss")
+    losses = before if isinstance(before, dict) else {}
+    values: dict = {}
+    begin = time.perf_counter()
+    for labels in args.seg_labels:
+        new = _train(args, dataset, names, labels)
+        if new:
+            losses = {**losses, labels: new}
+            values = {"images": len(names), "loss": losses}
+            # At once: if a later network is cut off, this one will not be trained again and its losses would be lost.
+            record(args, "train_seg", {"seconds": round(time.perf_counter() - begin, 2), **values})
+    return values
 
 
 def _train(args: argparse.Namespace, dataset: Dataset, names: list[str], labels: str) -> list[float]:
@@ -128,8 +141,10 @@ def _labelled(args: argparse.Namespace, dataset: Dataset, names: list[str], labe
     return there
 
 
-def _read_label(args: argparse.Namespace, dataset: Dataset, labels: str, name: str) -> np.ndarray:
+def _read_label(
+    args: argparse.Namespace, dataset: Dataset, labels: str, name: str, size: tuple[int, int]
+) -> np.ndarray:
     folder = LABELS[labels].masks
     if folder:
-        return load_mask(result_file(args, folder, name, ".png"))
+        return load_mask(result_file(args, folder, name, ".png"), size, dataset.n_classes + 1)
     return dataset.mask(name)

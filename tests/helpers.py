@@ -86,6 +86,7 @@ def small_command(work_dir: Path, *arguments: str) -> list[str]:
     small = (
         "--device cpu --shapes_train 12 --shapes_val 4 --shapes_size 48 --limit 8 --num_workers 1 --cam_num_epoches 2 "
         "--cam_crop_size 48 --cam_batch_size 4 --RIB_iter 2 --RIB_batch_size 2 --RIB_crop_size 48 --irn_num_epoches 2 "
-        "--irn_crop_size 48 --irn_batch_size 4 --exp_times 2"
+        "--irn_crop_size 48 --irn_batch_size 4 --exp_times 2 --seg_iter 6 --seg_checkpoint_every 2 --seg_batch_size 4 "
+        "--seg_crop_size 48"
     ).split()
     return [sys.executable, "run_sample.py", "--work_dir", str(work_dir), *small, *arguments]

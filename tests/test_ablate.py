@@ -25,6 +25,7 @@ from misc.torchutils import PolyOptimizer
 from net.resnet50_cam import CAM
 from tests.folder_mini import make_folder
 from tests.helpers import golden_state, relative_error, run_cli, write_classifier
+from tests.test_pipeline import undocumented
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = dict(lr=3e-5, n_iter=4, score_th=0.4, stop_th=1e9, explode_ratio=1.1)
@@ -174,7 +175,7 @@ def arguments(**changes):
 
 
 def labels_of(name, **changes):
-    return [point.label for point in points_of(STUDIES[name], arguments(**changes), "digest")]
+    return [point.label for point in points_of(STUDIES[name], arguments(**changes), {})]
 
 
 def test_points_are_in_order_and_hold_the_setting_of_the_run():
@@ -187,15 +188,15 @@ def test_points_are_in_order_and_hold_the_setting_of_the_run():
 
 
 def test_the_key_of_a_point_is_what_its_results_depend_on():
-    def key(digest="a", **changes):
-        return points_of(STUDIES["steps"], arguments(**changes), digest)[0].key
+    def key(made_of="a", **changes):
+        return points_of(STUDIES["steps"], arguments(**changes), {"classifier_sha256": made_of})[0].key
 
     assert key() == key(num_workers=0) == key(make_rib_cam_pass=True)
     keys = [key(), key("b"), key(RIB_lr=1e-4), key(seed=1), key(pooling="gap"), key(bad_images={"x": "gone"})]
     assert len(set(keys)) == len(keys)
-    (own,) = points_of(STUDIES["steps"], arguments(), "a")
+    (own,) = points_of(STUDIES["steps"], arguments(), {})
     for name in ("pooling", "activation", "companions", "learning_rate"):
-        assert [p.key for p in points_of(STUDIES[name], arguments(), "a")].count(own.key) == 1
+        assert [p.key for p in points_of(STUDIES[name], arguments(), {})].count(own.key) == 1
 
 
 def test_unknown_studies_are_refused():
@@ -275,6 +276,7 @@ def test_ablate_gives_what_the_steps_give(work_dir, capsys):
     assert points["RIB_activation=sigmoid"]["curve"]["best"][0] == own["curve"]["best"][0]  # the CAM is the CAM
     metrics = json.loads((work_dir / "metrics.json").read_text())["ablate"]
     assert metrics["images"] == metrics["of"] == 2 * POINTS and metrics["points"] == POINTS
+    assert undocumented("ablate", metrics) == []
     assert metrics["studies"]["steps"] == own["curve"]
     for name, size in (("steps", (768, 480)), ("activation", (1440, 576))):
         assert Image.open(work_dir / "ablate" / f"{name}.png").size == size
@@ -301,6 +303,30 @@ def test_ablate_computes_nothing_twice(work_dir, runs, capsys):
     assert list(results(work_dir)) == ["steps", "companions"]
     assert ablate(work_dir, "--RIB_lr", "4e-5", "--ablate", "steps", "--overwrite", images=1) == 0
     assert runs.count == 3 * POINTS + 2 + 3 + 1
+
+
+def test_metrics_hold_what_a_run_measured_on_images_of_earlier_runs(work_dir):
+    assert ablate(work_dir, "--ablate", "activation") == 0
+    before = json.loads((work_dir / "metrics.json").read_text())["ablate"]
+    assert ablate(work_dir, "--ablate", "steps", images=1) == 0
+    metrics = json.loads((work_dir / "metrics.json").read_text())["ablate"]
+    assert set(before["studies"]) == {"activation"}
+    assert metrics["studies"]["steps"] == results(work_dir)["steps"]["points"][0]["curve"]
+    assert metrics["studies"]["activation"] == before["studies"]["activation"] and metrics["points"] == 1
+    assert all(metrics[key] == before[key] for key in ("seconds", "images", "of"))
+
+
+@pytest.mark.parametrize("of", ["code", "dataset"])
+def test_counts_of_other_code_or_another_dataset_are_not_taken(work_dir, runs, monkeypatch, of):
+    assert ablate(work_dir, "--ablate", "steps") == 0
+    (setting,) = (json.loads(path.read_text()) for path in work_dir.rglob("setting.json"))
+    assert len(setting["code_sha256"]) == 64 and setting["identity"]["--shapes_size"] == 48
+    if of == "code":
+        monkeypatch.setattr("misc.made_by.of_code", lambda *_: {"step/ablate.py": "other"})
+    else:
+        monkeypatch.setattr(Shapes, "identity", {"--dataset": "shapes", "classes": ["other"] * 6})
+    assert ablate(work_dir, "--ablate", "steps") == 0
+    assert runs.count == 4 and len(list(work_dir.rglob("setting.json"))) == 2
 
 
 def test_a_damaged_file_is_named(work_dir, capsys):

@@ -217,6 +217,20 @@ def test_shapes_that_do_not_fit_are_named(path, arrays, changes):
         camfile.load(path)
 
 
+def test_a_file_of_another_image_or_other_classes_is_refused(path, arrays):
+    camfile.save(path, **arrays)
+    highest = int(arrays["keys"].max())
+    check(camfile.load(path, (18, 23), highest + 1), arrays)
+    with pytest.raises(CamFileError, match=r"is of an image of \(18, 23\), wanted \(23, 18\)"):
+        camfile.load(path, (23, 18))
+    with pytest.raises(CamFileError, match=rf"2007_000032\.npy .*the keys .* go beyond the {highest} classes"):
+        camfile.load(path, (18, 23), highest)
+    camfile.save(path, **{**arrays, "cam": arrays["high_res"]})
+    camfile.load(path)
+    with pytest.raises(CamFileError, match=r"its cam is of \(18, 23\), wanted \(5, 6\), a quarter of the image"):
+        camfile.load(path, (18, 23))
+
+
 def test_a_missing_file_stays_a_missing_file(path):
     with pytest.raises(FileNotFoundError):
         camfile.load(path)

@@ -218,6 +218,19 @@ MISTAKES = [
     (["--cam_scales", "0.5,1.0"], "RIB reads the first as scale 1.0 and the second as 0.5"),
     (["--cam_eval_sweep", "0.5,0.1,0.1"], "wanted LO <= HI and STEP above 0"),
     (["--irn_crop_size", "97"], "must be a multiple of 4"),
+    (["--cam_weight_decay=-1e-4"], "--cam_weight_decay is -0.0001; wanted at least 0"),
+    (["--RIB_weight_decay=-1"], "--RIB_weight_decay is -1.0; wanted at least 0"),
+    (["--irn_weight_decay=-1"], "--irn_weight_decay is -1.0; wanted at least 0"),
+    (["--seg_weight_decay=-1"], "--seg_weight_decay is -1.0; wanted at least 0"),
+    (["--seg_momentum=-0.9"], "--seg_momentum is -0.9; wanted at least 0"),
+    (["--seg_crf", "0,3,67,3,4"], "wanted deviations (1st, 3rd, 4th) above 0"),
+    (["--seg_crf", "1,3,67,-3,4"], "wanted deviations (1st, 3rd, 4th) above 0"),
+    (["--seg_crf", "1,3,67,3,-4"], "weights of at least 0"),
+    (["--seg_msc_scales", "1,0"], "wanted at least one number, all above 0"),
+    (
+        ["--seg_model", "deeplabv2_resnet14", "--seg_crop_size", "32", "--seg_msc_scales", "1,0.2"],
+        "--seg_crop_size 32 x the smallest of --seg_msc_scales (1.0, 0.2) is 6.4 pixels; wanted at least 8",
+    ),
     (["--pooling", "max"], "argument --pooling: invalid choice: 'max'"),
     (["--precision", "fp16"], "argument --precision: invalid choice: 'fp16'"),
     (["--train_cam_pass", "maybe"], "'maybe' is neither True nor False"),
@@ -226,6 +239,14 @@ MISTAKES = [
     (["--prec", "bf16"], "unrecognized arguments: --prec bf16"),  # nothing is guessed
     (["--config", "no.yaml"], "--config no.yaml cannot be read"),
 ]
+
+
+def test_values_at_the_limits_are_taken():
+    args, _ = parsed("--seg_crf", "1,0,67,3,0", "--seg_momentum", "0", "--seg_weight_decay", "0")
+    assert (args.seg_crf, args.seg_momentum, args.seg_weight_decay) == ((1, 0, 67, 3, 0), 0, 0)
+    small = ("--seg_crop_size", "32")
+    assert parsed("--seg_model", "deeplabv2_resnet14", *small, "--seg_msc_scales", "1,0.25")[0].seg_crop_size == 32
+    parsed("--seg_model", "deeplabv3_resnet50", *small, "--seg_msc_scales", "1,0.2")  # it has no scales within
 
 
 @pytest.mark.parametrize(("argv", "message"), MISTAKES, ids=[" ".join(argv) for argv, _ in MISTAKES])
@@ -368,6 +389,17 @@ def test_a_mistake_found_by_a_step_ends_with_code_2(ran, tmp_path, capsys):
 def test_an_interrupt_ends_with_code_130(ran, tmp_path, capsys):
     assert run_made_up(tmp_path, one=KeyboardInterrupt()) == 130
     assert "goes on where it stopped" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_batches_that_ranks_cannot_share_are_refused_before_the_first_step(ran, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("misc.torchutils.world_size", lambda: 4)
+    steps = [*made_up(), Step(4, "train_seg", "made_up_step", "", "")]
+    argv = ["--work_dir", str(tmp_path / "out"), "--seg_batch_size", "6", "--seg_labels", "truth"]
+    assert main(steps, add_arguments, argv) == 2 and ran == []
+    assert "--seg_batch_size 6 cannot be shared equally by 4 ranks" in capsys.readouterr().err
+    (tmp_path / "out" / "sess").mkdir(parents=True)
+    (tmp_path / "out" / "sess" / "deeplabv2_truth.pth").write_bytes(b"x")  # nothing left to train
+    assert main(steps, add_arguments, argv) == 0 and len(ran) == 4
 
 
 def test_other_errors_are_not_hidden(ran, tmp_path):

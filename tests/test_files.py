@@ -11,6 +11,7 @@ from PIL import Image
 
 from data.base import voc_palette
 from misc import workdir
+from misc.errors import UserError
 from misc.files import load_json, load_mask, save_json, save_mask, save_torch, write_atomic
 
 
@@ -83,6 +84,18 @@ def test_grey_masks_are_read_as_they_are(tmp_path):
     np.testing.assert_array_equal(load_mask(tmp_path / "grey.png"), mask)
 
 
+def test_masks_of_another_image_or_other_classes_are_refused(tmp_path):
+    path = tmp_path / "m.png"
+    save_mask(path, np.array([[0, 3, 255]], np.uint8), voc_palette())
+    assert load_mask(path, (1, 3), 4).tolist() == [[0, 3, 255]]
+    with pytest.raises(UserError, match=r"m\.png is 1 x 3 pixels, wanted 3 x 1 \(height x width\)"):
+        load_mask(path, (3, 1))
+    with pytest.raises(UserError, match=r"m\.png holds the value 3, wanted values from 0 to 2, or 255"):
+        load_mask(path, (1, 3), 3)
+    save_mask(path, np.full((1, 3), 255, np.uint8), voc_palette())
+    assert (load_mask(path, n_labels=2) == 255).all()
+
+
 def test_json(tmp_path):
     value = {"b": 1, "a": [1.5, None, "\u00e9"], "c": {"0.15": 0.5}}
     save_json(tmp_path / "x.json", value)
@@ -104,7 +117,8 @@ def test_a_step_that_went_on_is_recorded_as_one(tmp_path):
     workdir.record(args, "make_rib_cam", {"seconds": 2.5, "images": 2, "of": 5, "RIB_steps": {"10": 2}})
     wanted = {"seconds": 6.5, "images": 5, "of": 5, "RIB_steps": {"2": 1, "10": 4}}
     assert workdir.metrics(args) == {"schema": 1, "make_rib_cam": wanted}
-    workdir.record(args, "make_rib_cam", {"seconds": 0.1, "images": 0, "of": 5, "RIB_steps": {}})
+    nothing = {"seconds": 0.1, "images": 0, "of": 5, "RIB_steps": {}, "waiting_share": 0.0}
+    workdir.record(args, "make_rib_cam", nothing)
     assert workdir.metrics(args)["make_rib_cam"] == wanted
     workdir.record(args, "make_rib_cam", {"seconds": 7.0, "images": 5, "of": 5, "RIB_steps": {"10": 5}})  # all anew
     assert workdir.metrics(args)["make_rib_cam"]["seconds"] == 7.0

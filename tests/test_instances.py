@@ -286,6 +286,18 @@ def test_instance_file_round_trip(tmp_path, found):
     assert [path.name for path in tmp_path.iterdir()] == ["a.npy"]
 
 
+def test_an_instance_file_of_another_image_or_other_classes_is_refused(tmp_path, found):
+    insfile.save(tmp_path / "a.npy", found)
+    assert same(insfile.load(tmp_path / "a.npy", (9, 11), 5), found)
+    with pytest.raises(CamFileError, match=r"a\.npy .*is of an image of \(9, 11\), wanted \(11, 9\)"):
+        insfile.load(tmp_path / "a.npy", (11, 9))
+    with pytest.raises(CamFileError, match=r"the classes \[4, 0, 4\] go beyond the 4 classes of the dataset"):
+        insfile.load(tmp_path / "a.npy", n_classes=4)
+    insfile.save(tmp_path / "a.npy", {**found, "class": np.array([0, -1, 0])})
+    with pytest.raises(CamFileError, match=r"the classes \[0, -1, 0\] are not classes"):
+        insfile.load(tmp_path / "a.npy")
+
+
 def test_instance_file_of_the_published_code(tmp_path, found):
     np.save(tmp_path / "a.npy", {**found, "score": found["score"].astype(np.float64), "mask": found["mask"] * 1.0})
     assert same(insfile.load(tmp_path / "a.npy"), found)

@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import os
 
 import pytest
 import torch
@@ -165,6 +166,22 @@ def test_results_without_record_are_taken_as_they_are(tmp_path, weights, caplog)
     make(arguments(tmp_path, seeds="cam", cam_out_dir=str(folder)), "ir_label_out_dir", suffix=".png")
 
 
+def test_results_of_other_images_without_record_are_not_taken_for_own_ones(tmp_path, weights, caplog):
+    caplog.set_level(logging.INFO)
+    folder = tmp_path / "cam"
+    (folder / "below").mkdir(parents=True)
+    others = [folder / "other.npy", folder / "below" / "another.npy"]
+    for path in others:
+        path.write_bytes(b"theirs")
+    with pytest.raises(UserError, match="holds 2 results besides those of this list, without a record") as error:
+        make(arguments(tmp_path, overwrite=True))
+    assert "delete the folder, or choose another" in str(error.value)
+    assert [path.read_bytes() for path in others] == [b"theirs"] * 2 and not (folder / made_by.NAME).exists()
+    assert make(arguments(tmp_path)) == NAMES and "2 results in" in caplog.text
+    assert json.loads((folder / made_by.NAME).read_text())["taken_as_they_were"] == 2
+    assert make(arguments(tmp_path, overwrite=True)) == NAMES  # by the same settings: nothing gets mixed
+
+
 def test_a_record_that_was_deleted_is_a_way_out(tmp_path, weights):
     make(arguments(tmp_path))
     other = arguments(tmp_path, cam_scales=(1.0, 0.5))
@@ -215,6 +232,34 @@ def test_overwriting_weights_removes_the_old_ones_first(tmp_path):
     begin(arguments(tmp_path, overwrite=True, cam_num_epoches=2), "cam_weights_name")  # and is cut off
     assert not (tmp_path / "sess" / "res50_cam.pth").exists()
     assert to_train(arguments(tmp_path, cam_num_epoches=2), "cam_weights_name")
+
+
+def test_overwriting_removes_weights_of_a_doubled_name_too(tmp_path):
+    doubled = tmp_path / "sess" / "res50_cam.pth.pth"
+    doubled.parent.mkdir()
+    doubled.write_bytes(b"theirs")
+    begin(arguments(tmp_path, overwrite=True), "cam_weights_name")  # and is cut off
+    assert not doubled.exists() and to_train(arguments(tmp_path), "cam_weights_name")
+
+
+def test_names_with_dots_do_not_share_records_or_checkpoints(tmp_path):
+    runs = [arguments(tmp_path, cam_weights_name=str(tmp_path / name)) for name in ("x.1", "x.2", "x.pth")]
+    assert [workdir.record_path(args, "cam_weights_name").name for args in runs] == [
+        "x.1.made_by.json", "x.2.made_by.json", "x.made_by.json"
+    ]  # fmt: skip
+    checkpoints = [begin(args, "cam_weights_name")[0].name for args in runs]
+    assert checkpoints == ["x.1.checkpoint", "x.2.checkpoint", "x.checkpoint"]
+
+
+def test_unfinished_files_beside_weights_outside_the_work_dir_are_removed(tmp_path):
+    outside = tmp_path / "weights"
+    outside.mkdir()
+    old, young = (outside / f".1.{digit * 16}.tmp" for digit in "ab")
+    for path in (old, young):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    args = arguments(tmp_path, work_dir=str(tmp_path / "work"), cam_weights_name=str(outside / "x.pth"))
+    assert workdir.sweep_temporaries(args) == 1 and not old.exists() and young.exists()
 
 
 def test_the_start_of_a_training_is_an_input(tmp_path):

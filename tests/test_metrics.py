@@ -125,6 +125,8 @@ def test_sweep_refuses_other_shapes_and_values():
         sweep.add([0], cams, np.zeros((3, 2), np.uint8))
     with pytest.raises(ValueError, match="a mask holds the value 2, but there are 2 classes"):
         sweep.add([0], cams, np.full((2, 3), 2, np.uint8))
+    with pytest.raises(ValueError, match=r"class 1 \(0-based\), but there are 2 classes with background"):
+        sweep.add([1], cams, np.zeros((2, 3), np.uint8))
     assert not sweep.counts.any()
     with pytest.raises(ValueError, match="thresholds must ascend"):
         ThresholdSweep((0.2, 0.2), 2)

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.base import Dataset
+from data.base import Dataset, voc_palette
 from data.published import REFERENCES, reference
 from misc import workdir
-from misc.files import save_json
-from misc.report import gallery, pictures, runinfo
+from misc.files import save_json, save_mask
+from misc.report import experiments, gallery, pictures, runinfo
 from misc.report.charts import Line, confusion_table, line_chart
 from misc.report.markup import Html, at, tag
 from misc.report.page import FOLDER, build
@@ -193,6 +193,96 @@ def test_the_sample_has_every_class_before_it_is_full(tmp_path):
     assert [name for name, groups in chosen.items() if "worst" in groups] == names[5::-1]
 
 
+def test_the_sample_says_what_it_counts_and_unscored_images_come_last(tmp_path):
+    class Few(Odd):
+        def names(self, split):
+            return [f"v{i}" for i in range(2)] if split == "val" else super().names(split)
+
+        def mask(self, name):
+            return {"i0000": None, "i0001": np.full(self.shape, 255, np.uint8)}.get(name, super().mask(name))
+
+    args, _ = arguments(tmp_path)
+    dataset = Few(4, noise=True)
+    names = dataset.names("train")
+
+    def text_and_cards():
+        page = Page(gallery.gallery(args, {}, dataset, names))
+        orders = [attributes["data-value"] for name, attributes in page.tags if name == "button"]
+        return page.text, [card["data-name"] for card in page.cards()], {"down", "up"} <= set(orders)
+
+    text, shown, ordered = text_and_cards()
+    assert text.startswith("All 4 images. Point") and shown == names and not ordered
+    perfect = dataset.mask("i0002")
+    for kind, name, mask in (
+        ("sem_seg", "i0000", perfect), ("sem_seg", "i0001", perfect), ("sem_seg", "i0002", perfect * 0),
+        ("sem_seg", "i0003", perfect), ("seg", "v0", perfect), ("seg", "v1", perfect * 0),
+    ):  # fmt: skip
+        save_mask(workdir.result_file(args, f"{kind}_out_dir", name, ".png"), mask, voc_palette())
+    text, shown, ordered = text_and_cards()
+    assert text.startswith("All 4 images; besides them 2 validation images. Point")
+    assert shown == ["i0003", "v0", "i0002", "v1", "i0000", "i0001"] and ordered
+    for name in names[:3]:
+        workdir.result_file(args, "sem_seg_out_dir", name, ".png").unlink()
+    names, dataset.mask = names[3:], lambda name: perfect
+    text, shown, ordered = text_and_cards()
+    assert text.startswith("All 1 image; besides") and ordered
+    workdir.result_file(args, "seg_out_dir", "v1", ".png").unlink()
+    text, shown, ordered = text_and_cards()
+    assert shown == ["i0003", "v0"] and ordered  # all of them perfect: mIoU 1
+
+
+ATTACK = "<script>alert(5)</script>"
+
+
+def apart(claim):
+    """metrics.json of a toy experiment and ablations, with invented values."""
+    measured = {"G_6": [0.35, 0.4]}
+    entry = {"claim": claim, "condition": "HGR <= 0.2", "measured": measured, "holds_in": "0 of 2 seeds"}
+    point = {"best": 0.512, "best_threshold": 0.07, "fixed": 0.4}
+    curve = {"best": [0.1, 0.2, 0.3], "best_threshold": [0.01, 0.02, 0.03], "fixed": [0.11, None, 0.33]}
+    toy = {
+        "seconds": 1.0, "images": 4, "seeds": [0, 1], "digits": "rendered", "accuracy": [1.0, 0.987], "threshold": 0.2,
+        "hgr": {"none": {"non-discriminative": {"mean": [1.0, 1.0, 1.0, 1.0, 0.875, 0.5]}}},
+        "fall": {"none": {"mean": 0.375, "std": 0.011, "relative": 0.43}},
+        "claims": [{**entry, "reproduced": False}, {**entry, "claim": "it stays", "reproduced": True}],
+    }  # fmt: skip
+    studies = {"steps": curve, "pooling": {f"score_th={claim}": point}, f"../{claim}": {"x": point}}
+    return {"toy": toy, "ablate": {"seconds": 1.0, "images": 4, "of": 4, "points": 2, "studies": studies}}
+
+
+def test_experiments_apart_have_sections_where_they_ran(run, tmp_path):
+    args, _ = arguments(tmp_path)
+    measured = apart(ATTACK)
+    text = Page(page_of(args, measured)).text
+    assert "98.7 percent" in text and "1 of the paper's 2 claims are reproduced" in text
+    assert f"not reproduced{ATTACK}HGR <= 0.2G_6 0.35, 0.400 of 2 seeds" in text and "reproducedit stays" in text
+    assert "fine-tuned: none0.8750.5000.3750.01143" in text
+    assert "after 0 updates (CAM)10.00.0111.0" in text and "after 1 updates (make_rib_cam)20.00.02\u2013" in text
+    assert f"score_th={ATTACK}51.20.0740.0" in text
+    for left, other, heading in (("toy", "ablate", "Toy experiment"), ("ablate", "toy", "Ablations")):
+        page = Page(page_of(args, {left: measured[left]}))
+        ids = [attributes.get("id") for name, attributes in page.tags if name == "section"]
+        assert left in ids and other not in ids and page.text.count(heading) == 2  # in the links too
+    assert not {"Toy experiment", "Ablations"} & set(re.findall(r"<h2>([^<]+)</h2>", page_of(run)))
+
+
+def test_figures_of_experiments_are_in_the_page_and_nothing_runs(tmp_path, monkeypatch):
+    args, _ = arguments(tmp_path)
+    for path in ("toy/curves.png", "ablate/pooling.png", f"{ATTACK.replace('/', '_')}.png"):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (5, 3), (10, 20, 30)).save(tmp_path / path)
+    attack = ATTACK.replace("/", "_")
+    page = Page(page_of(args, apart(attack)))
+    names = [name for name, _ in page.tags]
+    assert names.count("script") == 1 and page.text.count(attack) >= 3
+    figures = [attributes for name, attributes in page.tags if name == "img" and "class" not in attributes]
+    assert [pixels(figure["src"]).shape for figure in figures] == [(3, 5, 4)] * 2  # those of toy/ and ablate/
+    monkeypatch.setattr(experiments, "LARGEST", 10)
+    page = Page(page_of(args, apart("x")))
+    assert "toy/curves.png in the folder of the run shows this" in page.text
+    assert not [1 for name, attributes in page.tags if name == "img" and "class" not in attributes]
+
+
 def pixels(uri):
     return np.array(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))).convert("RGBA"))
 
@@ -211,6 +301,13 @@ def test_layers_draw_what_they_should():
     assert np.unravel_index(heat[..., 3].argmax(), (10, 15)) == (3, 4) and heat[3, 4, 3] > 1.8 * heat[0, 0, 3]
     edge = pixels(pictures.edge_layer(np.array([[0, 255]], np.uint8)))
     assert edge[0, 0, :3].sum() == 0 and edge[0, 1].tolist() == [255, 236, 150, 255]
+    masks = np.zeros((3, 40, 60), bool)
+    masks[0, 5:15, 5:15] = masks[1, 5:15, 12:30] = masks[2, 30:] = True
+    drawn = pixels(pictures.instance_layer(masks, np.array([0.9, 0.4, 0.0])))
+    grown = drawn.shape[1] / 60
+    surest, other, none = (drawn[round(y * grown), round(x * grown)] for y, x in ((10, 13), (10, 22), (35, 30)))
+    assert surest[3] == other[3] == 255 and none[3] == 0 and tuple(surest) != tuple(other)
+    assert (drawn == 255).all(-1).any()
     before, after, truth = (np.array([row], np.uint8) for row in ([0, 1, 1, 1], [0, 0, 2, 1], [0, 1, 2, 255]))
     orange, blue, clear = [230, 159, 0, 255], [86, 180, 233, 255], [0, 0, 0, 0]
     assert pixels(pictures.change_layer(before, after, truth))[0].tolist() == [clear, orange, blue, clear]
@@ -293,17 +390,5 @@ def test_confusions_of_many_classes_are_a_picture_and_a_list():
 
 def test_line_chart_has_round_ticks_and_every_point():
     chart = line_chart([Line("cam", "CAM", [0.0, 0.1, 0.2], [31.0, 52.0, float("nan")], 1)], "x", "y", "t", (0.1, "r"))
-    assert re.findall(r">([\d.]+)</text>", chart) == [
-        "30",
-        "35",
-        "40",
-        "45",
-        "50",
-        "55",
-        "0",
-        "0.05",
-        "0.1",
-        "0.15",
-        "0.2",
-    ]
+    assert re.findall(r">([\d.]+)</text>", chart) == "30 35 40 45 50 55 0 0.05 0.1 0.15 0.2".split()
     assert chart.count("<circle") == 2 and "CAM: 52 at 0.1" in chart and 'r="5"' in chart

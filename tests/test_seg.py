@@ -217,7 +217,7 @@ class Ramp(Dataset):
     def image(self, name):
         return np.repeat(40 * self.mask(name)[..., None], 3, 2)
 
-    def mask(self, name):
+    def mask(self, name, size=None):
         return np.kron(np.arange(1, 6, dtype=np.uint8)[None], np.ones((30, 12), np.uint8))
 
 

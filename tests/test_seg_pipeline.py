@@ -72,7 +72,7 @@ def miou_of(folder):
 
 def test_scores_are_those_of_the_files(finished):
     measured = metrics(finished)["eval_seg"]
-    assert measured["images"] == measured["scored"] == 3
+    assert measured["images"] == measured["scored"] == 3 and measured["labels"] == "pseudo"
     assert measured["miou"] == pytest.approx(miou_of(finished / "seg"))
     assert measured["before_crf"]["miou"] == pytest.approx(miou_of(finished / "seg_before_crf"))
     assert measured["comparison"] == pytest.approx(
@@ -114,6 +114,59 @@ def test_masks_of_other_settings_are_not_mixed(finished, tmp_path, capsys):
     assert len(wanted) == 3 and all(np.array_equal(without[name], wanted[name]) for name in wanted)
 
 
+def test_a_mask_that_lacks_its_unrefined_one_is_made_again(finished):
+    same = ("--steps", "eval_seg", "--seg_labels", "truth")
+    run(finished, *SHAPES, *same)
+    raw, refined = masks(finished / "seg_truth_before_crf"), masks(finished / "seg_truth")
+    stamps = {path.name: path.stat().st_mtime_ns for path in (finished / "seg_truth").glob("*.png")}
+    first, *others = sorted(raw)
+    (finished / "seg_truth_before_crf" / first).unlink()
+    run(finished, *SHAPES, *same)
+    for folder, before in (("seg_truth_before_crf", raw), ("seg_truth", refined)):
+        after = masks(finished / folder)
+        assert list(after) == list(before) and all(np.array_equal(after[name], before[name]) for name in before)
+    assert all((finished / "seg_truth" / name).stat().st_mtime_ns == stamps[name] for name in others)
+    assert metrics(finished)["eval_seg"]["labels"] == "truth"
+
+
+def test_the_masks_may_lie_in_the_current_folder(finished, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    run(finished, *SHAPES, "--steps", "eval_seg", "--seg_labels", "pseudo", "--seg_out_dir", ".")
+    assert len(masks(tmp_path / "here")) == len(masks(tmp_path / "here_before_crf")) == 3
+
+
+def test_losses_of_networks_trained_before_are_kept(tmp_path, capsys):
+    give_pseudo_masks(tmp_path)
+    train = (*SHAPES, "--steps", "train_seg", "--seg_labels")
+    (tmp_path / "sem_seg" / "train_00000.png").rename(tmp_path / "apart.png")
+    run(tmp_path, *train, "truth,pseudo", code=2)  # the second is cut off
+    assert "1 of 6 files are missing" in capsys.readouterr().err
+    before = metrics(tmp_path)["train_seg"]
+    assert list(before["loss"]) == ["truth"] and before["images"] == 6 and before["seconds"] > 0
+    (tmp_path / "apart.png").rename(tmp_path / "sem_seg" / "train_00000.png")
+    run(tmp_path, *train, "truth,pseudo")
+    after = metrics(tmp_path)["train_seg"]["loss"]
+    assert set(after) == {"truth", "pseudo"} and after["truth"] == before["loss"]["truth"]
+    run(tmp_path, *train, "pseudo", "--overwrite")
+    assert metrics(tmp_path)["train_seg"]["loss"] == after
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [(np.zeros((40, 48)), "is 40 x 48 pixels, wanted 48 x 48"), (np.full((48, 48), 7), "holds the value 7, wanted")],
+)
+def test_masks_that_do_not_fit_are_one_line(tmp_path, capsys, mask, message):
+    give_pseudo_masks(tmp_path)
+    save_mask(tmp_path / "sem_seg" / "train_00003.png", mask, voc_palette())
+    run(tmp_path, *SHAPES, "--steps", "train_seg", "--seg_labels", "pseudo", code=2)
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "train_00003.png" in last and message in last
+    run(tmp_path, *SHAPES, "--steps", "eval_sem_seg", code=2)
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "train_00003.png" in last and message in last
+
+
 def test_two_ranks_train_and_score_as_one(finished, tmp_path):
     give_pseudo_masks(tmp_path)
     torch.manual_seed(0)
@@ -149,13 +202,20 @@ def test_voc_val_and_test(tmp_path, capsys):
     valid = sum((kit.masks[name] != 255).sum() for name in kit.val)
     assert np.sum(metrics(work_dir)["eval_seg"]["confusion"]) == valid
     assert [name.removesuffix(".png") for name in masks(work_dir / "seg_truth")] == kit.val
+    scored = metrics(work_dir)["eval_seg"]
     run(work_dir, *voc, "--steps", "eval_seg", "--split", "test")
     assert "no score" in capsys.readouterr().err
     found = masks(work_dir / "seg_truth/results/VOC2012/Segmentation/comp6_test_cls")
     assert list(found) == [f"{name}.png" for name in unlabelled]
     for name in unlabelled:
         assert found[f"{name}.png"].shape == kit.masks[name].shape and found[f"{name}.png"].max() <= 20
-    assert "miou" not in metrics(work_dir)["eval_seg"] and metrics(work_dir)["eval_seg"]["images"] == 2
+    assert metrics(work_dir)["eval_seg"] == scored and "miou" in scored
+    stored = metrics(work_dir)
+    del stored["eval_seg"]
+    (work_dir / "metrics.json").write_text(json.dumps(stored))
+    run(work_dir, *voc, "--steps", "eval_seg", "--split", "test")
+    unscored = metrics(work_dir)["eval_seg"]
+    assert unscored.pop("seconds") >= 0 and unscored == {"images": 2, "scored": 0}
 
 
 @pytest.mark.parametrize(

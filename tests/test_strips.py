@@ -1,5 +1,6 @@
 """Strips of single images: what they show, which names they take, and `--preview`."""
 
+import argparse
 import io
 import json
 
@@ -98,7 +99,7 @@ def test_preview_shows_what_the_steps_make(tmp_path, drawn, capsys):
     np.testing.assert_array_equal(masks["ground truth"], dataset.mask("train_00003"))
 
 
-def test_strips_are_made_once_for_so_many_images_or_for_names(tmp_path, drawn):
+def test_strips_are_drawn_anew_for_so_many_images_or_for_names(tmp_path, drawn):
     write_classifier(tmp_path, 6)
     assert run(tmp_path, "--steps", "strips", "--strips_images", "3") == 0
     names = [path.stem for path in sorted((tmp_path / "strips").iterdir())]
@@ -106,10 +107,11 @@ def test_strips_are_made_once_for_so_many_images_or_for_names(tmp_path, drawn):
     assert run(tmp_path, "--steps", "strips", "--strips_images", "train_00004,val_00001") == 0
     assert len(drawn) == 4 and "shapes: val_00001" in drawn
     metrics = json.loads((tmp_path / "metrics.json").read_text())["strips"]
-    assert metrics["of"] == 2
-    drawn.clear()
-    assert run(tmp_path, "--strips_pass", "--strips_images", "train_00004", "--overwrite") == 0
-    assert list(drawn) == ["shapes: train_00004"]
+    assert metrics["images"] == 2
+    before = (tmp_path / "strips" / "train_00004.png").read_bytes()
+    assert run(tmp_path, "--strips_pass", "--strips_images", "train_00004", "--RIB_lr", "3e-4") == 0
+    assert (tmp_path / "strips" / "train_00004.png").read_bytes() != before  # none of another setting stays
+    assert run(tmp_path, "--strips_pass", "--strips_images", "000000000004") == 2
 
 
 def test_an_image_that_ended_early_says_so(tmp_path, drawn):
@@ -151,6 +153,19 @@ def test_names_and_file_names_of_other_datasets(tmp_path):
     with pytest.raises(UserError, match=r"--preview foo\.jpg: shapes names 'foo', which shapes does not have"):
         find_names(Shapes(), "train_00000,foo.jpg", "--preview")
     assert find_names(Shapes(), "train_00000.png, train_00000,val_00001", "--preview") == ["train_00000", "val_00001"]
+
+
+def test_a_number_is_a_name_where_an_image_is_called_so(tmp_path):
+    mini = make_coco(tmp_path)
+    prepare(mini.root)
+    name = mini.all_names[0]
+    assert name.isdecimal()
+    for text, wanted in ((name, [name]), ("1", COCO14(mini.root).names("train")[:1])):
+        args = argparse.Namespace(strips_images=text, infer_list="train", limit=None, bad_images={})
+        assert step.strips._chosen(args, COCO14(mini.root)) == wanted
+    args.strips_images = "000000000000"
+    with pytest.raises(UserError, match="--strips_images 000000000000: coco14 has no image"):
+        step.strips._chosen(args, COCO14(mini.root))
 
 
 def test_without_a_classifier_nothing_is_drawn(tmp_path, capsys):

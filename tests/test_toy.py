@@ -18,6 +18,7 @@ from misc.steps import choose
 from misc.torchutils import rng
 from net.toy import LAYERS, ToyNet
 from run_sample import STEPS, add_arguments
+from tests.test_pipeline import undocumented
 
 SMALL = ("--toy_seeds 2 --toy_train 16 --toy_test 4 --toy_epochs 1 --toy_batch_size 8 --toy_rib_iter 2 "
          "--steps toy --device cpu").split()  # fmt: skip
@@ -233,6 +234,7 @@ def test_the_step_leaves_figures_and_values(finished):
         assert picture.width > 600 and len(picture.getcolors(1 << 20)) > 10
         assert (finished / "toy" / f"{name}.svg").read_text().rstrip().endswith("</svg>")
     values = json.loads((finished / "metrics.json").read_text())["toy"]
+    assert undocumented("toy", values) == []
     assert values["images"] == 8 and values["seeds"] == [0, 1] and values["digits"] == "rendered"
     assert set(values["hgr"]) == set(values["fall"]) == {"trained", *COMPARED}
     for name, by_region in values["hgr"].items():
@@ -261,10 +263,18 @@ def test_a_stored_seed_is_kept_and_a_missing_one_made_again(finished, capsys):
     assert "fine-tuned: none" in capsys.readouterr().out
 
 
-def test_other_settings_are_refused_and_overwrite_begins_anew(finished, capsys):
-    assert run(finished, "--toy_threshold", "0.3") == 2
-    message = capsys.readouterr().err
-    assert "toy_threshold 0.2 then, 0.3 now" in message and "--overwrite" in message
+def test_seeds_of_other_settings_or_other_code_are_made_anew(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "toy" / "seed_0.json"
+    assert run(tmp_path, "--toy_seeds", "1") == 0
+    before = json.loads(file.read_text())
+    assert run(tmp_path, "--toy_seeds", "1", "--toy_threshold", "0.3") == 0
+    assert "toy_threshold 0.2 then, 0.3 now" in capsys.readouterr().err
+    assert json.loads(file.read_text())["thresholds"][0] == 0.3
+    monkeypatch.setattr("misc.made_by.of_code", lambda *_: {"step/toy.py": "other"})
+    assert run(tmp_path, "--toy_seeds", "1") == 0
+    after = json.loads(file.read_text())
+    assert len(after["settings"]["code_sha256"]) == 64
+    assert after["settings"].pop("code_sha256") != before["settings"].pop("code_sha256") and after == before
 
 
 @pytest.mark.parametrize(

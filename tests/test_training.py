@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from misc.errors import UserError
 from misc.torchutils import PolyOptimizer
-from misc.training import fit, loader_by_epoch, to_train
+from misc.training import check_batches, fit, loader_by_epoch, to_train
 from net.resnet50_cam import Net
 
 ROOT = Path(__file__).parent.parent
@@ -80,6 +80,17 @@ def test_other_settings_are_refused(tmp_path):
         train(tmp_path / "x", "sgd")
 
 
+@pytest.mark.parametrize("refused", [PermissionError(13, "no"), MemoryError(), torch.OutOfMemoryError("full")])
+def test_what_the_machine_refuses_is_no_broken_checkpoint(tmp_path, monkeypatch, refused):
+    def load(*of, **how):
+        raise refused
+
+    (tmp_path / "x").write_bytes(b"whole")
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(type(refused)):
+        train(tmp_path / "x", "sgd")
+
+
 def test_a_loss_that_is_not_finite_stops(tmp_path):
     with pytest.raises(FloatingPointError, match="epoch 1, batch 2"):
         train(tmp_path / "x", "sgd", bad_batch=1)
@@ -93,6 +104,28 @@ def test_batches_that_cannot_be_filled_or_shared(monkeypatch):
     monkeypatch.setattr("misc.torchutils.world_size", lambda: 2)
     with pytest.raises(UserError, match="cannot be shared equally by 2 ranks"):
         loader_by_epoch(None, ["a", "b", "c"], 3, args, False)
+
+
+def test_batches_are_checked_for_what_is_still_to_be_trained(tmp_path, monkeypatch):
+    args = argparse.Namespace(
+        work_dir=str(tmp_path), overwrite=False, cam_batch_size=3, irn_batch_size=4, seg_batch_size=10,
+        seg_accumulate=2, cam_weights_name=None, irn_weights_name=None, seg_weights_name=None,
+    )  # fmt: skip
+    steps = ["cam_weights_name", "irn_weights_name", "seg_weights_name"]
+    check_batches(args, steps)
+    monkeypatch.setattr("misc.torchutils.world_size", lambda: 2)
+    with pytest.raises(UserError, match="--cam_batch_size 3 cannot be shared equally by 2 ranks; choose a multiple"):
+        check_batches(args, steps)
+    (tmp_path / "sess").mkdir()
+    (tmp_path / "sess" / "res50_cam.pth").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"--seg_batch_size 10 .* 2 ranks in 2 parts each; choose a multiple of 4"):
+        check_batches(args, steps)
+    check_batches(args, steps[:2])
+    args.seg_accumulate = 1
+    check_batches(args, steps)
+    args.overwrite = True
+    with pytest.raises(UserError, match="--cam_batch_size 3"):
+        check_batches(args, steps)
 
 
 def test_a_weights_file_that_was_named_is_not_replaced(tmp_path):

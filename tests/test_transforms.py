@@ -142,7 +142,7 @@ class Encoded(Dataset):
     name = "encoded"
     classes = ("a", "b", "c")
 
-    def mask(self, name):
+    def mask(self, name, size=None):
         draw = np.random.default_rng(int(name))
         coarse = draw.integers(0, 4, (3, 4)).astype(np.uint8)
         return np.kron(coarse, np.ones((12 + int(name) % 9, 14), np.uint8))

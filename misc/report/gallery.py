@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data.base import Dataset
-from misc import camfile
+from misc import camfile, insfile
 from misc.files import load_json, load_mask
 from misc.metrics import confusion, mean_iou
 from misc.report import pictures
@@ -108,6 +108,11 @@ def layers(
     path = result_file(args, "sem_seg_out_dir", name, ".png")
     if path.is_file():
         found.append(("mask", "pseudo mask", None, load_mask(path)))
+    path = result_file(args, "ins_seg_out_dir", name, ".npy")
+    if path.is_file():
+        instances = insfile.load(path)
+        picture = partial(pictures.instance_layer, instances["mask"], instances["score"])
+        found.append(("instances", "instances", picture, None))
     path = result_file(args, "seg_out_dir", name, ".png")
     if path.is_file():
         found.append(("seg", "segmentation net", None, load_mask(path)))
@@ -142,6 +147,7 @@ def card(
         if truth is not None and layer.mask is not None and layer.key not in ("truth", "label"):
             score = last = mean_iou(confusion(layer.mask, truth, dataset.n_classes + 1))
         tiles.append(tile(image.shape, layer.title, name, layer.picture, score, layer.key))
+    last = last if last == last else None  # NaN: the truth leaves every pixel out
     return framed(dataset, name, groups, image, tiles, colours, last), last
 
 
@@ -226,17 +232,24 @@ def gallery(args: argparse.Namespace, measured: dict, dataset: Dataset, names: S
         size += len(made)
         if size > MOST_BYTES:
             break
-        cards.append((-1.0 if score is None else -score, name, made))
+        cards.append(((score is None, -(score or 0), name), made))  # those without a score last
         groups |= set(mine)
         classes |= set(np.flatnonzero(dataset.label(name)).tolist())
-    scored = any(key != -1.0 for key, _, _ in cards)
-    cards.sort(key=lambda entry: entry[:2])
-    what = f"{len(cards)} of {len(names)} images" if len(cards) < len(names) else f"All {len(names)} images"
+    cards.sort(key=lambda entry: entry[0])
+    scored = any(not unscored for (unscored, _, _), _ in cards)
+    listed = set(names)
+    there = sum(name in listed for (_, _, name), _ in cards)
+    besides, whole = len(cards) - there, there == len(listed)
+    what = f"{'All ' if whole else f'{there} of '}{len(listed)} image{'s'[: len(listed) != 1]}"
     how = "the best, the median and the worst by mIoU of the pseudo mask, and examples of every class"
     if not per_image(args):
         how = "spread over the list"
+    if not whole:
+        what += f", a sample: {how}"
+    if besides:
+        what += f"; besides them {besides} validation image{'s'[: besides != 1]}"
     text = (
-        f"{what}{f', a sample: {how}' if len(cards) < len(names) else ''}. Point at a picture, or move the slider, to "
+        f"{what}. Point at a picture, or move the slider, to "
         "see the image under it. CAMs are drawn as their square root; pixels that the CRF leaves open are hatched. "
         "mIoU of an image is the mean over the classes that occur in its mask or its truth, background included; seeds "
         "are cut at their best threshold."
@@ -245,6 +258,6 @@ def gallery(args: argparse.Namespace, measured: dict, dataset: Dataset, names: S
         [
             tag("p", text, class_="note", id="sample"),
             controls(dataset, groups, classes, [*SCORED, BY_NAME] if scored else [BY_NAME]),
-            tag("div", *(made for _, _, made in cards), class_="cards", id="cards"),
+            tag("div", *(made for _, made in cards), class_="cards", id="cards"),
         ]
     )

@@ -9,7 +9,7 @@ from string import Template
 
 from data.base import Dataset
 from data.published import UNCHECKED, reference
-from misc.report import runinfo
+from misc.report import experiments, runinfo
 from misc.report.charts import Line, bars, confusion_table, line_chart
 from misc.report.gallery import gallery
 from misc.report.markup import Html, at, html, join, measured_cell, number, tag
@@ -31,6 +31,7 @@ def build(args: argparse.Namespace, dataset: Dataset, measured: dict, names: Seq
     if found:
         sections.append(("classes", "Classes", _classes(measured, found)))
         sections.append(("confusion", "Confusion", _confusions(measured, found)))
+    sections += experiments.sections(Path(args.work_dir), measured)
     sections.append(("gallery", "Images", gallery(args, measured, dataset, names)))
     sections.append(("run", "The run", runinfo.details(Path(args.work_dir), measured)))
     return page(f"RIB report: {dataset.name}", sections)

@@ -77,6 +77,23 @@ def edge_layer(edge: np.ndarray) -> str:
     return _palette_png(_at_most(levels), palette)
 
 
+def instance_layer(masks: np.ndarray, scores: np.ndarray) -> str:
+    """Instances bool [n, H, W], each in a colour with a white outline, the surest on top; none that scores 0."""
+    height, width = shown_size(masks.shape[1:])
+    index = np.zeros((height, width), np.uint8)
+    palette = np.zeros((256, 4), np.uint8)
+    palette[STROKE] = 255
+    shown = [i for i in np.argsort(scores, kind="stable") if scores[i] > 0]
+    for rank, i in enumerate(shown):
+        entry = 1 + rank % (OPEN - 1)
+        palette[entry] = (*viz.instance_colour(rank), 255)
+        small = cv2.resize(masks[i].astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST)
+        index[small > 0] = entry
+        outlines, _ = cv2.findContours(small, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+        cv2.drawContours(index, outlines, -1, STROKE, 1)
+    return _palette_png(index, palette)
+
+
 def change_layer(before: np.ndarray, after: np.ndarray, truth: np.ndarray | None) -> str:
     """Where two masks differ: blue where the second is right, orange where the first was, grey else."""
     index = (before != after).astype(np.uint8) * 3
