@@ -118,7 +118,7 @@ def test_a_bad_image_of_one_rank_is_named_by_the_job(tmp_path):
 
 @pytest.mark.slow
 def test_ranks_share_one_lock_and_one_refusal(tmp_path, trained):
-    steps = ("--cam_weights_name", str(trained), "--steps", "make_rib_cam", "--RIB_iter", "12")
+    steps = ("--cam_weights_name", str(trained), "--steps", "make_rib_cam", "--RIB_iter", "80")
     job = start(tmp_path, *steps)
     while job.poll() is None and not list(tmp_path.glob("cam_rib/*.npy")):
         time.sleep(0.02)
