@@ -56,9 +56,20 @@ def main(steps: Sequence[Step], add_arguments: Callable, argv: Sequence[str] | N
             raise
         text, code = explained
         print(f"run_sample.py: {text}", file=sys.stderr)
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            _end_rank(code)
         return code
     finally:
         board.stop()
+
+
+def _end_rank(code: int) -> None:
+    """Ends a rank that the others may be waiting for: it cannot leave them in order, so torchrun has to end them."""
+    board.stop()
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _preview(args: argparse.Namespace) -> int:
@@ -92,6 +103,7 @@ def _run(args: argparse.Namespace, sources: dict[str, str], chosen: Sequence[Ste
             if args.tensorboard:
                 board.start(work_dir / "tensorboard")
         _run_steps(args, _possible(args, chosen))
+    torchutils.leave_ranks()
 
 
 def _check_batches(args: argparse.Namespace, chosen: Sequence[Step]) -> None:

@@ -108,6 +108,12 @@ def sweep(folder: Path, older_than_s: float = 0.0) -> int:
     return removed
 
 
+def look_anew(folder: Path) -> None:
+    """Makes the system ask a network disk for the content of a folder, of which it may remember an older one."""
+    with contextlib.suppress(OSError):
+        os.close(os.open(folder, os.O_RDONLY))
+
+
 def save_json(path: Path, value: Any) -> None:
     """Writes `value` as indented JSON."""
     text = json.dumps(value, indent=2, sort_keys=False) + "\n"

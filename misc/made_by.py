@@ -1,7 +1,7 @@
 """What made a result: arguments, inputs and code, kept beside it so that results of two kinds never get mixed.
 
-A record is `{"step", "arguments", "inputs", "code"}`; `misc.workdir` says what belongs into it, and `pending` and
-`to_train` write and compare it, so that steps need not know of it.
+A record is `{"step", "arguments", "inputs", "images", "code"}`; `misc.workdir` says what belongs into it, and `pending`
+and `to_train` write and compare it, so that steps need not know of it.
 """
 
 import ast
@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 from misc.errors import UserError
 from misc.files import load_json
@@ -49,15 +51,23 @@ def read(path: Path) -> dict | None:
 
 
 def differences(before: dict, now: dict) -> Differences:
-    """What differs between two records. What only one of them tells is left out: an older program kept less."""
+    """What differs between two records. What only one of them tells is left out: an older program kept less.
+
+    Data that lie elsewhere now, as where every job of a cluster copies them to a disk of its own, are the same data if
+    those images are of which both records keep digests.
+    """
     before, now = (json.loads(json.dumps(record)) for record in (before, now))  # tuples become lists, as in a file
-    values = []
+    images = [record.get("images") or {} for record in (before, now)]
+    both = images[0].keys() & images[1].keys()
+    other = [name for name in sorted(both) if images[0][name] != images[1][name]]
+    values = [f"image {_shown(other[0])} has other pixels now"] if other else []
+    moved = {"--data_root"} if both and not other else set()
     for part in ("arguments", "inputs"):
         old, new = (record.get(part) or {} for record in (before, now))
         values += [
             f"{key} {_shown(old[key])} then, {_shown(new[key])} now"
             for key in old
-            if new.get(key, old[key]) != old[key]
+            if key not in moved and new.get(key, old[key]) != old[key]
         ]
     old, new = before.get("code") or {}, now.get("code") or {}
     names = sorted(key for key in {*old, *new} if old.get(key) != new.get(key)) if old and new else []
@@ -74,6 +84,11 @@ def of_names(names: Sequence[str]) -> str:
     return f"{len(names)} images ({digest(chr(10).join(names).encode())[:12]})"
 
 
+def of_array(array: np.ndarray) -> str:
+    """Shape and content of an array in few characters."""
+    return f"{' x '.join(map(str, array.shape))} ({digest(np.ascontiguousarray(array).tobytes())[:12]})"
+
+
 def digest(data: bytes) -> str:
     """SHA-256 in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
@@ -82,6 +97,8 @@ def digest(data: bytes) -> str:
 def of_record(record: dict) -> str:
     """The digest of a record, which stands for its folder where that is an input: steps hang together in a chain."""
     told = {key: record.get(key) for key in ("arguments", "inputs", "code")}
+    if told["arguments"]:  # the same data may lie elsewhere
+        told["arguments"] = {key: value for key, value in told["arguments"].items() if key != "--data_root"}
     return digest(json.dumps(told, sort_keys=True).encode())
 
 

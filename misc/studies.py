@@ -11,12 +11,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data import dataset_module
+from data import dataset_module, image_names
 from data.base import Dataset
 from misc import made_by
 from misc.errors import UserError
 from misc.files import find_doubled, write_atomic
-from misc.workdir import place
+from misc.workdir import place, some_images
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ STUDIES = {
 }
 # What an image's result depends on besides the arguments whose names begin with RIB_ or shapes_.
 _SETTING = (
-    "dataset", "data_root", "seed", "train_list", "limit", "cam_network", "cam_scales", "cam_eval_sweep",
+    "dataset", "seed", "train_list", "limit", "cam_network", "cam_scales", "cam_eval_sweep",
     "cam_eval_thres", "pooling", "score_th", "stop_th", "explode_th", "explode_ratio", "precision",
 )  # fmt: skip
 
@@ -88,10 +88,13 @@ def chosen_studies(text: str | None) -> list[str]:
 def inputs_of(args: argparse.Namespace, dataset: Dataset) -> dict[str, object]:
     """What the results of every point depend on besides the arguments: SHA-256 of classifier and code, the dataset."""
     module, file = dataset_module(args.dataset)
+    names = image_names(args, dataset, "train")
     return {
         "classifier_sha256": made_by.of_file(find_doubled(place(args, "cam_weights_name"))),
         "code_sha256": made_by.of_record({"code": made_by.of_code(("step.ablate", *module), file)}),
         "identity": dataset.identity,
+        "train": [made_by.of_names(names), made_by.of_array(dataset.labels(names))],
+        "images": some_images(args, dataset, "train"),
     }
 
 

@@ -5,6 +5,7 @@ import datetime
 import os
 import zlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -100,11 +101,15 @@ def barrier() -> None:
         dist.barrier()
 
 
-def on_first_rank(function: Callable[[], None]) -> None:
-    """Calls function() on rank 0 while the others wait; an error ends rank 0, and with it the whole job."""
-    if rank() == 0:
-        function()
-    barrier()
+def on_first_rank(function: Callable[[], Any]) -> Any:
+    """What function() returns on rank 0, on every rank; an error ends rank 0, and with it the whole job.
+
+    For decisions that all ranks must take alike: over a network, a rank may see yesterday's folder.
+    """
+    found = [function() if rank() == 0 else None]
+    if dist.is_initialized():
+        dist.broadcast_object_list(found)
+    return found[0]
 
 
 def shard(items: Sequence) -> list:
@@ -152,3 +157,10 @@ def init_ranks(device_name: str) -> None:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
         # Ranks finish their shares of a step at different times; a rank that dies is torchrun's to notice.
         dist.init_process_group("nccl" if gpu else "gloo", timeout=datetime.timedelta(days=1))
+
+
+def leave_ranks() -> None:
+    """Leaves the process group once all ranks are here. Its threads would crash a process that ends without that."""
+    if dist.is_initialized():
+        barrier()
+        dist.destroy_process_group()

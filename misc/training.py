@@ -15,7 +15,7 @@ from tqdm import tqdm
 from data.loaders import epoch_batches, stream_batches
 from misc import board, torchutils
 from misc.errors import UserError
-from misc.files import find_doubled, save_json, save_torch
+from misc.files import find_doubled, look_anew, save_json, save_torch
 from misc.made_by import differences
 from misc.progress import bar
 from misc.workdir import PLACES, beside, check_weights, place, record_path, what_makes
@@ -49,8 +49,10 @@ def fit(
     by iterations calls the iterations between two checkpoints an epoch (`loader_by_iteration`).
     """
     first, losses, batches = 0, [], 0
-    if checkpoint.is_file():
+    if torchutils.on_first_rank(checkpoint.is_file):
+        look_anew(checkpoint.parent)
         first, losses, batches = _resume(checkpoint, settings, model, optimizer, scheduler)
+        _check_same_epoch(checkpoint, first)
     model.train()
     parallel = _parallel(model)
     with bar(total=0, title=title, unit="batch") as progress:
@@ -168,9 +170,9 @@ def to_train(args: argparse.Namespace, argument: str) -> bool:
 
     UserError if it is there and was made with other arguments or from other inputs.
     """
-    if _missing(args, argument):
+    if torchutils.on_first_rank(lambda: _missing(args, argument)):
         return True
-    there = find_doubled(place(args, argument))
+    there = torchutils.on_first_rank(lambda: find_doubled(place(args, argument)))
     logging.info("%s is there already%s", there, " and was named: it is not replaced" if args.overwrite else "")
     torchutils.on_first_rank(lambda: check_weights(args, argument))
     return False
@@ -231,6 +233,16 @@ def _resume(
     except Exception as error:  # a damaged file can raise anything
         raise UserError(f"{checkpoint} is not a whole checkpoint; {redo}") from error
     raise UserError(f"{checkpoint} was made otherwise: {changed}. Give the same again, or {redo}")
+
+
+def _check_same_epoch(checkpoint: Path, epoch: int) -> None:
+    """UserError on every rank if one goes on at another epoch: over a network it may have read an older file."""
+    epochs = torchutils.gather([epoch])
+    if len(set(epochs)) > 1:
+        raise UserError(
+            f"the ranks read {checkpoint} as of epochs {', '.join(map(str, epochs))}: the disk shows some of them an "
+            "older file; wait a minute, then the same command goes on"
+        )
 
 
 def _parallel(model: nn.Module) -> nn.Module:

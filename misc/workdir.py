@@ -7,9 +7,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
+from data.base import Dataset
 from misc import made_by
 from misc.errors import UserError
-from misc.files import find_doubled, load_json, save_json, sweep
+from misc.files import find_doubled, load_json, look_anew, save_json, sweep
 from misc.torchutils import gather, on_first_rank, rank, shard
 
 SCHEMA = 1  # of metrics.json and per_image.json, see docs/METRICS.md; raised when a key changes its meaning or goes
@@ -103,8 +104,14 @@ def result_file(args: argparse.Namespace, argument: str, name: str, suffix: str)
 def require(args: argparse.Namespace, argument: str, names: Sequence[str] | None = None, suffix: str = ".npy") -> None:
     """UserError if a file that an earlier step makes is not there, saying which step makes it.
 
-    names: the images whose result files are needed; without, the argument names a single file.
+    names: the images whose result files are needed; without, the argument names a single file. All ranks must call it.
     """
+    on_first_rank(lambda: _require(args, argument, names, suffix))
+    path = place(args, argument)
+    look_anew(path.parent if names is None else path)  # other ranks have just written there
+
+
+def _require(args: argparse.Namespace, argument: str, names: Sequence[str] | None, suffix: str) -> None:
     step = PLACES[argument].step
     if names is None:
         if find_doubled(place(args, argument)) is None:
@@ -201,7 +208,10 @@ def what_makes(args: argparse.Namespace, argument: str) -> dict:
     ]  # fmt: skip
     values = {f"--{name}": getattr(args, name) for name in sorted(named)}
     for purpose in entry.lists:
-        values[f"--{purpose}_list"] = made_by.of_names(image_names(args, dataset, purpose))
+        names = image_names(args, dataset, purpose)
+        values[f"--{purpose}_list"] = made_by.of_names(names)
+        if purpose == "train":
+            values["labels of --train_list"] = made_by.of_array(dataset.labels(names))
     root = Path(args.data_root).resolve() if args.data_root else None
     data = {"--data_root": str(root) if root else None, **dataset.identity}
     module, file = dataset_module(args.dataset)
@@ -209,8 +219,24 @@ def what_makes(args: argparse.Namespace, argument: str) -> dict:
         "step": entry.step,
         "arguments": {**data, **values},
         "inputs": {f"--{name}": _input(args, name) for name in entry.inputs},
+        "images": some_images(args, dataset, (*entry.lists, "infer")[0]),
         "code": made_by.of_code((f"step.{entry.step}", *module), file),
     }
+
+
+def some_images(args: argparse.Namespace, dataset: Dataset, purpose: str) -> dict[str, str]:
+    """name -> digest of the pixels, of three images of a list without its `--limit`; {} where one cannot be read.
+
+    They tell data at another `--data_root` from other data; without a root there is nothing to tell.
+    """
+    if not args.data_root:
+        return {}
+    names = [name for name in dataset.names_of(getattr(args, f"{purpose}_list")) if name not in args.bad_images]
+    chosen = [names[i] for i in sorted({0, len(names) // 2, len(names) - 1})] if names else []
+    try:
+        return {name: made_by.of_array(dataset.image(name)) for name in chosen}
+    except (UserError, OSError):
+        return {}
 
 
 def record_path(args: argparse.Namespace, argument: str) -> Path:

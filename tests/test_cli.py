@@ -3,11 +3,14 @@
 import argparse
 import json
 import logging
+import os
 import re
+import subprocess
 import sys
 import types
 
 import pytest
+import torch
 import yaml
 
 from data import preset
@@ -15,6 +18,7 @@ from misc.cli import main, parse
 from misc.errors import UserError
 from misc.steps import Step, choose
 from run_sample import STEPS, add_arguments
+from tests.helpers import ROOT, run_cli
 
 ALL = [step.name for step in STEPS if step.number is not None]
 
@@ -435,3 +439,20 @@ def test_a_step_without_a_number_runs_only_by_its_name():
     for wrong in ("1-apart", "None", ""):
         with pytest.raises(UserError):
             names(wrong)
+
+
+def test_ranks_leave_their_group_at_the_end(tmp_path):
+    # Without that one of two ranks often crashes while Python ends, after all is done.
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    assert run_cli("--work_dir", tmp_path, "--steps", "report", "--shapes_size", "48", "--limit", "2") == 0
+    assert not torch.distributed.is_initialized()
+
+
+def test_a_rank_that_fails_ends_at_once(tmp_path):
+    # The others wait for it, so nothing that waits for them may run at its end.
+    code = "import atexit, sys, run_sample as r; atexit.register(lambda: print('at exit'));"
+    code += "sys.exit(r.main(r.STEPS, r.add_arguments, ['--steps', 'no_such_step']))"
+    for ranks, at_exit in (("1", "at exit\n"), ("2", "")):
+        environment = {**os.environ, "WORLD_SIZE": ranks}
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (2, at_exit) and "no_such_step" in done.stderr

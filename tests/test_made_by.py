@@ -4,15 +4,18 @@ import argparse
 import json
 import logging
 import os
+import shutil
 
 import pytest
 import torch
+from PIL import Image
 
 from data import preset
 from misc import made_by, workdir
 from misc.errors import UserError
 from misc.training import begin, finish, to_train
 from run_sample import STEPS
+from tests.folder_mini import make_folder
 
 NAMES = [f"train_{i:05d}" for i in range(4)]
 
@@ -33,7 +36,9 @@ def make(args, argument="cam_out_dir", names=NAMES, suffix=".npy"):
     """Makes what is pending; returns it."""
     todo = workdir.pending(args, argument, names, suffix)
     for name in todo:
-        workdir.result_file(args, argument, name, suffix).write_bytes(name.encode())
+        path = workdir.result_file(args, argument, name, suffix)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
     return todo
 
 
@@ -121,6 +126,54 @@ def test_companions_come_from_a_list_that_counts(tmp_path, weights):
     make(arguments(tmp_path), "cam_rib_out_dir", NAMES[:2])
     with pytest.raises(UserError, match=r"--train_list 4 images \(\w+\) then, 8 images \(\w+\) now"):
         make(arguments(tmp_path, limit=None), "cam_rib_out_dir")
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A folder of own images, and what reads it from wherever it lies."""
+    mini = make_folder(tmp_path / "data" / "one")
+    values = {name: value for name, (value, _) in preset("folder").items()}
+
+    def at(root=mini.root, **changed):
+        return arguments(tmp_path, **values, dataset="folder", data_root=str(root), limit=None, **changed)
+
+    return mini, at
+
+
+def test_data_may_lie_elsewhere_but_not_be_others(tmp_path, weights, own):
+    mini, at = own
+    make(at(), names=mini.names[:2])
+    make(at(), "ir_label_out_dir", mini.names[:2], ".png")
+    copied = shutil.copytree(mini.root, tmp_path / "scratch" / "job_17")
+    assert make(at(copied), names=mini.names[:3]) == mini.names[2:3]
+    assert make(at(copied), "ir_label_out_dir", mini.names[:3], ".png") == mini.names[2:3]  # seeds are the same input
+    other = make_folder(tmp_path / "data" / "other", seed=1)
+    with pytest.raises(
+        UserError, match=r"image Brücke é has other pixels now; --data_root \S*/one then, \S*/other now"
+    ):
+        make(at(other.root), names=mini.names)
+
+
+def test_an_image_that_was_replaced_stops(tmp_path, weights, own):
+    mini, at = own
+    make(at(), names=mini.names[:2])
+    name = "日本語 😀"  # the last of the list: the first, the middle and the last are looked at
+    Image.fromarray(255 - mini.images[name]).save(mini.root / "images" / mini.paths[name])
+    with pytest.raises(UserError, match=f"cam was made otherwise: image {name} has other pixels now"):
+        make(at(), names=mini.names)
+
+
+def test_labels_that_were_changed_stop(tmp_path, own):
+    mini, at = own
+    (tmp_path / "sess").mkdir()
+    assert trained(at()) and not trained(at())
+    make(at(), "cam_rib_out_dir", mini.names[:2])
+    mini.labels[mini.names[0]] ^= {0, 1}
+    mini.write_csv()
+    with pytest.raises(UserError, match=r"res50_cam\.pth was made otherwise: labels of --train_list 10 x 3 \(\w+\)"):
+        trained(at())
+    with pytest.raises(UserError, match=r"cam_rib was made otherwise: labels of --train_list"):
+        make(at(), "cam_rib_out_dir", mini.names)
 
 
 def other_code(monkeypatch):

@@ -91,6 +91,14 @@ def test_what_the_machine_refuses_is_no_broken_checkpoint(tmp_path, monkeypatch,
         train(tmp_path / "x", "sgd")
 
 
+def test_a_rank_that_sees_an_older_checkpoint_stops_all(tmp_path, monkeypatch):
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "x", "sgd", cut_before=2)
+    monkeypatch.setattr("misc.torchutils.gather", lambda mine: [*mine, 1])
+    with pytest.raises(UserError, match=r"as of epochs 2, 1: .* wait a minute"):
+        train(tmp_path / "x", "sgd")
+
+
 def test_a_loss_that_is_not_finite_stops(tmp_path):
     with pytest.raises(FloatingPointError, match="epoch 1, batch 2"):
         train(tmp_path / "x", "sgd", bad_batch=1)
