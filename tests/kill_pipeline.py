@@ -23,7 +23,7 @@ AGAIN = (  # what every run writes, or steps that are not asked whether they hav
     "args.json", "log.txt", "metrics.json", "per_image.json", "report.html", "overview.png", "thresholds.png", ".lock",
 )  # fmt: skip
 NAMES = [step.name for step in STEPS if step.number is not None]
-EARLY = 0.15  # share of the kills that may strike before the first step, while the program starts
+EARLY_S = 4.0  # from the start of the program to a kill that may strike before its first step
 LONGEST_S = 1.0  # from the begin of a step to the kill; the steps take about a second or two
 RUN_S = 600
 
@@ -37,17 +37,19 @@ def results(folder: Path) -> dict[str, Path]:
     }
 
 
-def strike(folder: Path, draw: random.Random) -> str | None:
-    """Starts the pipeline and kills it with its workers; the step that was running, None if it came to its end."""
+def strike(folder: Path, draw: random.Random, target: str | None) -> str | None:
+    """Starts the pipeline and kills it with its workers; the step that was running, None if it came to its end.
+
+    target: the step in which or soon after which the kill falls, None: while the program starts.
+    """
     log = folder / "log.txt"
     seen = len(log.read_text()) if log.exists() else 0
     process = subprocess.Popen(
         small_command(folder), cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    if draw.random() < EARLY:
-        wait = draw.uniform(0.2, 4.0)
+    if target is None:
+        wait = draw.uniform(0.2, EARLY_S)
     else:
-        target = draw.choice(NAMES)
         while process.poll() is None and target not in _begun(log, seen):
             time.sleep(0.01)
         wait = draw.uniform(0.0, LONGEST_S)
@@ -107,6 +109,7 @@ def kill(n_kills: int, seed: int, say=print) -> Counter:
     """Strikes `n_kills` times, over as many pipelines as that takes; by step, how often."""
     draw = random.Random(seed)
     where: Counter = Counter()
+    deck: list[str | None] = []  # every step's turn comes, in random order
     with tempfile.TemporaryDirectory() as scratch:
         wanted = Path(scratch, "in_peace")
         subprocess.run(small_command(wanted), cwd=ROOT, check=True, capture_output=True, timeout=RUN_S)
@@ -117,7 +120,8 @@ def kill(n_kills: int, seed: int, say=print) -> Counter:
             struck = True
             while struck:
                 if where.total() < n_kills and finished.keys() < results(wanted).keys():
-                    struck = strike(folder, draw)
+                    deck = deck or draw.sample([*NAMES, None, None], len(NAMES) + 2)
+                    struck = strike(folder, draw, deck.pop())
                 else:
                     subprocess.run(small_command(folder), cwd=ROOT, check=True, capture_output=True, timeout=RUN_S)
                     struck = None
