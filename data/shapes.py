@@ -49,7 +49,7 @@ PRESET: dict[str, tuple[object, str]] = {
     "cam_num_epoches": (17, _TUNED),
     "cam_learning_rate": (1e-3, _TUNED),
     "cam_weight_decay": (1e-2, _TUNED),
-    "cam_eval_sweep": ((0.0, 0.30, 0.01), _TUNED),
+    "cam_eval_sweep": ((0.0, 0.60, 0.01), _TUNED),
     "RIB_lr": (3e-4, _TUNED),
     "RIB_batch_size": (4, _TUNED),
     "RIB_crop_size": (96, _TUNED),

@@ -72,6 +72,7 @@ class Recording(NamedTuple):
     levels: list[torch.Tensor]  # the image and its mirror at every scale
     keys: torch.Tensor  # int64 [n], the image's classes
     sums: list[list[torch.Tensor]]  # per k and scale [n, h, w]; as many k as the image lasted
+    overflowed: bool = False  # whether it ended because its numbers did; make_rib_cam stops with an error there
 
     def maps(self, k: int) -> tuple[np.ndarray, np.ndarray]:
         """cam float32 [n, ceil(H/4), ceil(W/4)] and high_res [n, H, W] after k updates, as stored in CAM files.
@@ -98,6 +99,7 @@ def record(
     for name, size, levels, label, companions in items:
         keys = label.nonzero().flatten()
         recorded: list[list[torch.Tensor]] = []
+        overflowed = False
 
         def keep(k: int, sums: Sequence[torch.Tensor], keys=keys, recorded=recorded) -> None:
             del recorded[k:]
@@ -110,7 +112,8 @@ def record(
             except FloatingPointError as error:
                 if not recorded:
                     raise FloatingPointError(f"image {name}: {error}") from error
+                overflowed = True
                 logging.warning("image %s: %s; it counts as it was after %d updates", name, error, len(recorded) - 1)
         else:  # no class, no map
             recorded.append([levels[0].new_zeros((0, 1, 1))])
-        yield Recording(name, size, levels, keys, recorded)
+        yield Recording(name, size, levels, keys, recorded, overflowed)

@@ -119,6 +119,8 @@ def make_point(overrides: dict[str, object], args: argparse.Namespace, inputs: d
     changed = argparse.Namespace(**{**vars(args), **values})
     kept = sorted(name for name in vars(changed) if name in _SETTING or name.startswith(("RIB_", "shapes_")))
     setting = {name: getattr(changed, name) for name in kept if not name.endswith("_pass")}
+    if setting.get("RIB_companions") == "fresh":
+        setting.pop("RIB_pool_size", None)
     setting |= {"bad_images": sorted(args.bad_images), **inputs}
     key = hashlib.sha256(json.dumps(setting, sort_keys=True).encode()).hexdigest()[:16]
     label = ", ".join(f"{name}={v:g}" if isinstance(v, float) else f"{name}={v}" for name, v in values.items())
@@ -137,32 +139,39 @@ def _on_axis(study: Study, point: Point) -> bool:
 def table(title: str, studies: dict[str, dict]) -> str:
     """Text: per point the mIoU in percent at the best threshold of the sweep and at the fixed one.
 
-    studies: as in results.json, name -> {"argument", "points": [{"label", "images", "result", "curve"}]}.
+    studies: as in results.json, name -> {"argument", "sweep", "points": [{"label", "images", "curve", ...}]}. A
+    threshold at an end of the sweep is marked, for a better one may lie beyond. "early": images that RIB ended before
+    its last step; "over": those whose numbers overflowed and which count as they were before.
     """
-    head = f"{title:<40}{'best':>7}{'at':>7}{'fixed':>8}{'images':>8}"
-    lines = [head]
+    lines = [f"{title:<40}{'best':>7}{'at':>7}{'fixed':>8}{'images':>8}{'early':>7}{'over':>6}"]
     for name, study in studies.items():
         lines += ["", f"{name}: {study['title']}"]
         if study["argument"] is None:
             point = study["points"][0]
-            for k, (best, at, fixed) in enumerate(_rows(point)):
-                note = {0: " (CAM)", point["written"]: " (make_rib_cam)"}.get(k, "")
-                lines.append(_row(f"after {k} updates{note}", best, at, fixed, point["images"]))
+            for k in range(len(point["curve"]["best"])):
+                notes = " (CAM)" * (k == 0) + " (make_rib_cam)" * (k == point["written"])
+                lines.append(_row(f"after {k} updates{notes}", study, point, k))
             continue
-        lines.append(_row("CAM", *_rows(study["points"][0])[0], study["points"][0]["images"]))
-        for point in study["points"]:
-            mark = " *" if point["own"] else ""
-            lines.append(_row(point["label"] + mark, *_rows(point)[point["written"]], point["images"]))
-    return "\n".join([*lines, "", "* the setting of this run"])
+        lines.append(_row("CAM", study, study["points"][0], 0))
+        lines += [
+            _row(point["label"] + " *" * point["own"], study, point, point["written"]) for point in study["points"]
+        ]
+    text = "\n".join([*lines, "", "* the setting of this run"])
+    if "!" in text:
+        text += "\n! an end of the sweep: a better threshold may lie beyond, see --cam_eval_sweep"
+    if any(point["not_finite"] for study in studies.values() for point in study["points"]):
+        text += (
+            "\nover: their numbers overflowed, they count as they were before; make_rib_cam stops with an error there"
+        )
+    return text
 
 
-def _rows(point: dict) -> list[tuple[float, float, float]]:
-    curve = point["curve"]
-    return list(zip(curve["best"], curve["best_threshold"], curve["fixed"], strict=True))
-
-
-def _row(label: str, best: float, at: float, fixed: float, images: int) -> str:
-    return f"  {label:<38}{100 * best:7.1f}{at:7.2f}{100 * fixed:8.1f}{images:8d}"
+def _row(label: str, study: dict, point: dict, k: int) -> str:
+    """A line of the table: a point after k updates."""
+    best, at, fixed = (point["curve"][key][k] for key in ("best", "best_threshold", "fixed"))
+    edge = "!" if at in study["sweep"] else " "
+    ends = f"{point['ended_early']:7d}{point['not_finite']:6d}" if k else ""
+    return f"  {label:<38}{100 * best:7.1f}{at:6.2f}{edge}{100 * fixed:8.1f}{point['images']:8d}{ends}"
 
 
 def plot(folder: Path, name: str, study: dict, title: str) -> None:
@@ -178,10 +187,11 @@ def plot(folder: Path, name: str, study: dict, title: str) -> None:
             figure = Figure(figsize=(6.4, 4), layout="constrained")
             _over_steps(figure.subplots(), study["points"], both=True)
         else:
-            figure = Figure(figsize=(12, 4.8), layout="constrained")
-            left, right = figure.subplots(1, 2)
-            _over_argument(left, study)
-            _over_steps(right, study["points"], both=False)
+            figure = Figure(figsize=(12, 6), layout="constrained")
+            axes = figure.subplot_mosaic([["best", "steps"], ["fixed", "steps"]], width_ratios=(1, 1.2))
+            _over_argument(axes["best"], study, "best")
+            _over_argument(axes["fixed"], study, "fixed")
+            _over_steps(axes["steps"], study["points"], both=False)
         figure.suptitle(title)
         for kind, options in (("png", {"dpi": 120}), ("svg", {"metadata": {"Date": None}})):
             data = io.BytesIO()
@@ -192,22 +202,22 @@ def plot(folder: Path, name: str, study: dict, title: str) -> None:
 BEST, FIXED = "#D55E00", "#0072B2"
 
 
-def _over_argument(axes, study: dict) -> None:
+def _over_argument(axes, study: dict, key: str) -> None:
+    """mIoU over the argument at the "best" or "fixed" threshold, each on axes of its own: they may lie far apart."""
     points = [point for point in study["points"] if "x" in point]
     x = [point["x"] for point in points]
-    first = study["points"][0]
     positions = np.arange(len(x)) if study["words"] else np.array(x, float)
-    for key, colour, label in (("best", BEST, "best threshold"), ("fixed", FIXED, "fixed threshold")):
-        y = [100 * point["curve"][key][point["written"]] for point in points]
-        axes.plot(positions, y, "o" if study["words"] else "o-", color=colour, label=f"RIB, {label}")
-        for position, value, point in zip(positions, y, points, strict=True):
-            if point["own"]:
-                axes.plot(position, value, "o", ms=12, mfc="none", mec=colour)
-        axes.axhline(100 * first["curve"][key][0], color=colour, ls=":", label=f"CAM, {label}")
-        for point in study["points"]:
-            if "x" not in point:
-                value = 100 * point["curve"][key][point["written"]]
-                axes.axhline(value, color=colour, ls="--", label=f"{point['label']}, {label}")
+    colour = {"best": BEST, "fixed": FIXED}[key]
+    y = [100 * point["curve"][key][point["written"]] for point in points]
+    axes.plot(positions, y, "o" if study["words"] else "o-", color=colour, label="RIB")
+    for position, value, point in zip(positions, y, points, strict=True):
+        if point["own"]:
+            axes.plot(position, value, "o", ms=12, mfc="none", mec=colour, ls="", label="the setting of this run")
+    axes.axhline(100 * study["points"][0]["curve"][key][0], color=colour, ls=":", label="CAM")
+    for point in study["points"]:
+        if "x" not in point:
+            value = 100 * point["curve"][key][point["written"]]
+            axes.axhline(value, color=colour, ls="--", label=point["label"])
     if study["words"]:
         axes.set_xticks(positions, x)
         axes.margins(x=0.15)
@@ -215,8 +225,9 @@ def _over_argument(axes, study: dict) -> None:
         axes.set_xscale("log" if study["log"] else "linear")
         axes.set_xticks(x, [f"{value:g}" for value in x])
         axes.minorticks_off()
-    _finish(axes, f"{study['argument']} (ringed: the setting of this run)")
-    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)  # lines cross the whole panel
+    _finish(axes, study["argument"] + (" (tau)" if study["argument"] == "score_th" else ""))
+    axes.set_ylabel(f"mIoU (%), {key} threshold")
+    axes.legend(fontsize=7)
 
 
 def _over_steps(axes, points: Sequence[dict], both: bool) -> None:
@@ -234,7 +245,8 @@ def _over_steps(axes, points: Sequence[dict], both: bool) -> None:
     axes.xaxis.get_major_locator().set_params(integer=True)
     _finish(axes, "updates of the weights (0: CAM; dot: what make_rib_cam writes)")
     if not both:
-        axes.set_ylabel("mIoU (%) at the best threshold")
+        axes.set_ylabel("mIoU (%), best threshold")
+        axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))  # lines cross the whole panel
 
 
 def _finish(axes, label: str) -> None:

@@ -31,6 +31,8 @@ from misc.studies import (
 from misc.workdir import require
 from step.eval_cam import fixed_and_best, thresholds_of
 
+RESULTS = "results.json"
+
 
 def run(args: argparse.Namespace) -> dict:
     """Writes results.json, table.txt and a plot per study below `ablate/`, and prints the table.
@@ -49,15 +51,17 @@ def run(args: argparse.Namespace) -> dict:
     for point in (point for listed in studies.values() for point in listed):
         points.setdefault(point.key, point)
     folder = Path(args.work_dir) / "ablate"
+    before = {} if args.overwrite else torchutils.on_first_rank(lambda: load_json(folder / RESULTS))
     device = torchutils.resolve_device(args.device)
     measured, made = {}, 0
     mine = torchutils.shard(names)
     with bar(len(points) * len(mine), "ablate") as progress:
         for i, point in enumerate(points.values()):
-            counts, computed = _measure(point, dataset, mine, folder / "points" / point.key, device, progress)
+            counts, ends, computed = _measure(point, dataset, mine, folder / "points" / point.key, device, progress)
             made += computed
             curve = _curve(point.args, torchutils.all_reduce_sum(counts))
-            measured[point.key] = curve
+            ended_early, not_finite = torchutils.all_reduce_sum(ends).tolist()
+            measured[point.key] = {"curve": curve, "ended_early": ended_early, "not_finite": not_finite}
             written = point.args.RIB_iter - 1
             progress.clear()
             logging.info(
@@ -69,19 +73,23 @@ def run(args: argparse.Namespace) -> dict:
     own = make_point({}, args, inputs).key
     found = {name: _result(name, listed, own, measured, names) for name, listed in studies.items()}
     if torchutils.rank() == 0:
-        found = _report(folder, dataset.name, own, found)
+        found = _report(folder, dataset.name, own, found, before)
     return {"images": made, "of": len(points) * len(names), "points": len(points), "studies": _summary(found)}
 
 
 def _measure(
     point: Point, dataset: Dataset, names: Sequence[str], folder: Path, device: torch.device, progress
-) -> tuple[np.ndarray, int]:
-    """The threshold counts of a point after every update, int64 [K + 1, C, C, T + 1], and how many images it took."""
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """The threshold counts of a point after every update, int64 [K + 1, C, C, T + 1], and how many images it took.
+
+    Between the two int64 [2]: images that RIB ended before its last step, and those whose numbers overflowed.
+    """
     args = point.args
     if torchutils.rank() == 0:
         save_json(folder / "setting.json", point.setting)
     thresholds = thresholds_of(args)
     total = np.zeros((args.RIB_iter + 1, *ThresholdSweep(thresholds, dataset.n_classes + 1).counts.shape), np.int64)
+    ends = np.zeros(2, np.int64)
     todo = [name for name in names if args.overwrite or not _counts_file(folder, name).is_file()]
 
     def show() -> None:
@@ -92,15 +100,18 @@ def _measure(
 
     for name in names:
         if name not in todo:
-            _add_counts(total, _counts_file(folder, name))
+            _add_counts(total, ends, _counts_file(folder, name))
             show()
     if todo:
         for recording in record(args, dataset, todo, device):
             counts = _count(recording, dataset, thresholds, args.RIB_iter + 1)
-            _save_counts(_counts_file(folder, recording.name), counts, len(recording.sums))
+            early = len(recording.keys) > 0 and len(recording.sums) < args.RIB_iter and not recording.overflowed
+            end = np.array([early, recording.overflowed], np.int64)
+            _save_counts(_counts_file(folder, recording.name), counts, end)
             total += counts
+            ends += end
             show()
-    return total, len(todo)
+    return total, ends, len(todo)
 
 
 def _count(recording: Recording, dataset: Dataset, thresholds: np.ndarray, steps: int) -> np.ndarray:
@@ -118,18 +129,19 @@ def _counts_file(folder: Path, name: str) -> Path:
     return folder / f"{name}.npz"
 
 
-def _save_counts(path: Path, counts: np.ndarray, entered: int) -> None:
+def _save_counts(path: Path, counts: np.ndarray, end: np.ndarray) -> None:
     index = np.flatnonzero(counts)  # nearly all are 0
-    arrays = {"index": index, "count": counts.reshape(-1)[index], "shape": counts.shape, "entered": entered}
+    arrays = {"index": index, "count": counts.reshape(-1)[index], "shape": counts.shape, "end": end}
     write_atomic(path, lambda file: np.savez(file, **arrays))
 
 
-def _add_counts(total: np.ndarray, path: Path) -> None:
+def _add_counts(total: np.ndarray, ends: np.ndarray, path: Path) -> None:
     try:
         with np.load(path, allow_pickle=False) as file:
             if tuple(file["shape"]) != total.shape:
                 raise ValueError(f"shape {tuple(file['shape'])} instead of {total.shape}")
             total.reshape(-1)[file["index"]] += file["count"]
+            ends += file["end"]
     except Exception as error:  # a damaged archive can raise anything
         raise UserError(f"{path} is not whole ({error}); delete it and it is made again") from error
 
@@ -157,24 +169,23 @@ def _result(name: str, points: Sequence[Point], own: str, measured: dict, names:
         if study.argument and f"{study.argument}=" in point.label:
             entry["x"] = getattr(point.args, study.argument)
         written = point.args.RIB_iter - 1  # the published code adds up K maps, the plain one among them
-        listed.append({**entry, "written": written, "curve": measured[point.key], "setting": point.setting})
+        listed.append({**entry, "written": written, **measured[point.key], "setting": point.setting})
     return {
         "title": study.title,
         "argument": study.argument,
         "words": study.argument is not None and not is_number(study, points[0]),
         "log": any(isinstance(value, Times) for values in study.overrides for value in values.values()),
         "names": list(names),
+        "sweep": thresholds_of(points[0].args)[[0, -1]].tolist(),
         "points": listed,
     }
 
 
-def _report(folder: Path, dataset: str, own: str, found: dict) -> dict:
+def _report(folder: Path, dataset: str, own: str, found: dict, before: dict) -> dict:
     """Writes results.json, table.txt and the plots; returns this run's studies and those of its setting from before."""
-    path = folder / "results.json"
-    before = load_json(path)
-    together = {**(before["studies"] if before.get("own") == own else {}), **found}
+    together = {**(before.get("studies", {}) if before.get("own") == own else {}), **found}
     together = {name: together[name] for name in STUDIES if name in together}
-    save_json(path, {"own": own, "studies": together})
+    save_json(folder / RESULTS, {"own": own, "studies": together})
     for name, study in found.items():
         images = len(study["names"])
         plot(folder, name, study, f"{dataset}, {images} image{'s'[: images != 1]}: {study['title']}")
@@ -189,11 +200,12 @@ def _summary(found: dict) -> dict:
     """For metrics.json: per study and point the mIoU that make_rib_cam would have; the curve itself for the steps."""
     short = {}
     for name, study in found.items():
+        ends = [{key: point[key] for key in ("ended_early", "not_finite")} for point in study["points"]]
         if study["argument"] is None:
-            short[name] = study["points"][0]["curve"]
+            short[name] = {**study["points"][0]["curve"], **ends[0]}
             continue
         short[name] = {
-            point["label"]: {key: point["curve"][key][point["written"]] for key in point["curve"]}
-            for point in study["points"]
+            point["label"]: {**{key: point["curve"][key][point["written"]] for key in point["curve"]}, **end}
+            for point, end in zip(study["points"], ends, strict=True)
         }
     return short

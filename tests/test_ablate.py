@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 from data.shapes import Shapes
@@ -18,9 +19,9 @@ from data.transforms import pyramid
 from misc import camfile
 from misc.errors import UserError
 from misc.metrics import ThresholdSweep, mean_iou
-from misc.recording import record
+from misc.recording import open_rib, record
 from misc.rib import ACTIVATIONS, RIB, gndrp
-from misc.studies import STUDIES, chosen_studies, points_of
+from misc.studies import STUDIES, chosen_studies, plot, points_of, table
 from misc.torchutils import PolyOptimizer
 from net.resnet50_cam import CAM
 from tests.folder_mini import make_folder
@@ -262,7 +263,7 @@ def test_ablate_gives_what_the_steps_give(work_dir, capsys):
     assert len(set(names)) == 2 and own["setting"]["RIB_iter"] == 2 and own["setting"]["RIB_activation"] == "none"
     assert [len(own["curve"][key]) for key in ("best", "best_threshold", "fixed")] == [3, 3, 3]
     for k, kind in ((0, "cam"), (own["written"], "cam_rib")):
-        sweep = ThresholdSweep(np.arange(31) / 100, 7)
+        sweep = ThresholdSweep(np.arange(61) / 100, 7)
         for name in names:
             file = camfile.load(work_dir / kind / f"{name}.npy")
             sweep.add(file["keys"], file["high_res"], dataset.mask(name))
@@ -277,8 +278,8 @@ def test_ablate_gives_what_the_steps_give(work_dir, capsys):
     metrics = json.loads((work_dir / "metrics.json").read_text())["ablate"]
     assert metrics["images"] == metrics["of"] == 2 * POINTS and metrics["points"] == POINTS
     assert undocumented("ablate", metrics) == []
-    assert metrics["studies"]["steps"] == own["curve"]
-    for name, size in (("steps", (768, 480)), ("activation", (1440, 576))):
+    assert metrics["studies"]["steps"] == {**own["curve"], "ended_early": 0, "not_finite": 0}
+    for name, size in (("steps", (768, 480)), ("activation", (1440, 720))):
         assert Image.open(work_dir / "ablate" / f"{name}.png").size == size
         assert (work_dir / "ablate" / f"{name}.svg").read_text().count("</svg>") == 1
 
@@ -311,7 +312,8 @@ def test_metrics_hold_what_a_run_measured_on_images_of_earlier_runs(work_dir):
     assert ablate(work_dir, "--ablate", "steps", images=1) == 0
     metrics = json.loads((work_dir / "metrics.json").read_text())["ablate"]
     assert set(before["studies"]) == {"activation"}
-    assert metrics["studies"]["steps"] == results(work_dir)["steps"]["points"][0]["curve"]
+    own = results(work_dir)["steps"]["points"][0]
+    assert metrics["studies"]["steps"] == {**own["curve"], "ended_early": 0, "not_finite": 0}
     assert metrics["studies"]["activation"] == before["studies"]["activation"] and metrics["points"] == 1
     assert all(metrics[key] == before[key] for key in ("seconds", "images", "of"))
 
@@ -340,20 +342,111 @@ def test_a_damaged_file_is_named(work_dir, capsys):
 
 def test_an_image_that_overflows_stays_as_it_was(work_dir, caplog):
     dataset = Shapes(12, 4, 48)
-    args = argparse.Namespace(
-        cam_network="resnet14", cam_weights_name=None, work_dir=str(work_dir), RIB_lr=1e30, RIB_iter=2, pooling="gndp",
-        score_th=0.4, stop_th=1e9, explode_th=0.3, explode_ratio=1.1, RIB_weight_decay=1e-4, precision="fp32",
-        RIB_activation="none", RIB_batch_size=2, RIB_resize_long=(40, 56), RIB_crop_size=48, seed=0, num_workers=0,
-        cam_scales=(1.0, 0.5), train_list="train", limit=None, bad_images={},
-        RIB_companions="fresh",
-    )  # fmt: skip
+    args = recording_arguments(work_dir, RIB_lr=1e30, RIB_iter=2)
     with caplog.at_level(logging.WARNING):
         (recording,) = record(args, dataset, ["train_00003"], torch.device("cpu"))
-    assert len(recording.sums) == 1
+    assert len(recording.sums) == 1 and recording.overflowed
     assert "image train_00003" in caplog.text and "it counts as it was after 0 updates" in caplog.text
     for k in (1, 2):
         np.testing.assert_array_equal(recording.maps(k)[1], recording.maps(0)[1])
     assert recording.maps(0)[1].shape == (1, 48, 48) and 0.9 < recording.maps(0)[1].max() <= 1
+
+
+def recording_arguments(work_dir, **changed):
+    values = dict(
+        cam_network="resnet14", cam_weights_name=None, work_dir=str(work_dir), RIB_lr=3e-5, RIB_iter=4, pooling="gndp",
+        score_th=0.4, stop_th=1e9, explode_th=0.3, explode_ratio=1.1, RIB_weight_decay=1e-4, precision="fp32",
+        RIB_activation="none", RIB_batch_size=2, RIB_resize_long=(40, 56), RIB_crop_size=48, seed=0, num_workers=0,
+        cam_scales=(1.0, 0.5), train_list="train", limit=None, bad_images={}, RIB_companions="fresh",
+    )  # fmt: skip
+    return argparse.Namespace(**{**values, **changed})
+
+
+def test_a_recording_equals_separate_runs_of_fewer_steps(work_dir):
+    """One more step than make_rib_cam, at rates that fall over K as there."""
+    dataset, name, cpu = Shapes(12, 4, 48), "train_00003", torch.device("cpu")
+    args = recording_arguments(work_dir, RIB_lr=1e-3)
+    (recording,) = record(args, dataset, [name], cpu)
+    assert len(recording.sums) == 5 and not recording.overflowed
+    for k, got in enumerate(recording.sums):
+        rib, items, _ = open_rib(args, dataset, [name], cpu, k + 1)
+        ((_, _, levels, label, others),) = items
+        assert (rib.n_iter, rib.schedule) == (k + 1, 4)
+        want, _ = rib.run(levels, label, others)
+        assert all(relative_error(a, b[recording.keys]) < 1e-5 for a, b in zip(got, want, strict=True))
+    rib, items, _ = open_rib(args, dataset, [name], cpu)  # as make_rib_cam
+    ((_, _, levels, label, others),) = items
+    plain, _ = RIB(rib.model, 1e-3, 4, stop_th=1e9, explode_ratio=1.1).run(levels, label, others)
+    written = recording.sums[3]
+    assert all(relative_error(a, b[recording.keys]) < 1e-5 for a, b in zip(written, plain, strict=True))
+    assert relative_error(written[0], 4 * recording.sums[0][0]) > 0.1  # the weights do move
+
+
+def test_images_that_end_early_or_overflow_are_counted(work_dir):
+    for settings, wanted in (
+        (["--stop_th", "1e-9"], {"ended_early": 2, "not_finite": 0}),
+        (["--RIB_lr", "1e30"], {"ended_early": 0, "not_finite": 2}),
+    ):
+        for _ in range(2):  # measured, then read again
+            assert ablate(work_dir, *settings, "--ablate", "steps") == 0
+            point = results(work_dir)["steps"]["points"][0]
+            assert {key: point[key] for key in wanted} == wanted
+    text = (work_dir / "ablate" / "table.txt").read_text()
+    assert "make_rib_cam stops with an error there" in text and text.splitlines()[4].endswith("2      0     2")
+
+
+def study(**changed):
+    """A study of three settings as in results.json."""
+
+    def point(label, best, at, **more):
+        curve = {"best": [0.4, best], "best_threshold": [0.1, at], "fixed": [0.3, best / 2]}
+        values = {"images": 3, "own": False, "ended_early": 0, "not_finite": 0, "written": 1, "curve": curve}
+        return {"label": label, **values, **more}
+
+    points = [point("pooling=gap", 0.45, 0.3), point("score_th=0.4", 0.5, 0.2, x=0.4, own=True)]
+    points.append(point("score_th=0.8", 0.6, 0.6, x=0.8, ended_early=2))
+    return {
+        "title": "pooling", "argument": "score_th", "words": False, "log": False, "sweep": [0.0, 0.6],
+        "points": points, **changed,
+    }  # fmt: skip
+
+
+def test_the_table_marks_what_may_mislead():
+    lines = table("seeds", {"pooling": study()}).splitlines()
+    assert lines[3].split() == ["CAM", "40.0", "0.10", "30.0", "3"]
+    assert lines[4].split() == ["pooling=gap", "45.0", "0.30", "22.5", "3", "0", "0"]
+    assert lines[5].split() == ["score_th=0.4", "*", "50.0", "0.20", "25.0", "3", "0", "0"]
+    assert lines[6].split() == ["score_th=0.8", "60.0", "0.60!", "30.0", "3", "2", "0"]
+    assert lines[-1].startswith("! an end of the sweep")
+
+
+def test_the_plots_draw_the_curves(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    plot(tmp_path, "pooling", study(), "title")
+    steps = study(argument=None, points=study()["points"][1:2])
+    plot(tmp_path, "steps", steps, "title")
+    across, _, along, _ = figures
+
+    def drawn(axes):
+        return {line.get_label(): list(np.round(line.get_ydata(), 6)) for line in axes.lines}
+
+    best, curves, fixed = across.axes
+    assert drawn(best)["RIB"] == [50.0, 60.0] and drawn(fixed)["RIB"] == [25.0, 30.0]
+    assert drawn(best)["CAM"] == [40.0, 40.0] and drawn(fixed)["CAM"] == [30.0, 30.0]
+    assert drawn(best)["pooling=gap"] == [45.0, 45.0] and drawn(best)["the setting of this run"] == [50.0]
+    assert drawn(curves)["score_th=0.8"] == [40.0, 60.0]
+    assert drawn(along.axes[0])["best threshold"] == [40.0, 50.0]
+    assert drawn(along.axes[0])["fixed threshold"] == [30.0, 25.0]
+
+
+def test_damaged_results_stop_before_anything_is_computed(work_dir, runs, capsys):
+    path = work_dir / "ablate" / "results.json"
+    path.parent.mkdir()
+    path.write_text("{")
+    assert ablate(work_dir, "--ablate", "steps") == 2 and runs.count == 0
+    assert f"{path} is not whole JSON" in capsys.readouterr().err
+    assert ablate(work_dir, "--ablate", "steps", "--overwrite") == 0 and list(results(work_dir)) == ["steps"]
 
 
 def test_mistakes_get_one_line(tmp_path, capsys):

@@ -8,6 +8,7 @@ from misc.report.markup import Html, at, join, measured_cell, number, tag
 from misc.studies import STUDIES
 
 LARGEST = 300_000  # bytes of a figure that is put into the page; six of them leave the gallery its share
+ENDS = ("ended_early", "not_finite")
 MARKS = "non-discriminative"  # the region whose fall at the last layer the toy experiment is about
 
 
@@ -67,23 +68,29 @@ def _ablations(folder: Path, measured: dict) -> Html:
             tag("tr", tag("th", label, scope="row"), *(tag("td", text, class_="n") for text in texts))
             for label, *texts in _points(values)
         ]
-        heads = ("setting", "mIoU, best", "at", "fixed")
+        heads = ("setting", "mIoU, best", "at", "fixed", "ended early", "overflowed")
         parts.append(_table(f"{study}: {title}" if title else study, heads, rows, "plain compared"))
         if study in STUDIES:  # anything else in the file names no figure of the step
             parts.append(_figure(folder, Path("ablate", f"{study}.png"), title))
     return join(parts)
 
 
-def _points(values: dict) -> Iterable[tuple[str, str, str, str]]:
-    """(setting, best, its threshold, fixed) of a study's points; of a curve over the steps, of each of them."""
+def _points(values: dict) -> Iterable[tuple[str, ...]]:
+    """(setting, best, its threshold, fixed, images that ended early, that overflowed) of a study's points.
+
+    Of a curve over the steps a line for each of them.
+    """
     keys = ("best", "best_threshold", "fixed")
     if isinstance(values.get("best"), list):
         steps = list(zip(*(values[key] for key in keys), strict=True))
         notes = {0: " (CAM)", len(steps) - 2: " (make_rib_cam)"}
-        points = [(f"after {k} updates{notes.get(k, '')}", step) for k, step in enumerate(steps)]
+        points = [(f"after {k} updates{notes.get(k, '')}", step, values) for k, step in enumerate(steps)]
     else:
-        points = [(label, [point.get(key) for key in keys]) for label, point in values.items()]
-    return [(label, number(best), number(at_best, 2, 1), number(fixed)) for label, (best, at_best, fixed) in points]
+        points = [(label, [point.get(key) for key in keys], point) for label, point in values.items()]
+    return [
+        (label, number(best), number(at_best, 2, 1), number(fixed), *(str(of.get(key, "")) for key in ENDS))
+        for label, (best, at_best, fixed), of in points
+    ]
 
 
 def _table(caption: str, heads: Sequence[str], rows: Sequence[Html], style: str = "plain") -> Html:
