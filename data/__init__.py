@@ -66,12 +66,13 @@ def scored_names(args: argparse.Namespace, dataset: Dataset) -> list[str]:
 
 
 def find_bad_images(args: argparse.Namespace) -> dict[str, str]:
-    """name -> what is wrong, over all the lists; for `--skip_bad`."""
+    """name -> what is wrong, over this rank's share of all the lists; for `--skip_bad`."""
     from data.check import bad_images
+    from misc.torchutils import shard
 
     dataset = open_dataset(args)
     lists = (dataset.names_of(getattr(args, f"{purpose}_list"))[: args.limit] for purpose in PURPOSES)
-    return bad_images(dataset, sorted(set().union(*lists)), args.num_workers)
+    return bad_images(dataset, shard(sorted(set().union(*lists))), args.num_workers)
 
 
 def dataset_module(name: str) -> tuple[tuple[str, ...], tuple[Path, ...]]:

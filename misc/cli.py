@@ -31,25 +31,12 @@ def main(steps: Sequence[Step], add_arguments: Callable, argv: Sequence[str] | N
         if args.list_steps:
             print(table(steps))
             return 0
-        if args.check_data:
-            from data.check import check_data
-
-            return 0 if check_data(args) else 2
-        if args.compare:
-            from misc.report.compare import compare
-
-            compare(args, Path(args.work_dir if sources["work_dir"] != "default" else "."))
-            return 0
-        if args.preview is not None:
-            return _preview(args)
-        chosen = choose(steps, args)
-        if args.dry_run:
-            print(f"dataset {args.dataset}, results in {args.work_dir}\n{table(chosen)}")
-            return 0
-        again = GO_ON.replace("command", "command without --overwrite") if args.overwrite else GO_ON
+        looks = args.check_data or args.compare or args.preview is not None
+        again = "give the same command again" if looks else GO_ON
+        if args.overwrite:
+            again = again.replace("command", "command without --overwrite")
         with on_signals(os.environ.get("RANK", "0") == "0", again):
-            _run(args, sources, chosen, argv)
-        return 0
+            return _look(args, sources) if looks else _run(args, sources, choose(steps, args), argv)
     except (Exception, KeyboardInterrupt) as error:
         explained = explain(error)
         if explained is None:
@@ -72,8 +59,17 @@ def _end_rank(code: int) -> None:
     os._exit(code)
 
 
-def _preview(args: argparse.Namespace) -> int:
-    """Prints the paths of the strips."""
+def _look(args: argparse.Namespace, sources: dict[str, str]) -> int:
+    """What runs no step: checks the data, compares two runs, or draws some images."""
+    if args.check_data:
+        from data.check import check_data
+
+        return 0 if check_data(args) else 2
+    if args.compare:
+        from misc.report.compare import compare
+
+        compare(args, Path(args.work_dir if sources["work_dir"] != "default" else "."))
+        return 0
     from misc import torchutils
     from step.strips import preview
 
@@ -84,8 +80,11 @@ def _preview(args: argparse.Namespace) -> int:
     return 0
 
 
-def _run(args: argparse.Namespace, sources: dict[str, str], chosen: Sequence[Step], argv: Sequence[str]) -> None:
-    from misc import lock, torchutils
+def _run(args: argparse.Namespace, sources: dict[str, str], chosen: Sequence[Step], argv: Sequence[str]) -> int:
+    if args.dry_run:
+        print(f"dataset {args.dataset}, results in {args.work_dir}\n{table(chosen)}")
+        return 0
+    from misc import lock, torchutils, workdir
 
     torchutils.init_ranks(args.device)
     torchutils.set_precision(args.precision)
@@ -102,8 +101,14 @@ def _run(args: argparse.Namespace, sources: dict[str, str], chosen: Sequence[Ste
             _begin(args, sources, argv)
             if args.tensorboard:
                 board.start(work_dir / "tensorboard")
-        _run_steps(args, _possible(args, chosen))
+        possible = _possible(args, chosen)
+        names = [step.name for step in possible]
+        if args.overwrite:
+            torchutils.on_first_rank(lambda: workdir.mark(args, names))
+        _run_steps(args, possible)
+        torchutils.on_first_rank(lambda: workdir.unmark(args, names))
     torchutils.leave_ranks()
+    return 0
 
 
 def _check_batches(args: argparse.Namespace, chosen: Sequence[Step]) -> None:
@@ -183,7 +188,7 @@ def _bad_images(args: argparse.Namespace) -> dict[str, str]:
     from misc.files import save_json
 
     args.bad_images = {}
-    bad = find_bad_images(args)
+    bad = dict(torchutils.gather(list(find_bad_images(args).items())))  # every rank has read its share
     if torchutils.rank() == 0:
         save_json(Path(args.work_dir) / "bad_images.json", bad)
     logging.info("%d images cannot be read and are left out", len(bad))

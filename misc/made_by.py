@@ -8,6 +8,7 @@ import ast
 import hashlib
 import json
 import platform
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -185,6 +186,8 @@ def _is_docstring(body: list[ast.stmt]) -> bool:
 
 
 def _shown(value: object) -> str:
+    if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value):  # a digest
+        return value[:12]
     parts: Iterable = value if isinstance(value, list) else [value]
     text = ",".join(f"{part:g}" if isinstance(part, float) else str(part) for part in parts)
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from misc.errors import UserError
 from misc.files import find_doubled, look_anew, save_json, save_torch
 from misc.made_by import differences
 from misc.progress import bar
-from misc.workdir import PLACES, beside, check_weights, place, record_path, what_makes
+from misc.workdir import PLACES, begun, beside, check_weights, marked, place, record, record_path, what_makes
 
 BATCHES = {  # training step -> arguments: images of one step over all ranks, and the parts in which it is computed
     "train_cam": ("cam_batch_size",),
@@ -180,25 +181,35 @@ def to_train(args: argparse.Namespace, argument: str) -> bool:
 
 def _missing(args: argparse.Namespace, argument: str) -> bool:
     """Whether the weights file is not there, or is to be replaced."""
-    return find_doubled(place(args, argument)) is None or (args.overwrite and not getattr(args, argument))
+    return find_doubled(place(args, argument)) is None or (not getattr(args, argument) and marked(args, argument))
 
 
 def begin(args: argparse.Namespace, argument: str) -> tuple[Path, dict]:
     """The checkpoint beside the weights file and the record of what makes them; with `--overwrite` removes the old."""
-    target = place(args, argument)
-    checkpoint = beside(target, ".checkpoint")
-    if args.overwrite and torchutils.rank() == 0:
-        # The weights too, now: a run that is cut off and goes on must not take the old ones for its own.
-        checkpoint.unlink(missing_ok=True)
+    torchutils.on_first_rank(lambda: _remove_old(args, argument))
+    return beside(place(args, argument), ".checkpoint"), what_makes(args, argument)
+
+
+def _remove_old(args: argparse.Namespace, argument: str) -> None:
+    """Removes what is to be made anew, now: a run that is cut off and goes on must not take the old for its own."""
+    if marked(args, argument):
+        target = place(args, argument)
+        beside(target, ".checkpoint").unlink(missing_ok=True)
         while (old := find_doubled(target)) is not None:
             old.unlink()
-    torchutils.barrier()
-    return checkpoint, what_makes(args, argument)
+        begun(args, argument)
 
 
-def finish(args: argparse.Namespace, argument: str, model: nn.Module, settings: dict) -> None:
-    """Stores the trained weights and the record of what made them, and removes the checkpoint."""
+def finish(
+    args: argparse.Namespace, argument: str, model: nn.Module, settings: dict, values: dict, start: float
+) -> None:
+    """Stores the trained weights and the record of what made them, and removes the checkpoint.
+
+    values: what the training measured, for metrics.json: stored before the weights, for once these are there nobody
+    trains again. start: of the step, by time.perf_counter().
+    """
     target = place(args, argument)
+    record(args, PLACES[argument].step, {"seconds": round(time.perf_counter() - start, 2), **values})
     if torchutils.rank() == 0:
         save_json(record_path(args, argument), settings)
         save_torch(target, model.cpu().state_dict())

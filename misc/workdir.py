@@ -21,6 +21,7 @@ class Place(NamedTuple):
 
     arguments: names or patterns, besides ALWAYS. lists: purposes of the image lists that every result depends on.
     inputs: arguments that name weights files or folders of results; "seeds" is the folder that `--seeds` points at.
+    labels: whether it depends on the image-level labels. scored_by: the step whose entry in metrics.json tells of it.
     What makes no difference (device, workers, ranks, backends that compute the same) has no business here.
     """
 
@@ -29,6 +30,8 @@ class Place(NamedTuple):
     arguments: tuple[str, ...] = ()
     lists: tuple[str, ...] = ()
     inputs: tuple[str, ...] = ()
+    labels: bool = False
+    scored_by: str | None = None
 
 
 WORK = ("seconds", "images", "of", "RIB_steps", "waiting_share")  # of metrics.json: they tell of making the images
@@ -50,26 +53,34 @@ PLACES = {
     "cam_weights_name": Place(
         "sess/res50_cam.pth", "train_cam",
         (*NETWORK, *(f"cam_{name}" for name in SCHEDULE), "cam_optimizer", "cam_resize_long"),
-        ("train",), ("cam_init",),
+        ("train",), ("cam_init",), labels=True,
     ),
     "irn_weights_name": Place(
         "sess/res50_irn.pth", "train_irn",
         (*NETWORK, *(f"irn_{name}" for name in SCHEDULE), "irn_rescale", "irn_radius", "irn_displacement_lr"),
         ("infer",), ("ir_label_out_dir", "irn_backbone"),
     ),
-    "cam_out_dir": Place("cam", "make_cam", (*NETWORK, "cam_scales"), (), ("cam_weights_name",)),
-    "cam_rib_out_dir": Place(
-        "cam_rib", "make_rib_cam", (*NETWORK, "cam_scales", *RIB), ("train",), ("cam_weights_name",)
+    "cam_out_dir": Place(
+        "cam", "make_cam", (*NETWORK, "cam_scales"), (), ("cam_weights_name",), labels=True, scored_by="eval_cam"
     ),
-    "ir_label_out_dir": Place("ir_label", "cam_to_ir_label", ("seeds", "conf_*"), (), ("seeds",)),
+    "cam_rib_out_dir": Place(
+        "cam_rib", "make_rib_cam", (*NETWORK, "cam_scales", *RIB), ("train",), ("cam_weights_name",),
+        labels=True, scored_by="eval_rib_cam",
+    ),
+    "ir_label_out_dir": Place(
+        "ir_label", "cam_to_ir_label", ("seeds", "conf_*"), (), ("seeds",), scored_by="eval_sem_seg"
+    ),
     "sem_seg_out_dir": Place(
-        "sem_seg", "make_sem_seg", (*WALK, "cam_power", "sem_seg_bg_thres"), (), ("seeds", "irn_weights_name")
+        "sem_seg", "make_sem_seg", (*WALK, "cam_power", "sem_seg_bg_thres"), (), ("seeds", "irn_weights_name"),
+        scored_by="eval_sem_seg",
     ),
     "edge_out_dir": Place("edge", "make_sem_seg"),  # written with the masks and never read by a step
     "sem_seg_cam_out_dir": Place(
         "sem_seg_cam", "train_seg", (*WALK, "cam_power", "sem_seg_bg_thres"), (), ("cam_out_dir", "irn_weights_name")
     ),
-    "ins_seg_out_dir": Place("ins_seg", "make_ins_seg", (*WALK, "ins_seg_*"), (), ("seeds", "irn_weights_name")),
+    "ins_seg_out_dir": Place(
+        "ins_seg", "make_ins_seg", (*WALK, "ins_seg_*"), (), ("seeds", "irn_weights_name"), scored_by="eval_ins_seg"
+    ),
     "seg_weights_name": Place(
         "sess/deeplabv2.pth", "train_seg", SEG_TRAINING, ("infer",), ("sem_seg_out_dir", "seg_init")
     ),
@@ -125,13 +136,58 @@ def _require(args: argparse.Namespace, argument: str, names: Sequence[str] | Non
 
 
 def pending(args: argparse.Namespace, argument: str, names: Sequence[str], suffix: str) -> list[str]:
-    """This rank's images whose result file is still to be made (all of them with `--overwrite`).
+    """This rank's images whose result file is still to be made; with `--overwrite` all, and the old ones are removed.
 
     Also keeps the record of what makes them: UserError if what is there was made by something else.
     """
-    on_first_rank(lambda: _settle(args, argument, names, suffix))
-    mine = shard(names)
-    return mine if args.overwrite else [n for n in mine if not result_file(args, argument, n, suffix).is_file()]
+    missing = set(on_first_rank(lambda: _settle(args, argument, names, suffix)))
+    return [name for name in shard(names) if name in missing]
+
+
+def mark(args: argparse.Namespace, steps: Sequence[str]) -> None:
+    """Notes on disk that `--overwrite` is to make the results of these steps anew; on rank 0.
+
+    A run that is cut off before it has come to one of them goes on without `--overwrite`, and must not take its old
+    results for new ones.
+    """
+    save_json(_marks_path(args), {"anew": sorted({*_marks(args), *_paths(args, steps)})})
+
+
+def unmark(args: argparse.Namespace, steps: Sequence[str]) -> None:
+    """Takes the note of `mark` back once the steps are done; on rank 0."""
+    _keep_marks(args, set(_marks(args)) - set(_paths(args, steps)))
+
+
+def marked(args: argparse.Namespace, argument: str) -> bool:
+    """Whether what is in a place is to be made anew: by `--overwrite`, or by that of a run that was cut off."""
+    return args.overwrite or str(place(args, argument).resolve()) in _marks(args)
+
+
+def begun(args: argparse.Namespace, argument: str) -> None:
+    """A place that was marked holds nothing old any more; on rank 0."""
+    _keep_marks(args, set(_marks(args)) - {str(place(args, argument).resolve())})
+
+
+def _paths(args: argparse.Namespace, steps: Sequence[str]) -> list[str]:
+    return [str(place(args, argument).resolve()) for argument, entry in PLACES.items() if entry.step in steps]
+
+
+def _marks(args: argparse.Namespace) -> list[str]:
+    found = load_json(_marks_path(args)).get("anew", [])
+    if not isinstance(found, list):
+        raise UserError(f"{_marks_path(args)} is damaged; delete it and give the same command again with --overwrite")
+    return found
+
+
+def _keep_marks(args: argparse.Namespace, marks: set[str]) -> None:
+    if marks != set(_marks(args)):
+        save_json(_marks_path(args), {"anew": sorted(marks)})
+    if not marks:
+        _marks_path(args).unlink(missing_ok=True)
+
+
+def _marks_path(args: argparse.Namespace) -> Path:
+    return Path(args.work_dir) / ".overwrite.json"
 
 
 def made(todo: Sequence[str], names: Sequence[str]) -> dict:
@@ -208,10 +264,9 @@ def what_makes(args: argparse.Namespace, argument: str) -> dict:
     ]  # fmt: skip
     values = {f"--{name}": getattr(args, name) for name in sorted(named)}
     for purpose in entry.lists:
-        names = image_names(args, dataset, purpose)
-        values[f"--{purpose}_list"] = made_by.of_names(names)
-        if purpose == "train":
-            values["labels of --train_list"] = made_by.of_array(dataset.labels(names))
+        values[f"--{purpose}_list"] = made_by.of_names(image_names(args, dataset, purpose))
+    if entry.labels:
+        values["labels of --train_list"] = made_by.of_array(dataset.labels(dataset.names_of(args.train_list)))
     root = Path(args.data_root).resolve() if args.data_root else None
     data = {"--data_root": str(root) if root else None, **dataset.identity}
     module, file = dataset_module(args.dataset)
@@ -261,50 +316,67 @@ def check_weights(args: argparse.Namespace, argument: str) -> None:
     if getattr(args, argument) and any(found):
         logging.warning("%s was named and is taken as it is, though made otherwise: %s", file, found)
     elif found.values:
-        raise _mixed(file, found, path)
+        raise _mixed(file, found, path, PLACES[argument].step)
     elif found.code:
         logging.warning("%s was made by other code and is kept: %s", file, found)
 
 
-def _settle(args: argparse.Namespace, argument: str, names: Sequence[str], suffix: str) -> None:
-    """Compares what made the results of a folder with what would make the rest, and writes that down; on rank 0."""
+def _settle(args: argparse.Namespace, argument: str, names: Sequence[str], suffix: str) -> list[str]:
+    """Compares what made the results of a folder with what would make the rest, and writes that down; on rank 0.
+
+    Returns the images whose results are not there.
+    """
     folder, path = place(args, argument), record_path(args, argument)
     there = [name for name in names if result_file(args, argument, name, suffix).is_file()]
-    before, now = made_by.read(path), what_makes(args, argument)
+    before, now, anew = made_by.read(path), what_makes(args, argument), marked(args, argument)
     same = made_by.Differences([], [])
     found = made_by.differences(before, now) if before else same
-    if any(found) and not there and not any(folder.rglob(f"*{suffix}")):
-        before, found = None, same  # the record of a run that ended before its first result
+    if not there and not any(folder.rglob(f"*{suffix}")):
+        _forget(args, argument)
+        if any(found):
+            before, found = None, same  # the record of a run that ended before its first result
     others = set()  # results of images outside this list, of which the new record would tell too
     if before is None or any(found):
         others = {file for file in folder.rglob(f"*{suffix}") if file.is_file()}
         others -= {result_file(args, argument, name, suffix) for name in there}
-    if args.overwrite:
-        if before is None or any(found):
-            if others:
-                how = f"made with other settings ({found})" if before else "without a record of what made them"
-                what = f"{folder} holds {len(others)} results besides those of this list, {how}"
-                raise UserError(f"{what}; --overwrite would mix them: delete the folder, or choose another")
-            # Before the new record: a run that is cut off must not take the old results for its own.
-            for name in there:
-                result_file(args, argument, name, suffix).unlink()
+    if anew:
+        if others and (before is None or any(found)):
+            how = f"made with other settings ({found})" if before else "without a record of what made them"
+            what = f"{folder} holds {len(others)} results besides those of this list, {how}"
+            raise UserError(f"{what}; --overwrite would mix them: delete the folder, or choose another")
+        # First: a run that is cut off must not take the old results for its own, nor their figures.
+        _forget(args, argument)
+        for name in there:
+            result_file(args, argument, name, suffix).unlink()
+        there = []
     elif before is None and (there or others):
         unknown = len(there) + len(others)
         logging.info("%d results in %s have no record of what made them: taken as they are", unknown, folder)
         now["taken_as_they_were"] = unknown
     elif found.values or (found.code and len(there) < len(names)):
-        raise _mixed(folder, found, path)
+        raise _mixed(folder, found, path, PLACES[argument].step)
     elif found.code:
         logging.warning("%s was made by other code and is kept: %s", folder, found)
-    if len(there) < len(names) or args.overwrite:
-        if before is None or any(found):
-            save_json(path, now)
+    if len(there) < len(names) and (before is None or any(found)):
+        save_json(path, now)
+    if anew:
+        begun(args, argument)
+    whole = set(there)
+    return [name for name in names if name not in whole]
 
 
-def _mixed(what: Path, found: made_by.Differences, record_file: Path) -> UserError:
+def _forget(args: argparse.Namespace, argument: str) -> None:
+    """Takes what metrics.json tells of results that are not there, or not for long, out of it."""
+    entry, stored = PLACES[argument], metrics(args)
+    kept = {step: values for step, values in stored.items() if step not in (entry.step, entry.scored_by)}
+    if entry.step != "train_seg" and kept.keys() != stored.keys():  # train_seg's entry is of several networks
+        save_json(_metrics_path(args), kept)
+
+
+def _mixed(what: Path, found: made_by.Differences, record_file: Path, step: str) -> UserError:
     return UserError(
-        f"{what} was made otherwise: {found}. Give the same again, add --overwrite to make it anew, or choose another "
-        f"--work_dir; to take it as it is, delete {record_file}"
+        f"{what} was made otherwise: {found}. Give the same again, add --overwrite to make it anew (from there on: "
+        f"--steps {step}-report --overwrite), or choose another --work_dir; to take it as it is, delete {record_file}"
     )
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import time
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from net.resnet50_cam import Net
 
 def run(args: argparse.Namespace) -> dict:
     """Writes `sess/res50_cam.pth`; returns the loss of every epoch and the average precision per class."""
+    start = time.perf_counter()
     if not to_train(args, "cam_weights_name"):
         return {}
     dataset = open_dataset(args)
@@ -47,8 +49,9 @@ def run(args: argparse.Namespace) -> dict:
         model, loss_of, optimizer, loader_of, args.cam_num_epoches, checkpoint, "train_cam", settings, scheduler
     )
     precision = _validate(args, model, dataset, device)
-    finish(args, "cam_weights_name", model, settings)
-    return {"images": len(names), "loss": losses, "average_precision": precision}
+    values = {"images": len(names), "loss": losses, "average_precision": precision}
+    finish(args, "cam_weights_name", model, settings, values, start)
+    return values
 
 
 def _optimizer(args: argparse.Namespace, model: Net, steps: int):

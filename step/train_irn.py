@@ -1,6 +1,7 @@
 """Trains the boundary and displacement branches on the CRF labels (IRN, step/train_irn.py)."""
 
 import argparse
+import time
 from functools import partial
 
 import numpy as np
@@ -22,6 +23,7 @@ from net.resnet50_irn import AffinityDisplacementLoss, total_loss
 
 def run(args: argparse.Namespace) -> dict:
     """Writes `sess/res50_irn.pth`; returns the loss of every epoch."""
+    start = time.perf_counter()
     if not to_train(args, "irn_weights_name"):
         return {}
     dataset = open_dataset(args)
@@ -54,8 +56,9 @@ def run(args: argparse.Namespace) -> dict:
     losses = fit(model, loss_of, optimizer, loader_of, args.irn_num_epoches, checkpoint, "train_irn", settings)
     shift = _mean_displacement(args, model, dataset, names, device)
     model.mean_shift.running_mean.copy_(shift)
-    finish(args, "irn_weights_name", model, settings)
-    return {"images": len(names), "loss": losses, "mean_displacement": shift.tolist()}
+    values = {"images": len(names), "loss": losses, "mean_displacement": shift.tolist()}
+    finish(args, "irn_weights_name", model, settings, values, start)
+    return values
 
 
 @torch.inference_mode()

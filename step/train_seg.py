@@ -16,7 +16,7 @@ from misc import torchutils
 from misc.errors import UserError
 from misc.files import load_mask
 from misc.training import begin, finish, fit, loader_by_iteration, to_train
-from misc.workdir import metrics, place, record, require, result_file
+from misc.workdir import metrics, place, require, result_file
 from net.deeplabv2 import DeepLab, segmentation_loss
 from net.loading import build_seg
 from net.weights import load_backbone
@@ -46,25 +46,18 @@ def run(args: argparse.Namespace) -> dict:
     """
     dataset = open_dataset(args)
     names = image_names(args, dataset, "infer")
-    before = metrics(args).get("train_seg", {}).get("loss")
-    losses = before if isinstance(before, dict) else {}
-    values: dict = {}
-    begin = time.perf_counter()
+    start, values = time.perf_counter(), {}
     for labels in args.seg_labels:
-        new = _train(args, dataset, names, labels)
-        if new:
-            losses = {**losses, labels: new}
-            values = {"images": len(names), "loss": losses}
-            # At once: if a later network is cut off, this one will not be trained again and its losses would be lost.
-            record(args, "train_seg", {"seconds": round(time.perf_counter() - begin, 2), **values})
+        values = _train(args, dataset, names, labels, start) or values
     return values
 
 
-def _train(args: argparse.Namespace, dataset: Dataset, names: list[str], labels: str) -> list[float]:
-    """Trains on one kind of labels; no losses where that was done before."""
+def _train(args: argparse.Namespace, dataset: Dataset, names: list[str], labels: str, start: float) -> dict:
+    """Trains on one kind of labels; what metrics.json is to hold, nothing where that was done before."""
     weights = LABELS[labels].weights
     if not to_train(args, weights):
-        return []
+        return {}
+    n_images = len(names)
     names = _labelled(args, dataset, names, labels)
     device = torchutils.resolve_device(args.device)
     crops = SegmentationCrops(
@@ -88,9 +81,11 @@ def _train(args: argparse.Namespace, dataset: Dataset, names: list[str], labels:
     losses = fit(
         model, loss_of, optimizer, loader_of, blocks, checkpoint, title, settings, scheduler, args.seg_accumulate
     )
-    finish(args, weights, model, settings)
+    before = metrics(args).get("train_seg", {}).get("loss")
+    values = {"images": n_images, "loss": {**(before if isinstance(before, dict) else {}), labels: losses}}
+    finish(args, weights, model, settings, values, start)
     logging.info("%s: loss %.3f over the last iterations, %s", title, losses[-1], place(args, weights))
-    return losses
+    return values
 
 
 def _network(args: argparse.Namespace, dataset: Dataset) -> DeepLab:
