@@ -1,10 +1,12 @@
 """The torch Datasets and their order. Every draw depends on (seed, image name, epoch or step) only."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 
 from data.base import Dataset
 from data.transforms import crop_box, normalize, paste, pyramid, rescale_size, resize, training_crop
@@ -12,6 +14,8 @@ from misc.progress import Stopwatch, bar
 from misc.torchutils import rank, rng, world_size
 
 POOL_BATCH = 16  # crops that go through the lower layers at once
+WAIT_S = 3600  # for an item; longer means that its worker has lost it
+SHARED_MEMORY = "/dev/shm"
 LONG_LIST = 20_000  # names from which on companions are drawn without going through all of them
 
 
@@ -109,9 +113,68 @@ class Pyramids(torch.utils.data.Dataset):
         return name, image.shape[:2], levels, torch.from_numpy(label)
 
 
-def iterate_images(dataset: torch.utils.data.Dataset, num_workers: int) -> DataLoader:
+class Loader:
+    """What torch's DataLoader gives, also where shared memory is too small for it, as the 64 MB of a container.
+
+    There it would lose the item, say so in a traceback of its worker and wait for ever; here the item takes the slower
+    way through a pipe. options: of the DataLoader; batches are of tensors or of tuples of tensors.
+    """
+
+    def __init__(self, dataset: torch.utils.data.Dataset, num_workers: int, batched: bool = True, **options: Any):
+        options |= {
+            "num_workers": num_workers,
+            "collate_fn": _Collate(batched),
+            "timeout": WAIT_S if num_workers else 0,
+        }
+        self.loader = DataLoader(dataset, **options)
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator:
+        for item in self.loader:
+            yield _map(item, np.ndarray, torch.from_numpy)
+
+
+class _Collate:
+    def __init__(self, batched: bool):
+        self.batched = batched
+
+    def __call__(self, items: Any) -> Any:
+        if self.batched:
+            several = isinstance(items[0], tuple)
+            items = [torch.stack(column) for column in zip(*items, strict=True)] if several else torch.stack(items)
+        worker = get_worker_info()
+        if worker is None:
+            return items
+        sizes: list[int] = []
+        _map(items, torch.Tensor, lambda tensor: sizes.append(tensor.nbytes))
+        # Each worker of each rank of this machine may be about to take as much.
+        takers = worker.num_workers * int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        return items if sum(sizes) * takers < shared_memory() else _map(items, torch.Tensor, torch.Tensor.numpy)
+
+
+def shared_memory() -> float:
+    """Bytes of shared memory that are free; infinite where there is no telling."""
+    try:
+        status = os.statvfs(SHARED_MEMORY)
+    except OSError:
+        return float("inf")
+    return status.f_bavail * status.f_frsize
+
+
+def _map(value: Any, kind: type, function: Callable[[Any], Any]) -> Any:
+    """The value with function(x) in place of every x of a kind, in lists and tuples too."""
+    if isinstance(value, kind):
+        return function(value)
+    if isinstance(value, list | tuple):
+        return type(value)(_map(part, kind, function) for part in value)
+    return value
+
+
+def iterate_images(dataset: torch.utils.data.Dataset, num_workers: int) -> Loader:
     """One item after another, unbatched, read ahead by worker processes."""
-    return DataLoader(dataset, batch_size=None, shuffle=False, num_workers=num_workers)
+    return Loader(dataset, num_workers, batched=False, batch_size=None, shuffle=False)
 
 
 def epoch_batches(names: Sequence[str], batch_size: int, seed: int, epoch: int) -> list[list[tuple]]:
@@ -197,7 +260,7 @@ class CompanionStream:
         self, crops: TrainingCrops, batches: CompanionBatches, watch: Stopwatch, num_workers: int, pin_memory: bool
     ):
         self.batches = batches
-        loader = DataLoader(crops, batch_sampler=batches, num_workers=num_workers, pin_memory=pin_memory)
+        loader = Loader(crops, num_workers, batch_sampler=batches, pin_memory=pin_memory)
         self.loader = watch.iterate(loader)
         self.left = 0  # batches of the last target that were not taken
 
@@ -229,7 +292,7 @@ class CompanionPool:
         draw = rng(crops.seed, "pool")
         order = np.concatenate([draw.permutation(len(names)) for _ in range(-(-size // len(names)))])[:size]
         items = [(names[j], "pool", i) for i, j in enumerate(order)]
-        loader = DataLoader(crops, batch_size=POOL_BATCH, sampler=items, num_workers=num_workers)
+        loader = Loader(crops, num_workers, batch_size=POOL_BATCH, sampler=items)
         labels, done = [], 0
         with bar(size, "companion pool", "crop") as progress:
             for images, their_labels in watch.iterate(loader):

@@ -32,6 +32,11 @@ def explain(error: BaseException) -> tuple[str, int] | None:
     if isinstance(error, RuntimeError) and "DataLoader worker" in text and "killed by signal" in text:
         reason = " ".join(text.split())
         return f"{reason}; out of memory? Lower --num_workers, then {GO_ON}", 1
+    if isinstance(error, RuntimeError) and "DataLoader timed out" in text:
+        return (
+            f"no image came from the workers for an hour; is shared memory full? Use --num_workers 0, then {GO_ON}",
+            1,
+        )
     if isinstance(error, RuntimeError) and int(os.environ.get("WORLD_SIZE", 1)) > 1 and _LOST.search(text):
         rank = os.environ.get("RANK", "?")
         return f"rank {rank} has lost the others, one of them has ended: see its own message; {GO_ON}", 1

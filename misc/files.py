@@ -17,6 +17,8 @@ from PIL import Image
 
 from misc.errors import UserError
 
+LOCK = ".lock"  # in the work_dir of a run
+
 
 class FileError(UserError):
     """The system refuses a file; the message names it, says why and what to do."""
@@ -96,10 +98,12 @@ def discard_unfinished() -> None:
 def sweep(folder: Path, older_than_s: float = 0.0) -> int:
     """Removes temporary files that killed processes left in a folder and below it; how many.
 
-    older_than_s: leaves younger ones alone, for folders into which others may be writing.
+    older_than_s: leaves younger ones alone, for folders into which others may be writing. Folders below it that have a
+    lock of their own belong to other runs and are left alone.
     """
     removed = 0
-    for where, _, names in os.walk(folder):
+    for where, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not os.path.exists(os.path.join(where, name, LOCK))]
         for path in (Path(where, name) for name in names if _TEMPORARY.fullmatch(name)):
             with contextlib.suppress(OSError):
                 if time.time() - path.stat().st_mtime >= older_than_s:

@@ -13,9 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from misc.errors import UserError
-from misc.files import FileError, refusal
+from misc.files import LOCK, FileError, refusal
 
-NAME = ".lock"
 BEAT_S = 15.0  # between two signs of life of the holder
 WATCH_S = 50.0  # how long another host's holder is watched for one, three beats and a margin for cached attributes
 STALE_S = 600.0  # a sign of life older than this is taken for none without watching; clocks differ by less
@@ -34,7 +33,7 @@ def held(folder: Path) -> Iterator[None]:
 
     The lock of a process that is dead, here or on another host, is taken over with one line.
     """
-    path = folder / NAME
+    path = folder / LOCK
     descriptor = _open(path)
     stopped = threading.Event()
     beat = threading.Thread(target=_beat, args=(descriptor, stopped), daemon=True)

@@ -25,7 +25,7 @@ def provenance(args: argparse.Namespace, sources: dict[str, str], argv: Sequence
         "seed": args.seed,
         "git_commit": _git_commit(),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in names}},
-        "hardware": {"cpu": _processor(), "cores": os.cpu_count(), "gpu": gpu},
+        "hardware": {"cpu": _processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpu": gpu},
     }
 
 

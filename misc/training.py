@@ -10,10 +10,9 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from data.loaders import epoch_batches, stream_batches
+from data.loaders import Loader, epoch_batches, stream_batches
 from misc import board, torchutils
 from misc.errors import UserError
 from misc.files import find_doubled, look_anew, save_json, save_torch
@@ -32,7 +31,7 @@ def fit(
     model: nn.Module,
     loss_of: Callable[[nn.Module, tuple], torch.Tensor],
     optimizer: torch.optim.Optimizer,
-    loader_of: Callable[[int], DataLoader],
+    loader_of: Callable[[int], Loader],
     epochs: int,
     checkpoint: Path,
     title: str,
@@ -109,7 +108,7 @@ def _show(progress: tqdm, text: str, batch: Sequence) -> None:
 
 def loader_by_epoch(
     crops: torch.utils.data.Dataset, names: Sequence[str], batch_size: int, args: argparse.Namespace, pin_memory: bool
-) -> tuple[Callable[[int], DataLoader], int]:
+) -> tuple[Callable[[int], Loader], int]:
     """The loader of every epoch for `fit`, and the steps of one epoch; UserError where a batch cannot be filled.
 
     batch_size: images of one step over all ranks.
@@ -118,9 +117,9 @@ def loader_by_epoch(
         raise UserError(f"{len(names)} images do not fill one batch of {batch_size}; lower the batch size")
     _check_shares(batch_size)
 
-    def loader_of(epoch: int) -> DataLoader:
+    def loader_of(epoch: int) -> Loader:
         batches = epoch_batches(names, batch_size, args.seed, epoch)
-        return DataLoader(crops, batch_sampler=batches, num_workers=args.num_workers, pin_memory=pin_memory)
+        return Loader(crops, args.num_workers, batch_sampler=batches, pin_memory=pin_memory)
 
     return loader_of, len(names) // batch_size
 
@@ -128,7 +127,7 @@ def loader_by_epoch(
 def loader_by_iteration(
     crops: torch.utils.data.Dataset, names: Sequence[str], batch_size: int, parts: int, iterations: int, every: int,
     args: argparse.Namespace, pin_memory: bool,
-) -> tuple[Callable[[int], DataLoader], int]:  # fmt: skip
+) -> tuple[Callable[[int], Loader], int]:  # fmt: skip
     """The loader of every block of `every` iterations for `fit`, and the number of blocks; the last may be shorter.
 
     batch_size: images of one step over all ranks and `parts`. Which images an iteration sees and every draw within a
@@ -136,11 +135,11 @@ def loader_by_iteration(
     """
     _check_shares(batch_size, parts)
 
-    def loader_of(block: int) -> DataLoader:
+    def loader_of(block: int) -> Loader:
         first = block * every
         torchutils.seed_everything(int(torchutils.rng(args.seed, "block", block, torchutils.rank()).integers(2**62)))
         batches = stream_batches(names, batch_size, parts, args.seed, first, min(first + every, iterations))
-        return DataLoader(crops, batch_sampler=batches, num_workers=args.num_workers, pin_memory=pin_memory)
+        return Loader(crops, args.num_workers, batch_sampler=batches, pin_memory=pin_memory)
 
     return loader_of, -(-iterations // every)
 

@@ -6,11 +6,10 @@ from functools import partial
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
 from data import image_names, open_dataset
 from data.base import Dataset
-from data.loaders import AffinityCrops, TopLeftCrops
+from data.loaders import AffinityCrops, Loader, TopLeftCrops
 from misc import torchutils
 from misc.files import load_mask
 from misc.indexing import PathIndex
@@ -71,7 +70,7 @@ def _mean_displacement(
     means = []
     crops = TopLeftCrops(dataset, mine, args.irn_crop_size)
     with bar(len(mine), "mean displacement") as progress:
-        for images in DataLoader(crops, args.irn_batch_size, num_workers=args.num_workers):
+        for images in Loader(crops, args.num_workers, batch_size=args.irn_batch_size):
             with torchutils.autocast(device, args.precision):
                 _, displacement = model(images.to(device))
             means += displacement.float().mean((2, 3)).tolist()

@@ -59,6 +59,16 @@ def run(work_dir, *arguments, before=()):
     return done.returncode, [line.removeprefix("run_sample.py: ") for line in lines]
 
 
+def test_shared_memory_may_be_too_small(tmp_path, trained):
+    """As in a container: the workers' images take another way, where torch's loader would wait for ever."""
+    steps = ["--shapes_size", "192", "--num_workers", "2", "--steps", "make_cam", "--cam_weights_name", str(trained)]
+    small = 'mount -t tmpfs -o size=1m none /dev/shm && exec "$@"'
+    if subprocess.run(["unshare", "-m", "bash", "-c", small, "x", "true"], capture_output=True).returncode:
+        pytest.skip("mounting a small disk is not permitted here")
+    assert run(tmp_path, *steps, before=["unshare", "-m", "bash", "-c", small, "x"]) == (0, [])
+    assert len(list(tmp_path.glob("cam/*.npy"))) == 8
+
+
 WRITERS = {
     "torch": lambda path: save_torch(path, {"a": torch.rand(40_000)}),
     "npz": lambda path: write_atomic(path, lambda file: np.savez(file, a=np.zeros(40_000))),
@@ -192,6 +202,7 @@ def test_a_run_sweeps_what_a_killed_one_left(tmp_path, trained):
         (OSError("2048 requested and 512 written"), "2048 requested and 512 written; mend that and give the same", 2),
         (MemoryError(), "out of memory; lower the batch size", 1),
         (torch.OutOfMemoryError("CUDA out of memory.\nTried to"), "CUDA out of memory.; lower the batch size", 1),
+        (RuntimeError("DataLoader timed out after 3600 seconds"), "is shared memory full? Use --num_workers 0", 1),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), "signal: Killed.; out of", 1),
         (KeyboardInterrupt(), "interrupted; the same command goes on", 130),
     ],

@@ -12,7 +12,7 @@ from PIL import Image
 from data.base import voc_palette
 from misc import workdir
 from misc.errors import UserError
-from misc.files import load_json, load_mask, save_json, save_mask, save_torch, write_atomic
+from misc.files import load_json, load_mask, save_json, save_mask, save_torch, sweep, write_atomic
 
 
 def test_write_atomic_makes_folders_and_leaves_only_the_file(tmp_path):
@@ -122,3 +122,15 @@ def test_a_step_that_went_on_is_recorded_as_one(tmp_path):
     assert workdir.metrics(args)["make_rib_cam"] == wanted
     workdir.record(args, "make_rib_cam", {"seconds": 7.0, "images": 5, "of": 5, "RIB_steps": {"10": 5}})  # all anew
     assert workdir.metrics(args)["make_rib_cam"]["seconds"] == 7.0
+
+
+def test_sweeping_leaves_the_runs_below_alone(tmp_path):
+    (tmp_path / "cam" / "sub").mkdir(parents=True)
+    (tmp_path / "another" / "sess").mkdir(parents=True)
+    (tmp_path / "another" / ".lock").write_text("{}")
+    ours, theirs = tmp_path / "cam" / "sub", tmp_path / "another" / "sess"
+    for folder in (tmp_path, ours, theirs):
+        (folder / f".1.{'a' * 16}.tmp").write_bytes(b"half")
+    (tmp_path / ".lock").write_text("{}")  # our own
+    assert sweep(tmp_path) == 2
+    assert os.listdir(theirs) == [f".1.{'a' * 16}.tmp"] and os.listdir(ours) == []

@@ -186,3 +186,39 @@ def test_a_stopwatch_counts_the_time_that_items_take(monkeypatch):
     watch = Stopwatch()  # at 0; two items, arriving after 2 and 0.5 seconds; the end after none
     assert list(watch.iterate("ab")) == ["a", "b"]
     assert watch.waited == 2.5 and watch.share() == 2.5 / 8
+
+
+# worker processes
+
+
+class Numbered(torch.utils.data.Dataset):
+    """Items as those of Pyramids: a name, a size, tensors in a list, a tensor; or as those of crops."""
+
+    def __init__(self, crops):
+        self.crops = crops
+
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, i):
+        image = torch.full((3, 40, 50), float(i))
+        return (image, torch.tensor([float(i)])) if self.crops else (f"n{i}", (40, 50), [image, 2 * image], image[0, 0])
+
+
+@pytest.mark.parametrize("free", [float("inf"), 0])
+def test_items_come_the_same_with_and_without_shared_memory(monkeypatch, free):
+    monkeypatch.setattr(loaders, "shared_memory", lambda: free)
+    items = list(loaders.iterate_images(Numbered(False), 2))
+    assert [(name, size) for name, size, _, _ in items] == [(f"n{i}", (40, 50)) for i in range(5)]
+    for i, (_, _, levels, label) in enumerate(items):
+        assert isinstance(levels, list) and torch.equal(levels[1], torch.full((3, 40, 50), 2.0 * i))
+        assert torch.equal(label, torch.full((50,), float(i)))
+        assert levels[0].is_shared() == (free > 0)
+    batches = list(loaders.Loader(Numbered(True), 2, batch_size=2))
+    assert [len(images) for images, _ in batches] == [2, 2, 1] == [len(labels) for _, labels in batches]
+    assert torch.equal(batches[1][0][1], torch.full((3, 40, 50), 3.0)) and batches[2][1].tolist() == [[4.0]]
+
+
+def test_loaders_without_workers_and_their_length():
+    loader = loaders.Loader(Numbered(True), 0, batch_size=2)
+    assert len(loader) == 3 and next(iter(loader))[0].shape == (2, 3, 40, 50)

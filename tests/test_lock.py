@@ -46,12 +46,12 @@ def holder(tmp_path):
 def take(folder):
     """Takes the lock and gives it back."""
     with lock.held(folder):
-        return json.loads((folder / lock.NAME).read_text())
+        return json.loads((folder / lock.LOCK).read_text())
 
 
 def left_by(folder, **holder):
     text = {"host": socket.gethostname(), "pid": os.getpid(), "started": None, "since": "then", **holder}
-    (folder / lock.NAME).write_text(json.dumps(text))
+    (folder / lock.LOCK).write_text(json.dumps(text))
 
 
 def test_the_lock_says_who_and_is_gone_afterwards(tmp_path):
@@ -65,7 +65,7 @@ def test_a_second_run_stops_and_touches_nothing(tmp_path, holder, capsys):
     assert main(STEPS, add_arguments, ["--work_dir", str(tmp_path), "--steps", "1"]) == 2
     said = capsys.readouterr().err
     assert f"process {holder.pid} on {socket.gethostname()}" in said and said.count("\n") == 1
-    assert sorted(tmp_path.iterdir()) == before == [tmp_path / lock.NAME]
+    assert sorted(tmp_path.iterdir()) == before == [tmp_path / lock.LOCK]
 
 
 @pytest.mark.parametrize("harmless", [["--dry_run"], ["--list_steps"], ["--check_data", "--limit", "1"]])
@@ -98,7 +98,7 @@ def test_two_runs_that_start_at_once_do_not_both_get_it(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"\x00\xff", b"[]", b"{", b'{"host": 3, "pid": "x"}'])
 def test_anything_may_be_in_a_lock_file_that_nobody_holds(tmp_path, monkeypatch, content):
     monkeypatch.setattr(lock, "WATCH_S", 0.2)
-    (tmp_path / lock.NAME).write_bytes(content)
+    (tmp_path / lock.LOCK).write_bytes(content)
     assert take(tmp_path)["pid"] == os.getpid()
 
 
@@ -109,7 +109,7 @@ def test_another_host_without_a_sign_of_life_is_taken_over(tmp_path, monkeypatch
     said = capsys.readouterr().err
     assert "for a sign of life" in said and "taking over the lock of process 7 on elsewhere" in said
     left_by(tmp_path, host="elsewhere", pid=7)
-    os.utime(tmp_path / lock.NAME, (time.time() - 2 * lock.STALE_S,) * 2)
+    os.utime(tmp_path / lock.LOCK, (time.time() - 2 * lock.STALE_S,) * 2)
     take(tmp_path)
     assert "for a sign of life" not in capsys.readouterr().err  # too old to be worth watching
 
@@ -117,7 +117,7 @@ def test_another_host_without_a_sign_of_life_is_taken_over(tmp_path, monkeypatch
 def test_another_host_that_lives_is_left_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "WATCH_S", 20.0)
     left_by(tmp_path, host="elsewhere", pid=7)
-    descriptor = os.open(tmp_path / lock.NAME, os.O_RDWR)
+    descriptor = os.open(tmp_path / lock.LOCK, os.O_RDWR)
     stop = threading.Event()
 
     def beat():
@@ -131,17 +131,17 @@ def test_another_host_that_lives_is_left_alone(tmp_path, monkeypatch):
     stop.set()
     thread.join()
     os.close(descriptor)
-    assert (tmp_path / lock.NAME).exists()
+    assert (tmp_path / lock.LOCK).exists()
 
 
 def test_the_holder_shows_life(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "BEAT_S", 0.05)
     with lock.held(tmp_path):
-        os.utime(tmp_path / lock.NAME, (1.0, 1.0))
+        os.utime(tmp_path / lock.LOCK, (1.0, 1.0))
         end = time.monotonic() + 20
-        while (tmp_path / lock.NAME).stat().st_mtime == 1.0 and time.monotonic() < end:
+        while (tmp_path / lock.LOCK).stat().st_mtime == 1.0 and time.monotonic() < end:
             time.sleep(0.02)
-        assert (tmp_path / lock.NAME).stat().st_mtime > 1.0
+        assert (tmp_path / lock.LOCK).stat().st_mtime > 1.0
 
 
 def test_a_file_system_without_locks(tmp_path, monkeypatch, holder):
