@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import logging
 import sys
+import weakref
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +20,9 @@ DATASETS = {
     "coco14": ("coco14", "MS COCO 2014; needs --data_root and python -m coco14.prepare"),
     "folder": ("data.folder", "your own images; needs --data_root with images/ and labels.csv"),
 }
+
+
+_OPEN: dict[int, Dataset] = {}  # by the identity of the arguments, for as long as these live
 
 
 class Choices(tuple):
@@ -40,8 +44,11 @@ def preset(name: str) -> dict[str, tuple[object, str]]:
 
 
 def open_dataset(args: argparse.Namespace) -> Dataset:
-    """The dataset that the arguments name."""
-    return _module(args.dataset).open_dataset(args)
+    """The dataset that the arguments name; for the same arguments the same one, so that a run reads its lists once."""
+    if id(args) not in _OPEN:
+        _OPEN[id(args)] = _module(args.dataset).open_dataset(args)
+        weakref.finalize(args, _OPEN.pop, id(args), None)
+    return _OPEN[id(args)]
 
 
 def image_names(args: argparse.Namespace, dataset: Dataset, purpose: str) -> list[str]:
