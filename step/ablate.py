@@ -1,8 +1,9 @@
 """The ablations: seed mIoU over RIB's steps, pooling, final activation, companions and learning rate."""
 
 import argparse
+import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,8 @@ def run(args: argparse.Namespace) -> dict:
         points.setdefault(point.key, point)
     folder = Path(args.work_dir) / "ablate"
     before = {} if args.overwrite else torchutils.on_first_rank(lambda: load_json(folder / RESULTS))
+    if args.overwrite:  # all at once, so that a run that is cut off goes on without it
+        torchutils.on_first_rank(lambda: _remove_counts(folder, points, names))
     device = torchutils.resolve_device(args.device)
     measured, made = {}, 0
     mine = torchutils.shard(names)
@@ -90,7 +93,7 @@ def _measure(
     thresholds = thresholds_of(args)
     total = np.zeros((args.RIB_iter + 1, *ThresholdSweep(thresholds, dataset.n_classes + 1).counts.shape), np.int64)
     ends = np.zeros(2, np.int64)
-    todo = [name for name in names if args.overwrite or not _counts_file(folder, name).is_file()]
+    todo = [name for name in names if not _counts_file(folder, name).is_file()]
 
     def show() -> None:
         if not progress.disable:
@@ -123,6 +126,11 @@ def _count(recording: Recording, dataset: Dataset, thresholds: np.ndarray, steps
             sweep.add(keys, recording.maps(k)[1], truth)
         counts.append(sweep.counts)  # an image that ended stays as it was
     return np.stack(counts)
+
+
+def _remove_counts(folder: Path, points: Iterable[str], names: Sequence[str]) -> None:
+    for key, name in itertools.product(points, names):
+        _counts_file(folder / "points" / key, name).unlink(missing_ok=True)
 
 
 def _counts_file(folder: Path, name: str) -> Path:

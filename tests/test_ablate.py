@@ -306,6 +306,14 @@ def test_ablate_computes_nothing_twice(work_dir, runs, capsys):
     assert runs.count == 3 * POINTS + 2 + 3 + 1
 
 
+def test_overwriting_that_is_cut_off_goes_on_without(work_dir, runs):
+    assert ablate(work_dir) == 0
+    runs.count, runs.stop_at = 0, 3
+    assert ablate(work_dir, "--overwrite") == 130
+    runs.stop_at = None
+    assert ablate(work_dir) == 0 and runs.count == 2 * POINTS
+
+
 def test_metrics_hold_what_a_run_measured_on_images_of_earlier_runs(work_dir):
     assert ablate(work_dir, "--ablate", "activation") == 0
     before = json.loads((work_dir / "metrics.json").read_text())["ablate"]
