@@ -122,17 +122,17 @@ def notes(curves: Curves, logits: Mapping[str, Sequence[float]], found: Mapping[
     """
     out = []
     before = curves["untrained"][:, IRRELEVANT, 2]
-    if before.max() <= NEAR_ZERO:
+    if (before <= NEAR_ZERO).any():
         out.append(
-            f"claim 1 says nothing of learning: before training, HGR of irrelevant at G_3 is {before.mean():.2f}, for "
-            "convolutions without bias pass hardly any gradient to black"
+            "claim 1 says little of learning: before training, HGR of irrelevant at G_3 is "
+            f"{', '.join(f'{value:.2f}' for value in before)}, for without bias no layer has a gradient amid black"
         )
     if np.array_equal(curves["relu"], curves["none"]):
         out.append("ReLU equals none, one measurement and not two: while the logit is positive, it is no activation")
     size = {name: fall(values).mean() for name, values in curves.items()}
     grown = {name: np.mean(values) for name, values in logits.items()}
     text = (
-        f"claim 5 is of a rate: the logit of {grown['trained']:.1f} becomes "
+        f"claims 4 and 5 are of a rate: the logit of {grown['trained']:.1f} becomes "
         f"{', '.join(f'{grown[name]:.1f} with {name}' for name in SATURATING)}, {grown['none']:.0f} with none; with "
         f"none at a tenth of the rate {grown[CONTROL]:.1f}, and the fall is {size[CONTROL]:.2f}"
     )
