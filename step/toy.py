@@ -20,7 +20,6 @@ from misc.files import load_json, save_json, save_torch, write_atomic
 from misc.hgr import COMPARED, finetune, gradient_maps, high_gradient_ratio
 from misc.progress import bar
 from misc.torchutils import rng
-from misc.toyplots import FIGURES
 from net import weights
 from net.toy import LAYERS, ToyNet
 
@@ -62,7 +61,10 @@ def run(args: argparse.Namespace) -> dict:
     if not summary["claims"]:
         logging.warning("toy: %s", summary["notes"][0])
     _draw(args, folder, seeds[0], by_threshold[args.toy_threshold])
-    logging.info("toy: %s", ", ".join(str(folder / name) for name in ("table.txt", *map("{}.png".format, FIGURES))))
+    logging.info(
+        "toy: %s",
+        ", ".join(str(folder / name) for name in ("table.txt", *(f"{name}.png" for name in toyplots.FIGURES))),
+    )
     return {
         "images": args.toy_test * len(seeds),
         "seeds": seeds,
