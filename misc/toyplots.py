@@ -132,5 +132,5 @@ def _save(figure: Figure, path: Path) -> None:
     """Writes PATH.png and PATH.svg."""
     for suffix in ("png", "svg"):
         data = io.BytesIO()
-        figure.savefig(data, format=suffix, dpi=110, metadata={"Date": None} if suffix == "svg" else None)
+        figure.savefig(data, format=suffix, dpi=100, metadata={"Date": None} if suffix == "svg" else None)
         write_atomic(path.with_suffix(f".{suffix}"), lambda file, data=data: file.write(data.getvalue()))
