@@ -23,7 +23,7 @@ from misc.torchutils import rng
 from net import weights
 from net.toy import LAYERS, ToyNet
 
-THRESHOLDS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
+THRESHOLDS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3)  # of the gradient; which one is right, the paper does not say
 MARKED = 0.1  # share of training images that carry their class's mark (RIB, section 3)
 EXAMPLES = 2  # test images in the figure of gradients, one per class
 MEASURED = ("accuracy", "thresholds", "logits", "steps", "hgr")  # what a stored seed tells
@@ -61,10 +61,8 @@ def run(args: argparse.Namespace) -> dict:
     if not summary["claims"]:
         logging.warning("toy: %s", summary["notes"][0])
     _draw(args, folder, seeds[0], by_threshold[args.toy_threshold])
-    logging.info(
-        "toy: %s",
-        ", ".join(str(folder / name) for name in ("table.txt", *(f"{name}.png" for name in toyplots.FIGURES))),
-    )
+    written = ("table.txt", *(f"{name}.png" for name in toyplots.FIGURES))
+    logging.info("toy: %s", ", ".join(str(folder / name) for name in written))
     return {
         "images": args.toy_test * len(seeds),
         "seeds": seeds,
@@ -104,7 +102,7 @@ def _stored(folder: Path, seed: int, made: dict, net: ToyNet) -> dict:
         if not stored or not weights_file.is_file():
             return {}
         before = stored.get("made_by")
-        other = "by an older program" if before is None else str(made_by.differences(before, made))
+        other = "by an older program" if not isinstance(before, dict) else str(made_by.differences(before, made))
         if other:
             logging.warning("toy: %s is made anew, for it was made otherwise: %s", file, other)
             return {}

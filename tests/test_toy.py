@@ -456,6 +456,19 @@ def test_the_step_leaves_figures_and_values(finished):
     assert (finished / "toy" / "table.txt").read_text() == f"{toytable.text(values)}\n"
 
 
+def test_stored_ratios_are_means_over_the_test_images(finished):
+    stored = json.loads((finished / "toy" / "seed_1.json").read_text())
+    net = small_net()
+    net.load_state_dict(torch.load(finished / "toy" / "seed_1.pth", weights_only=True))
+    images, labels, regions = tensors(make_pictures("test", 4, 1.0, 1), 4)
+    ones = [slice(i, i + 1) for i in range(4)]
+    copies = [finetune(net, images[one], int(labels[one]), "none", 1e-3, 2, 100.0)[0] for one in ones]
+    for name, nets in (("untrained", [small_net(1)] * 4), ("trained", [net] * 4), ("none", copies)):
+        maps = torch.cat([gradient_maps(nets[i], images[one], labels[one]) for i, one in enumerate(ones)])
+        for threshold, values in zip(stored["thresholds"], stored["hgr"][name], strict=True):
+            np.testing.assert_allclose(values, high_gradient_ratio(maps, regions, threshold).mean(0), atol=2e-3)
+
+
 def test_a_stored_seed_is_kept_and_a_missing_one_made_again(finished, capsys):
     before = {path.name: path.read_bytes() for path in (finished / "toy").glob("seed_*")}
     kept = (finished / "toy" / "seed_0.json").stat().st_mtime_ns
