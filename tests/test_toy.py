@@ -527,6 +527,13 @@ def test_a_damaged_file_is_named_and_overwritten_only_when_told(tmp_path, withou
     assert run(tmp_path, *one, "--overwrite") == 0 and len(file.read_bytes()) == len(whole)
 
 
+def test_the_seeds_of_other_ranks_are_waited_for(tmp_path, monkeypatch, without_figures):
+    args = parse(STEPS, add_arguments, [*SMALL, "--work_dir", str(tmp_path)])[0]
+    monkeypatch.setattr("misc.torchutils.shard", lambda seeds: seeds[:1])
+    monkeypatch.setattr("misc.torchutils.barrier", lambda: toy._one_seed(args, tmp_path / "toy", 1))
+    assert len(toy.run(args)["accuracy"]) == 2
+
+
 def test_two_ranks_share_the_seeds_and_find_what_one_finds(tmp_path):
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     small = [*SMALL, "--toy_seeds", "3", "--toy_test", "2"]
