@@ -4,7 +4,7 @@
 import argparse
 import sys
 
-from misc.argtypes import above_zero, boolean, finite, floats, integers, not_negative, positive, words
+from misc.argtypes import above_zero, boolean, finite, floats, integers, not_negative, positive, share, words
 from misc.cli import main
 from misc.steps import Step
 
@@ -26,7 +26,7 @@ STEPS = (
     Step(14, "report", "step.report", "whatever is there", "report.html, overview.png, thresholds.png"),
     Step(None, "ablate", "step.ablate", "images, masks, sess/res50_cam.pth", "ablate/STUDY.png", needs_masks=True),
     Step(None, "strips", "step.strips", "images, labels, sess/res50_cam.pth", "strips/NAME.png"),
-    Step(None, "toy", "step.toy", "nothing, or --mnist_root", "toy/seed_N.json, .pth, three figures as .png, .svg"),
+    Step(None, "toy", "step.toy", "nothing, or --mnist_root", "toy/table.txt, three figures", needs_dataset=False),
 )
 
 
@@ -224,10 +224,10 @@ def _add_toy(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--toy_threshold",
-        type=above_zero,
+        type=share,
         default=0.2,
         metavar="T",
-        help="share of the maximum above which G_k is high",
+        help="share of the maximum, within 0 and 1, above which G_k is high",
     )
 
 

@@ -55,14 +55,14 @@ class Pictures:
 def make_pictures(split: str, n: int, marked: float, seed: int, mnist_root: str | None = None) -> Pictures:
     """The first n pictures of a split ("train" or "test"), classes in turn, a share `marked` of each with its mark.
 
-    mnist_root: folder of MNIST (fetched into it where it is not there); without, the digits are drawn.
-    DataError if MNIST cannot be had or has not enough digits.
+    mnist_root: folder of MNIST, see `fetch_mnist`; without, the digits are drawn.
+    DataError if MNIST is not there or has not enough digits.
     """
     labels = np.arange(n) % len(DIGITS)
     # Spread evenly, so that every share of marks is met exactly, per class and in any run of pictures.
     turn = np.arange(n) // len(DIGITS)
     has_mark = np.floor((turn + 1) * marked + 1e-9) > np.floor(turn * marked + 1e-9)
-    digits = None if mnist_root is None else _mnist(Path(mnist_root), split, labels)
+    digits = None if mnist_root is None else _mnist(mnist_root, split, labels)
     images, regions = [], []
     with bar(n, f"draw {split}") as progress:
         for i, label in enumerate(labels):
@@ -73,6 +73,12 @@ def make_pictures(split: str, n: int, marked: float, seed: int, mnist_root: str 
             regions.append(region)
             progress.update()
     return Pictures(np.stack(images), labels, np.stack(regions), has_mark)
+
+
+def fetch_mnist(root: str) -> None:
+    """Fetches MNIST into a folder where it is not there whole. DataError if it cannot be had."""
+    for split in ("train", "test"):
+        _open_mnist(root, split, download=True)
 
 
 def draw_digit(generator: np.random.Generator, label: int) -> np.ndarray:
@@ -181,18 +187,23 @@ def _smooth_curve(points: np.ndarray, steps: int = 8) -> np.ndarray:
     return np.concatenate([*parts, points[-1:]])
 
 
-def _mnist(root: Path, split: str, labels: np.ndarray) -> list[np.ndarray]:
-    """MNIST's digits for the labels, in the order of its files: uint8 [28, 28] each."""
+def _open_mnist(root: str, split: str, download: bool):
+    """torchvision's MNIST of a split."""
     from torchvision.datasets import MNIST
 
     try:
-        found = MNIST(str(root), train=split == "train", download=True)
+        return MNIST(root, train=split == "train", download=download)
     except Exception as error:  # the network and damaged files raise all kinds
         reason = str(error).partition("\n")[0].rstrip(":")
         raise DataError(
             f"--mnist_root {root}: MNIST is not there whole and could not be fetched ({reason}); "
-            f"put its four idx files into {root / 'MNIST' / 'raw'}, or leave --mnist_root out to draw digits"
+            f"put its four idx files into {Path(root, 'MNIST', 'raw')}, or leave --mnist_root out to draw digits"
         ) from error
+
+
+def _mnist(root: str, split: str, labels: np.ndarray) -> list[np.ndarray]:
+    """MNIST's digits for the labels, in the order of its files: uint8 [28, 28] each."""
+    found = _open_mnist(root, split, download=False)
     images, targets = found.data.numpy(), found.targets.numpy()
     out: list = [None] * len(labels)
     for label, digit in enumerate(DIGITS):

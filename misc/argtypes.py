@@ -37,8 +37,16 @@ def above_zero(text: str) -> float:
     return value
 
 
+def share(text: str) -> float:
+    """A number between 0 and 1, neither of which it may be."""
+    value = above_zero(text)
+    if value >= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not below 1")
+    return value
+
+
 positive.__name__ = not_negative.__name__ = "whole number"
-above_zero.__name__ = finite.__name__ = "number"
+above_zero.__name__ = finite.__name__ = share.__name__ = "number"
 
 
 def floats(count: int | None = None) -> Callable[[str], tuple[float, ...]]:

@@ -141,14 +141,15 @@ def _begin(args: argparse.Namespace, sources: dict[str, str], argv: Sequence[str
 def _run_steps(args: argparse.Namespace, chosen: Sequence[Step]) -> None:
     from misc import torchutils, workdir
 
-    args.bad_images = _bad_images(args) if args.skip_bad else {}
+    reading = any(step.needs_dataset for step in chosen)
+    args.bad_images = _bad_images(args) if args.skip_bad and reading else {}
     for step in chosen:
         logging.info("step %s", step.title)
         begin = time.perf_counter()
         try:
             values = importlib.import_module(step.module).run(args, **step.options)
         except (UserError, OSError) as error:
-            if args.data_root and not Path(args.data_root).is_dir():
+            if step.needs_dataset and args.data_root and not Path(args.data_root).is_dir():
                 gone = f"--data_root {args.data_root} is gone: bring it back (is it mounted?); {GO_ON}"
                 raise UserError(f"{explain(error)[0]}; {gone}") from error
             raise
@@ -164,6 +165,8 @@ def _run_steps(args: argparse.Namespace, chosen: Sequence[Step]) -> None:
 
 def _possible(args: argparse.Namespace, chosen: Sequence[Step]) -> Sequence[Step]:
     """The chosen steps without those that the dataset has no ground truth for; UserError if none is left."""
+    if not any(step.needs_dataset for step in chosen):
+        return chosen
     dataset = open_dataset(args)
     for note in dataset.notes:
         logging.warning(note)

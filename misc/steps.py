@@ -12,7 +12,7 @@ class Step:
     """One step: its number and name, the module whose run(args, **options) does it, what it reads and writes.
 
     number: None for a step that stands apart from the chain and runs only where it is asked for by its name.
-    needs_masks: it is left out for a dataset without ground truth.
+    needs_masks: it is left out for a dataset without ground truth. needs_dataset: without it, it runs without any.
     """
 
     number: int | None
@@ -22,6 +22,7 @@ class Step:
     writes: str
     options: dict = field(default_factory=dict)
     needs_masks: bool = False
+    needs_dataset: bool = True
 
     @property
     def title(self) -> str:

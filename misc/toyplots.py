@@ -9,7 +9,7 @@ from matplotlib.patches import Patch, Rectangle
 
 from data.digits import DIGITS, REGIONS, Pictures
 from misc.files import write_atomic
-from misc.hgr import fall
+from misc.hgr import CONTROL, fall
 from net.toy import LAYERS
 
 FIGURES = ("dataset", "gradients", "curves")
@@ -23,9 +23,11 @@ REGION_STYLE = {
 MEANINGS = {"irrelevant": "irrelevant (rest)", "discriminative": "discriminative (digit)",
             "non-discriminative": "non-discriminative (mark)"}  # fmt: skip
 TITLES = {
+    "untrained": "before training",
     "trained": "trained with sigmoid",
     "relu": "fine-tuned with ReLU",
     "none": "fine-tuned without activation",
+    CONTROL: "without, a tenth of the rate",
 }
 
 
@@ -74,15 +76,15 @@ def gradients(folder: Path, test: Pictures, rows: dict[tuple[int, str], np.ndarr
 def curves(folder: Path, ratios: dict[str, np.ndarray], threshold: float) -> None:
     """Panel c: HGR over the layers per activation, mean and standard deviation over the seeds.
 
-    ratios: per activation HGR [seeds, 3, 6].
+    ratios: per activation HGR [seeds, 3, 7], of which the second G_6 is not shown.
     """
-    figure = Figure(figsize=(10.2, 6.2), layout="constrained")
-    axes = figure.subplots(2, 3, sharex=True, sharey=True)
+    figure = Figure(figsize=(13.2, 6.2), layout="constrained")
+    axes = figure.subplots(2, 4, sharex=True, sharey=True)
     x = np.arange(LAYERS)
     for axis, (name, values) in zip(axes.flat, ratios.items(), strict=True):
         for i, region in enumerate(REGIONS):
             colour, marker, dash = REGION_STYLE[region]
-            mean, deviation = values[:, i].mean(0), values[:, i].std(0)
+            mean, deviation = values[:, i, :LAYERS].mean(0), values[:, i, :LAYERS].std(0)
             axis.errorbar(
                 x + 0.06 * (i - 1), mean, deviation, color=colour, marker=marker, linestyle=dash, capsize=3,
                 markersize=5, label=MEANINGS[region],
@@ -130,5 +132,5 @@ def _save(figure: Figure, path: Path) -> None:
     """Writes PATH.png and PATH.svg."""
     for suffix in ("png", "svg"):
         data = io.BytesIO()
-        figure.savefig(data, format=suffix, dpi=130, metadata={"Date": None} if suffix == "svg" else None)
+        figure.savefig(data, format=suffix, dpi=100, metadata={"Date": None} if suffix == "svg" else None)
         write_atomic(path.with_suffix(f".{suffix}"), lambda file, data=data: file.write(data.getvalue()))

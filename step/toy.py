@@ -6,7 +6,6 @@ activation in its place, or with none; and the share of high gradients is counte
 """
 
 import argparse
-import itertools
 import logging
 from pathlib import Path
 
@@ -14,122 +13,168 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from data.digits import DIGITS, REGIONS, Pictures, make_pictures
+from data.digits import DIGITS, REGIONS, Pictures, fetch_mnist, make_pictures
 from misc import made_by, torchutils, toyplots, toytable
 from misc.errors import UserError
-from misc.files import load_json, save_json, save_torch
+from misc.files import load_json, save_json, save_torch, write_atomic
 from misc.hgr import COMPARED, finetune, gradient_maps, high_gradient_ratio
 from misc.progress import bar
 from misc.torchutils import rng
 from net import weights
-from net.toy import ToyNet
+from net.toy import LAYERS, ToyNet
 
-THRESHOLDS = (0.05, 0.1, 0.2, 0.3)
+THRESHOLDS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3)  # of the gradient; which one is right, the paper does not say
 MARKED = 0.1  # share of training images that carry their class's mark (RIB, section 3)
 EXAMPLES = 2  # test images in the figure of gradients, one per class
+MEASURED = ("accuracy", "thresholds", "logits", "steps", "hgr")  # what a stored seed tells
 
 
 def run(args: argparse.Namespace) -> dict:
-    """Writes `toy/`: weights and measures of every seed, three figures; returns what they say, by activation."""
+    """Writes `toy/`: weights and measures of every seed, tables, three figures; returns what they say."""
     if args.toy_weight_decay < 0:
         raise UserError(f"--toy_weight_decay is {args.toy_weight_decay:g}; wanted 0 or more")
+    if args.mnist_root is not None:
+        torchutils.on_first_rank(lambda: fetch_mnist(args.mnist_root))
     folder = Path(args.work_dir) / "toy"
     seeds = [args.seed + i for i in range(args.toy_seeds)]
+    if args.overwrite:  # all at once, so that a run that is cut off goes on without it
+        torchutils.on_first_rank(lambda: [_result_file(folder, seed).unlink(missing_ok=True) for seed in seeds])
     for seed in torchutils.shard(seeds):
         _one_seed(args, folder, seed)
     torchutils.barrier()
     if torchutils.rank() != 0:
         return {}
     results = [load_json(_result_file(folder, seed)) for seed in seeds]
-    everything = {name: np.array([result["hgr"][name] for result in results]) for name in results[0]["hgr"]}
-    curves = {name: values[:, 0] for name, values in everything.items()}
     by_threshold = {
-        f"{threshold:g}": toytable.falls({name: values[:, i] for name, values in everything.items()})
-        for threshold, i in sorted(zip(_thresholds(args), itertools.count(), strict=False))
+        threshold: {
+            name: np.array([result["hgr"][name][result["thresholds"].index(threshold)] for result in results])
+            for name in results[0]["hgr"]
+        }
+        for threshold in _thresholds(args)
     }
-    summary = toytable.summarise(curves)
-    print(toytable.table(curves, args.toy_threshold))
-    print(toytable.threshold_table(by_threshold))
-    print(toytable.verdicts(summary["claims"]))
-    _draw(args, folder, seeds[0], curves)
-    logging.info("toy: %s", ", ".join(str(folder / f"{name}.png") for name in toyplots.FIGURES))
+    logits, steps = (
+        {name: [result[key][name] for result in results] for name in results[0][key]} for key in ("logits", "steps")
+    )
+    accuracy = [result["accuracy"] for result in results]
+    summary = toytable.summarise(by_threshold, args.toy_threshold, logits, steps, accuracy, args.toy_rib_lr)
+    text = toytable.text(summary)
+    print(text)
+    write_atomic(folder / "table.txt", lambda file: file.write(f"{text}\n".encode()))
+    if not summary["claims"]:
+        logging.warning("toy: %s", summary["notes"][0])
+    _draw(args, folder, seeds[0], by_threshold[args.toy_threshold])
+    written = ("table.txt", *(f"{name}.png" for name in toyplots.FIGURES))
+    logging.info("toy: %s", ", ".join(str(folder / name) for name in written))
     return {
         "images": args.toy_test * len(seeds),
         "seeds": seeds,
         "digits": "rendered" if args.mnist_root is None else "MNIST",
-        "accuracy": [result["accuracy"] for result in results],
-        "threshold": args.toy_threshold,
+        "accuracy": accuracy,
         **summary,
-        "fall_by_threshold": by_threshold,
     }
 
 
 def _one_seed(args: argparse.Namespace, folder: Path, seed: int) -> None:
-    """Trains and measures one seed, unless that was done with the same settings by the same code."""
-    file = _result_file(folder, seed)
-    settings = _settings(args, seed)
-    before = load_json(file)
-    if before and not args.overwrite and _weights_file(folder, seed).is_file():
-        then = before.get("settings", {})
-        changed = [f"{key} {then.get(key)} then, {now} now" for key, now in settings.items() if then.get(key) != now]
-        if not changed:
-            logging.info("toy: %s is there already", file)
-            return
-        logging.warning("toy: %s is made anew, for it was made with %s", file, ", ".join(changed))
-    device = torchutils.resolve_device(args.device)
-    test = make_pictures("test", args.toy_test, 1.0, seed, args.mnist_root)
-    net = _trained(args, seed, device)
-    images, labels, regions = _tensors(test, device)
-    with torch.inference_mode():
-        logits = net(images)
-    accuracy = (logits.argmax(1) == labels).float().mean().item()
-    own = logits.gather(1, labels[:, None]).mean().item()
-    logging.info("toy: seed %d: accuracy %.3f on %d test images, mean logit %.1f", seed, accuracy, len(test), own)
-    ratios = {"trained": _ratios(args, gradient_maps(net, images, labels), regions)}
-    finetuned = {}
-    with bar(len(COMPARED) * len(test), f"toy fine-tune, seed {seed}") as progress:
-        for activation in COMPARED:
-            parts, after, steps = [], [], []
-            for i in range(len(test)):
-                copied, n_steps = _finetuned(args, net, images[i : i + 1], int(labels[i]), activation)
-                maps = gradient_maps(copied, images[i : i + 1], labels[i : i + 1])
-                parts.append(_ratios(args, maps, regions[i : i + 1]))
-                with torch.inference_mode():
-                    after.append(copied(images[i : i + 1])[0, labels[i]].item())
-                steps.append(n_steps)
-                progress.update()
-            ratios[activation] = torch.cat(parts)
-            finetuned[activation] = {"median_logit": float(np.median(after)), "mean_steps": float(np.mean(steps))}
+    """Trains and measures one seed, as far as that was not done with the same settings by the same code."""
+    file, made = _result_file(folder, seed), _made_by(args, seed)
+    device, net = torchutils.resolve_device(args.device), _untrained(seed)
+    stored = _stored(folder, seed, made, net)
+    if {*_thresholds(args)} <= {*stored.get("thresholds", ())}:
+        logging.info("toy: %s is there already", file)
+        return
+    if stored:
+        logging.info("toy: %s lacks threshold %g; measured again with its weights", file, args.toy_threshold)
+        net.to(device).eval()
+    else:
+        net = _trained(args, seed, device)
+    measured = _measured(args, net, seed, device)
+    file.unlink(missing_ok=True)  # or, with the job killed right here, it would tell of other weights
     save_torch(_weights_file(folder, seed), net.cpu().state_dict())
-    save_json(
-        file,
-        {
-            "settings": settings,
-            "accuracy": accuracy,
-            "mean_logit": own,
-            "finetuned": finetuned,
-            "regions": REGIONS,
-            "thresholds": _thresholds(args),
-            "hgr": {name: value.mean(0).double().cpu().numpy().round(6).tolist() for name, value in ratios.items()},
-        },
-    )
+    save_json(file, {"made_by": made, **measured})
+
+
+def _stored(folder: Path, seed: int, made: dict, net: ToyNet) -> dict:
+    """What a stored seed tells, its weights loaded into `net`; {} where it is not there.
+
+    UserError if it was made with other settings, or is damaged.
+    """
+    file, weights_file = _result_file(folder, seed), _weights_file(folder, seed)
+    try:
+        stored = load_json(file)
+        if not stored or not weights_file.is_file():
+            return {}
+        before = stored.get("made_by")
+        if not isinstance(before, dict):
+            raise UserError(f"{file} does not say what made it; delete it")
+        found = made_by.differences(before, made)
+        if found.values:
+            raise UserError(f"{file} was made otherwise: {found}; give the same again, or choose another --work_dir")
+        if found.code:
+            logging.warning("toy: %s was made by other code and is kept: %s", file, found)
+        if not {*MEASURED} <= stored.keys():
+            raise UserError(f"{file} is not whole; delete it")
+        weights.load(net, weights_file)
+    except UserError as error:
+        raise UserError(f"toy: {error}; or make the seeds anew with --overwrite") from error
+    return stored
+
+
+def _measured(args: argparse.Namespace, net: ToyNet, seed: int, device: torch.device) -> dict:
+    """What MEASURED names, of a seed's network before and after training and of its fine-tuned copies.
+
+    Medians of the logits, means of the steps and HGR [thresholds, 3, 7], over the test images.
+    """
+    images, labels, regions = _tensors(make_pictures("test", args.toy_test, 1.0, seed, args.mnist_root), device)
+    logits, steps, ratios = {}, {}, {}
+    for name, model in (("untrained", _untrained(seed).to(device)), ("trained", net)):
+        with torch.inference_mode():
+            scores = model(images)
+        logits[name] = scores.gather(1, labels[:, None]).flatten().tolist()
+        ratios[name] = _ratios(args, model, images, labels, regions)
+    accuracy = (scores.argmax(1) == labels).float().mean().item()
+    logging.info("toy: seed %d: accuracy %.3f on %d test images", seed, accuracy, len(images))
+    with bar(len(COMPARED) * len(images), f"toy fine-tune, seed {seed}") as progress:
+        for name in COMPARED:
+            logits[name], steps[name], parts = [], [], []
+            for i in range(len(images)):
+                one = slice(i, i + 1)
+                copied, n_steps, logit = _finetuned(args, net, images[one], int(labels[i]), name)
+                parts.append(_ratios(args, copied, images[one], labels[one], regions[one]))
+                logits[name].append(logit)
+                steps[name].append(n_steps)
+                progress.update()
+            ratios[name] = torch.cat(parts)
+    return {
+        "accuracy": accuracy,
+        "regions": REGIONS,
+        "thresholds": _thresholds(args),
+        "logits": {name: round(float(np.median(values)), 4) for name, values in logits.items()},
+        "steps": {name: float(np.mean(values)) for name, values in steps.items()},
+        "hgr": {name: value.mean(0).double().cpu().numpy().round(6).tolist() for name, value in ratios.items()},
+    }
 
 
 def _thresholds(args: argparse.Namespace) -> list[float]:
-    """The threshold that everything shown rests on, then the others, whose falls are stored beside it."""
-    return [args.toy_threshold, *(value for value in THRESHOLDS if value != args.toy_threshold)]
+    """Those at which HGR is stored, so that another choice among them costs nothing."""
+    return sorted({*THRESHOLDS, args.toy_threshold})
 
 
-def _ratios(args: argparse.Namespace, maps: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
-    """HGR at every threshold, float32 [B, thresholds, 3, 6]."""
+def _ratios(args: argparse.Namespace, net: ToyNet, images, labels, regions) -> torch.Tensor:
+    """HGR at every threshold, float32 [B, thresholds, 3, 7], of tensors as `_tensors` makes them."""
+    maps = gradient_maps(net, images, labels)
     return torch.stack([high_gradient_ratio(maps, regions, value) for value in _thresholds(args)], 1)
+
+
+def _untrained(seed: int) -> ToyNet:
+    """The network of a seed before its training."""
+    torchutils.seed_everything(seed)
+    return ToyNet(len(DIGITS))
 
 
 def _trained(args: argparse.Namespace, seed: int, device: torch.device) -> ToyNet:
     """The network of a seed, trained with sigmoid and cross entropy."""
     pictures = make_pictures("train", args.toy_train, MARKED, seed, args.mnist_root)
-    torchutils.seed_everything(seed)
-    net = ToyNet(len(DIGITS)).to(device)
+    net = _untrained(seed).to(device)
     images, labels, _ = _tensors(pictures, device)
     truth = F.one_hot(labels, len(DIGITS)).float()
     batches = len(pictures) // args.toy_batch_size
@@ -155,8 +200,9 @@ def _trained(args: argparse.Namespace, seed: int, device: torch.device) -> ToyNe
     return net.eval()
 
 
-def _finetuned(args: argparse.Namespace, net: ToyNet, image: torch.Tensor, label: int, activation: str):
-    return finetune(net, image, label, activation, args.toy_rib_lr, args.toy_rib_iter, args.toy_stop_th)
+def _finetuned(args: argparse.Namespace, net: ToyNet, image: torch.Tensor, label: int, name: str):
+    activation, factor = COMPARED[name]
+    return finetune(net, image, label, activation, factor * args.toy_rib_lr, args.toy_rib_iter, args.toy_stop_th)
 
 
 def _draw(args: argparse.Namespace, folder: Path, seed: int, curves: dict[str, np.ndarray]) -> None:
@@ -165,16 +211,21 @@ def _draw(args: argparse.Namespace, folder: Path, seed: int, curves: dict[str, n
     test = make_pictures("test", min(args.toy_test, 20), 1.0, seed, args.mnist_root)
     net = ToyNet(len(DIGITS))
     weights.load(net, _weights_file(folder, seed))
+    toyplots.dataset(folder, train, test)
+    toyplots.gradients(folder, test, _example_rows(args, net, test))
+    toyplots.curves(folder, curves, args.toy_threshold)
+
+
+def _example_rows(args: argparse.Namespace, net: ToyNet, test: Pictures) -> dict[tuple[int, str], np.ndarray]:
+    """(index of the picture, what was done to the network) -> G_1..G_6 [6, H, W], of the first pictures."""
     images, labels, _ = _tensors(test, torch.device("cpu"))
     rows = {}
     for i in range(min(EXAMPLES, len(test))):
         one, label = images[i : i + 1], labels[i : i + 1]
-        rows[i, "trained with sigmoid"] = gradient_maps(net, one, label)[0].numpy()
-        copied, _ = _finetuned(args, net, one, int(label), "none")
-        rows[i, "fine-tuned, no activation"] = gradient_maps(copied, one, label)[0].numpy()
-    toyplots.dataset(folder, train, test)
-    toyplots.gradients(folder, test, rows)
-    toyplots.curves(folder, curves, args.toy_threshold)
+        copied, *_ = _finetuned(args, net, one, int(label), "none")
+        for title, model in (("trained with sigmoid", net), ("fine-tuned, no activation", copied)):
+            rows[i, title] = gradient_maps(model, one, label)[0, :LAYERS].numpy()
+    return rows
 
 
 def _tensors(pictures: Pictures, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -184,12 +235,13 @@ def _tensors(pictures: Pictures, device: torch.device) -> tuple[torch.Tensor, to
     return tuple(part.to(device) for part in parts)
 
 
-def _settings(args: argparse.Namespace, seed: int) -> dict:
-    """What a stored seed must share with this run."""
+def _made_by(args: argparse.Namespace, seed: int) -> dict:
+    """The record of what makes a seed; the threshold is chosen among those stored."""
     values = {key: value for key, value in vars(args).items() if key.startswith("toy_") and not key.endswith("_pass")}
-    del values["toy_seeds"]
-    code = made_by.of_record({"code": made_by.of_code(("step.toy",))})
-    return {"seed": seed, "mnist_root": args.mnist_root, **values, "code_sha256": code}
+    for name in ("toy_seeds", "toy_threshold"):
+        del values[name]
+    arguments = {"seed": seed, "mnist_root": str(args.mnist_root), **values}
+    return {"arguments": arguments, "inputs": {}, "code": made_by.of_code(("step.toy",))}
 
 
 def _weights_file(folder: Path, seed: int) -> Path:

@@ -244,6 +244,11 @@ def apart(claim):
         "seconds": 1.0, "images": 4, "seeds": [0, 1], "digits": "rendered", "accuracy": [1.0, 0.987], "threshold": 0.2,
         "hgr": {"none": {"non-discriminative": {"mean": [1.0, 1.0, 1.0, 1.0, 0.875, 0.5]}}},
         "fall": {"none": {"mean": 0.375, "std": 0.011, "relative": 0.43}},
+        "logit": {"none": {"mean": 16.0}}, "whole_output": {"none": {"mean": 0.553}}, "notes": [claim],
+        "by_threshold": {"0.3": {"reproduced": [True, False, True], "hgr": {
+            "trained": {"non-discriminative": [1, 1, 1, 1, 0.624, 0.172]},
+            "none": {"non-discriminative": [1, 1, 1, 1, 0.7, 0.682]},
+        }}},
         "claims": [{**entry, "reproduced": False}, {**entry, "claim": "it stays", "reproduced": True}],
     }  # fmt: skip
     studies = {"steps": curve, "pooling": {f"score_th={claim}": point}, f"../{claim}": {"x": point}}
@@ -255,8 +260,9 @@ def test_experiments_apart_have_sections_where_they_ran(run, tmp_path):
     measured = apart(ATTACK)
     text = Page(page_of(args, measured)).text
     assert "98.7 percent" in text and "1 of the paper's 2 claims are reproduced" in text
-    assert f"not reproduced{ATTACK}HGR <= 0.2G_6 0.35, 0.400 of 2 seeds" in text and "reproducedit stays" in text
-    assert "fine-tuned: none0.8750.5000.3750.01143" in text
+    assert f"1 not reproduced{ATTACK}HGR <= 0.2G_6 0.35, 0.400 of 2 seeds" in text and "2 reproducedit stays" in text
+    assert "fine-tuned: none16.00.8750.5000.3750.011430.553" in text and f"Note: {ATTACK}." in text
+    assert "0.30.6240.1720.7000.6821 3" in text
     assert "after 0 updates (CAM)10.00.0111.0" in text and "after 1 updates (make_rib_cam)20.00.02\u2013" in text
     assert f"score_th={ATTACK}51.20.0740.0" in text
     for left, other, heading in (("toy", "ablate", "Toy experiment"), ("ablate", "toy", "Ablations")):

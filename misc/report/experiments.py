@@ -6,10 +6,15 @@ from pathlib import Path
 
 from misc.report.markup import Html, at, join, measured_cell, number, tag
 from misc.studies import STUDIES
+from misc.toytable import MARKS, holding, title_of
 
-LARGEST = 300_000  # bytes of a figure that is put into the page; six of them leave the gallery its share
-ENDS = ("ended_early", "not_finite")
-MARKS = "non-discriminative"  # the region whose fall at the last layer the toy experiment is about
+LARGEST = 260_000  # bytes of a figure that is put into the page; eight of them leave the gallery its share
+FIGURES = {
+    "dataset": "digits with and without marks, and their regions",
+    "gradients": "gradients of the layers on two test images",
+    "curves": "HGR by layer, region and final activation",
+}
+ENDS = ("ended_early", "not_finite")  # of an ablation
 
 
 def sections(folder: Path, measured: dict) -> list[tuple[str, str, Html]]:
@@ -26,34 +31,67 @@ def _toy(folder: Path, measured: dict) -> Html:
     intro = (
         f"A small network tells 2 from 8 ({toy.get('digits')} digits); {len(toy.get('seeds') or [])} seeds, accuracy "
         f"{accuracy} percent. HGR is the share of pixels whose normalised gradient exceeds "
-        f"{number(toy.get('threshold'), 2, 1)}, by layer and region. {kept} of the paper's {len(claims)} claims "
-        "are reproduced; a claim counts only where its condition holds in every seed."
+        f"{number(toy.get('threshold'), 2, 1)}, by layer and region. "
     )
+    if claims:
+        intro += (
+            f"{kept} of the paper's {len(claims)} claims are reproduced; a claim counts only where its condition holds "
+            "in every seed."
+        )
     verdicts = []
-    for claim in claims:
+    for i, claim in enumerate(claims, 1):
         found = "; ".join(
             f"{name} {', '.join(number(value, 2, 1) for value in values)}" for name, values in claim["measured"].items()
         )
         verdict, colour = ("reproduced", "up") if claim["reproduced"] else ("not reproduced", "down")
         texts = (claim["claim"], claim["condition"], found, claim["holds_in"])
-        verdicts.append(tag("tr", tag("td", verdict, class_=colour), *(tag("td", text) for text in texts)))
-    falls = []
-    for name in toy.get("fall") or {}:
-        ratios = at(measured, f"toy.hgr.{name}.{MARKS}.mean") or []
-        cells = [tag("td", number(value, 3, 1), class_="n") for value in ratios[-2:]] or [tag("td", "", colspan=2)]
-        cells += [measured_cell(measured, f"toy.fall.{name}.{key}", 3, 1) for key in ("mean", "std")]
-        cells.append(measured_cell(measured, f"toy.fall.{name}.relative", 0))
-        title = "sigmoid, as trained" if name == "trained" else f"fine-tuned: {name}"
-        falls.append(tag("tr", tag("th", title, scope="row"), *cells))
-    heads = ("final activation", "HGR at G_5", "at G_6", "fall", "deviation over seeds", "fall, % of G_5")
+        verdicts.append(tag("tr", tag("td", f"{i} {verdict}", class_=colour), *(tag("td", text) for text in texts)))
+    heads = ("final activation", "logit after", "HGR at G_5", "at G_6", "fall", "deviation over seeds",
+             "fall, % of G_5", "G_6 of both logits")  # fmt: skip
     return join(
         [
             tag("p", intro, class_="note"),
             _table("The paper's claims", ("", "claim", "condition", "measured, per seed", "holds in"), verdicts),
-            _table(f"Fall of HGR at the last layer, {MARKS} region, mean of the seeds", heads, falls, "plain compared"),
-            _figure(folder, Path("toy", "curves.png"), "HGR by layer, region and final activation"),
+            *(tag("p", f"Note: {note}.", class_="note") for note in toy.get("notes") or []),
+            _table(
+                f"Fall of HGR at the last layer, {MARKS} region, mean of the seeds",
+                heads,
+                _falls(measured),
+                "plain compared",
+            ),
+            _table(
+                "The same by threshold of the gradient",
+                ("threshold", "trained: HGR at G_5", "at G_6", "none: at G_5", "at G_6", "claims that hold"),
+                _thresholds(toy),
+                "plain compared",
+            ),
+            *(_figure(folder, Path("toy", f"{name}.png"), words) for name, words in FIGURES.items()),
         ]
     )
+
+
+def _falls(measured: dict) -> list[Html]:
+    """One row an activation."""
+    rows = []
+    for name in at(measured, "toy.fall") or {}:
+        ratios = at(measured, f"toy.hgr.{name}.{MARKS}.mean") or []
+        cells = [measured_cell(measured, f"toy.logit.{name}.mean", 1, 1)]
+        cells += [tag("td", number(value, 3, 1), class_="n") for value in ratios[-2:]] or [tag("td", "", colspan=2)]
+        cells += [measured_cell(measured, f"toy.fall.{name}.{key}", 3, 1) for key in ("mean", "std")]
+        cells.append(measured_cell(measured, f"toy.fall.{name}.relative", 0))
+        cells.append(measured_cell(measured, f"toy.whole_output.{name}.mean", 3, 1))
+        rows.append(tag("tr", tag("th", title_of(name), scope="row"), *cells))
+    return rows
+
+
+def _thresholds(toy: dict) -> list[Html]:
+    """One row a threshold."""
+    rows = []
+    for threshold, values in (toy.get("by_threshold") or {}).items():
+        marks = [value for name in ("trained", "none") for value in values["hgr"][name][MARKS][-2:]]
+        texts = [*(number(value, 3, 1) for value in marks), holding(values["reproduced"])]
+        rows.append(tag("tr", tag("th", threshold, scope="row"), *(tag("td", text, class_="n") for text in texts)))
+    return rows
 
 
 def _ablations(folder: Path, measured: dict) -> Html:
