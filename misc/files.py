@@ -155,17 +155,19 @@ def load_mask(path: Path, size: tuple[int, int] | None = None, n_labels: int | N
     size: (H, W) of the image that it must belong to. n_labels: values must be below it, or 255.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=("PNG",)) as image:
             if image.mode not in ("P", "L"):
                 raise ValueError(f"its mode is {image.mode}, wanted a palette or grey of 8 bits")
+            if size is not None and (image.height, image.width) != tuple(size):  # before it is decoded
+                raise UserError(
+                    f"{path} is {image.height} x {image.width} pixels, wanted {size[0]} x {size[1]} (height x width) "
+                    "as its image; delete it and make it again"
+                )
             mask = np.array(image)
+    except UserError:
+        raise
     except Exception as error:  # a damaged file can raise anything
         raise UserError(f"{path} is not a whole mask ({error}); delete it and make it again") from error
-    if size is not None and mask.shape != tuple(size):
-        raise UserError(
-            f"{path} is {mask.shape[0]} x {mask.shape[1]} pixels, wanted {size[0]} x {size[1]} (height x width) as its "
-            "image; delete it and make it again"
-        )
     highest = mask.max(initial=0, where=mask != 255)
     if n_labels is not None and highest >= n_labels:
         raise UserError(

@@ -23,7 +23,7 @@ from coco14.prepare import paint, prepare, read_annotations
 from data.base import read_list, voc_palette
 from data.download import unpack
 from data.folder import Folder
-from data.reading import read_image, read_mask
+from data.reading import image_size, read_image, read_mask
 from misc import camfile, insfile, made_by, workdir
 from misc.cli import parse
 from misc.errors import UserError
@@ -449,3 +449,30 @@ def test_words_that_grow(tmp_path):
         assert isinstance(guarded(reader), UserError)
     config.write_text(f"cam_scales: {'[' * 3000}{']' * 3000}")
     assert isinstance(guarded(reader), UserError)
+
+
+@pytest.mark.parametrize("kind", ["EPS", "AVIF", "BMP", "GIF", "TIFF", "DDS", "ICO", "PPM"])
+def test_only_the_formats_that_are_promised_are_read(tmp_path, kind):
+    """Whatever a file is called, Pillow goes by its content; EPS is handed to another program."""
+    path, mask = tmp_path / "x.jpg", tmp_path / "x.png"
+    Image.new("RGB", (16, 16), (200, 3, 3)).save(path, format=kind)
+    Image.new("L", (16, 16), 3).save(mask, format=kind if kind in ("BMP", "GIF", "TIFF", "PPM") else "JPEG")
+    for read, wanted in (
+        (lambda: read_image(path), "x.jpg cannot be read as an image: it is no JPEG or PNG or WEBP"),
+        (lambda: image_size(path), "x.jpg cannot be read as an image"),
+        (lambda: read_mask(mask, 20), "x.png cannot be read as an image: it is no PNG"),
+        (lambda: load_mask(mask), "x.png is not a whole mask"),
+    ):
+        got = guarded(Reader(path, read, None))
+        assert isinstance(got, UserError) and wanted in str(got)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("x"), AttributeError("x"), AssertionError("x")])
+def test_whatever_a_damaged_image_raises_is_one_line_with_its_name(tmp_path, monkeypatch, error):
+    reader = photograph("png")(tmp_path)
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(Image.Image, "convert", fail)
+    assert "x.png cannot be read as an image (x)" in str(guarded(reader))
