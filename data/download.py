@@ -377,6 +377,8 @@ def _extract_tar(archive: Path, folder: Path) -> None:
                 raise DataError(f"{archive} unpacks to more than the {_bytes(free)} that are free in {folder.parent}")
             safe = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # the members are checked above anyway
             file.extract(member, folder, **safe)
+        while file.fileobj.read(CHUNK):  # to the end, where a compressed file keeps its checksum
+            pass
 
 
 def _check_member(archive: Path, name: str, is_plain: bool) -> None:

@@ -47,6 +47,8 @@ def read_mask(path: Path, n_classes: int) -> np.ndarray:
     """
     wanted = f"a palette or 8-bit grey PNG of class indices (0 background, 1..{n_classes} classes, {IGNORE} ignore)"
     with _opened(path, MASK_FORMATS) as image:
+        image.verify()  # the checksums, at which decoding does not look; then it has to be opened again
+    with _opened(path, MASK_FORMATS) as image:
         if image.mode not in ("P", "L", "I", "I;16"):
             raise DataError(f"mask {path} is a PNG of mode {image.mode}; wanted {wanted}")
         # Grey of 1, 2 or 4 bits: 1 may mean the index 1 or, as PNG defines it, a fraction of white. Nobody can tell.

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from misc import stored
 from misc.errors import UserError
 
 
@@ -121,7 +122,10 @@ def save_json(path: Path, value: Any) -> None:
 
 
 def load_json(path: Path) -> dict:
-    """The mapping in a JSON file, {} where there is none; UserError if it is damaged or holds anything else."""
+    """The mapping in a JSON file, {} where there is none; UserError if it is damaged or holds anything else.
+
+    Of the files that `misc.stored` knows by name the content is checked too.
+    """
     path = Path(path)
     if not path.is_file():
         return {}
@@ -133,6 +137,9 @@ def load_json(path: Path) -> dict:
         raise UserError(f"{path} is not whole JSON ({error}); mend it, or move it away") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} holds a {type(value).__name__}, wanted a mapping; mend it, or move it away")
+    problem = stored.problem(path.name, value)
+    if problem:
+        raise UserError(f"{path} is damaged: {problem}; mend it, or move it away")
     return value
 
 
@@ -155,6 +162,8 @@ def load_mask(path: Path, size: tuple[int, int] | None = None, n_labels: int | N
     size: (H, W) of the image that it must belong to. n_labels: values must be below it, or 255.
     """
     try:
+        with Image.open(path, formats=("PNG",)) as image:
+            image.verify()  # the checksums, at which decoding does not look; then it has to be opened again
         with Image.open(path, formats=("PNG",)) as image:
             if image.mode not in ("P", "L"):
                 raise ValueError(f"its mode is {image.mode}, wanted a palette or grey of 8 bits")
