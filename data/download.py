@@ -361,6 +361,9 @@ def _extract_zip(archive: Path, folder: Path) -> None:
         for member in members:
             kind = stat.S_IFMT(member.external_attr >> 16)  # 0 where the zip was not made on Unix
             _check_member(archive, member.filename, kind in (0, stat.S_IFREG, stat.S_IFDIR))
+            file.fp.seek(member.header_offset + 14)  # the checksum stands there too, unless it was not known yet
+            if not member.flag_bits & 8 and file.fp.read(4) != member.CRC.to_bytes(4, "little"):
+                raise zipfile.BadZipFile(f"{member.filename!r} has two checksums")
         _need(sum(member.file_size for member in members), folder)
         for member in _files_bar(members, len(members), archive):
             file.extract(member, folder)
