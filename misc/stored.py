@@ -134,7 +134,7 @@ def _point(value: Any, where: str) -> None:
     """A point of ablate/results.json; `written` is a place on its curve."""
     kind = {
         "label": "text", "own": "flag", "images": "count", "written": "count", "ended_early": "count",
-        "not_finite": "count", "curve": _curve,
+        "not_finite": "count", "curve": (_curve, Each(["measure"])),
     }  # fmt: skip
     _check(value, kind, where)
     if value["written"] >= len(value["curve"]["best"]):
