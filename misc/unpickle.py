@@ -24,7 +24,10 @@ def load(file: BinaryIO, names: Sequence[str]) -> Any:
     pickle.UnpicklingError for anything but arrays, tensors and containers, and for entries that are nested.
     """
     data = file.read()
-    value = _item(_Unpickler(io.BytesIO(data), len(data)).load())
+    try:
+        value = _item(_Unpickler(io.BytesIO(data), len(data)).load())
+    except LookupError as error:  # an operation, or a place in the memo or on the stack
+        raise pickle.UnpicklingError("its pickle is damaged") from error
     return {name: _item(value[name]) for name in names if name in value} if isinstance(value, dict) else value
 
 

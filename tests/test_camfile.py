@@ -378,6 +378,13 @@ def test_a_list_that_holds_itself(path, arrays):
         camfile.load(path)
 
 
+@pytest.mark.parametrize("body", [b"\x80\x04\xfe.", b"\x80\x04h\x05.", b"\x80\x04."])
+def test_a_pickle_that_makes_no_sense(path, body):
+    write_pickled(path, body)
+    with pytest.raises(CamFileError, match=r"its pickle is damaged; delete it"):
+        camfile.load(path)
+
+
 def test_a_file_cannot_change_the_reader(path, arrays):
     """A state meant for one of our functions or classes; it would hold for every file read afterwards."""
     poison = b"\x80\x04cnumpy.core.multiarray\n_reconstruct\nN}\x8c\x0c__defaults__)s\x86b."
