@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -39,6 +38,7 @@ from coco14.dataset import (
 from data.base import DataError, voc_palette
 from data.reading import IGNORE, MAX_PIXELS, check_same_size, image_size, read_mask, shortened
 from misc.errors import UserError
+from misc.failures import one_line
 from misc.files import load_json, save_json, save_mask, write_atomic
 from misc.pool import chunks, map_items
 from misc.progress import bar
@@ -361,26 +361,22 @@ def _decompress(counts: str, where: str) -> list[int]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; 0, or 2 after a message where something is missing or damaged."""
+    """The command line; its exit code, 2 after a message where something is missing or damaged."""
     parser = argparse.ArgumentParser(prog="python -m coco14.prepare", description=__doc__.splitlines()[0])
     parser.add_argument("--data_root", type=Path, required=True, help="the folder in which images and annotations lie")
     parser.add_argument("--num_workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
     parser.add_argument("--overwrite", action="store_true", help="make masks again that are already there")
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        done = prepare(args.data_root, args.num_workers, args.overwrite)
-    except (UserError, OSError) as error:
-        print(f"coco14.prepare: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("coco14.prepare: interrupted; the same command goes on where it stopped", file=sys.stderr)
-        return 130
+    return one_line("coco14.prepare", lambda: _run(args))
+
+
+def _run(args: argparse.Namespace) -> None:
+    done = prepare(args.data_root, args.num_workers, args.overwrite)
     for split, n in done.n_images.items():
         verdict = "as published" if n == N_IMAGES[split] else f"but COCO 2014 has {N_IMAGES[split]:,}"
         print(f"{split}: {n:,} images, {verdict}; {done.n_empty[split]:,} of them without any object")
     print(f"{args.data_root / PREPARED}: {sum(done.n_images.values()):,} masks, {done.n_made:,} made now")
-    return 0
 
 
 if __name__ == "__main__":

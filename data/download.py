@@ -20,7 +20,6 @@ import time
 import urllib.error
 import urllib.request
 import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -29,6 +28,7 @@ from tqdm import tqdm
 
 from data.base import DataError
 from misc.errors import UserError
+from misc.failures import one_line
 from misc.files import load_json, save_json
 
 RECORDS = ".downloads.json"
@@ -347,10 +347,12 @@ def _extract(archive: Path, folder: Path) -> None:
             _extract_tar(archive, folder)
         else:
             raise DataError(f"{archive} is neither a zip nor a tar file; delete it and run the same command again")
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:  # zip, tar and four ways to compress: a damaged file can raise anything
+        if isinstance(error, OSError) and error.errno is not None:
+            raise DataError(f"{archive} cannot be unpacked in {folder.parent} ({error})") from error
         raise DataError(f"{archive} is damaged ({error}); delete it and run the same command again") from error
-    except OSError as error:
-        raise DataError(f"{archive} cannot be unpacked in {folder.parent} ({error})") from error
 
 
 def _extract_zip(archive: Path, folder: Path) -> None:
@@ -359,6 +361,9 @@ def _extract_zip(archive: Path, folder: Path) -> None:
         for member in members:
             kind = stat.S_IFMT(member.external_attr >> 16)  # 0 where the zip was not made on Unix
             _check_member(archive, member.filename, kind in (0, stat.S_IFREG, stat.S_IFDIR))
+            file.fp.seek(member.header_offset + 14)  # the checksum stands there too, unless it was not known yet
+            if not member.flag_bits & 8 and file.fp.read(4) != member.CRC.to_bytes(4, "little"):
+                raise zipfile.BadZipFile(f"{member.filename!r} has two checksums")
         _need(sum(member.file_size for member in members), folder)
         for member in _files_bar(members, len(members), archive):
             file.extract(member, folder)
@@ -375,6 +380,8 @@ def _extract_tar(archive: Path, folder: Path) -> None:
                 raise DataError(f"{archive} unpacks to more than the {_bytes(free)} that are free in {folder.parent}")
             safe = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # the members are checked above anyway
             file.extract(member, folder, **safe)
+        while file.fileobj.read(CHUNK):  # to the end, where a compressed file keeps its checksum
+            pass
 
 
 def _check_member(archive: Path, name: str, is_plain: bool) -> None:
@@ -459,7 +466,7 @@ def _files_bar(members, total: int | None, archive: Path) -> tqdm:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; 0, or 2 after a message where something could not be fetched."""
+    """The command line; its exit code, 2 after a message where something could not be fetched."""
     parser = argparse.ArgumentParser(prog="python -m data.download", description=__doc__.splitlines()[0])
     parser.add_argument("keys", nargs="*", metavar="KEY", help="what to fetch; without any, a list is printed")
     parser.add_argument("--data_root", type=Path, metavar="DIR", help="the folder to put it in")
@@ -467,23 +474,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--remove_archives", action="store_true", help="delete archives once they are unpacked")
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    return one_line("data.download", lambda: _run(args))
+
+
+def _run(args: argparse.Namespace) -> None:
     items = catalogue()
     if not args.keys:
         print(table(items))
         print("\nFetch with: python -m data.download KEY [KEY ...] --data_root DIR")
-        return 0
-    try:
-        _run(items, args)
-    except (UserError, OSError) as error:
-        print(f"data.download: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("data.download: interrupted; run the same command again to go on", file=sys.stderr)
-        return 130
-    return 0
-
-
-def _run(items: dict[str, Item], args: argparse.Namespace) -> None:
+        return
     unknown = [key for key in args.keys if key not in items]
     if unknown:
         raise DataError(f"nothing is known under {', '.join(unknown)}; there are {', '.join(items)}")

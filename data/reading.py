@@ -1,14 +1,12 @@
 """Images and masks out of the user's files: what comes back is of the promised kind, or a DataError names the file."""
 
 import contextlib
-import struct
 import warnings
-import zlib
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from data.base import DataError, MissingFile
 
@@ -16,14 +14,15 @@ IGNORE = 255  # the mask value of pixels without a label
 MAX_PIXELS = 100_000_000  # more than any photograph of these datasets; a header that claims more is not decoded
 EXIF_ORIENTATION = 0x0112
 SHOWN = 5  # how many names an error lists
-# What Pillow raises on files that are not whole; OSError holds "cannot identify" and "truncated".
-BROKEN = (OSError, SyntaxError, ValueError, EOFError, TypeError, LookupError, struct.error, zlib.error)
+# Whatever its name: Pillow goes by the content, knows some fifty formats, and hands one of them (EPS) to a program.
+IMAGE_FORMATS, MASK_FORMATS = ("JPEG", "PNG", "WEBP"), ("PNG",)
 
 
 def read_image(path: Path, exif: bool = False) -> np.ndarray:
-    """The image of a file as uint8 [H, W, 3], RGB; grey becomes three equal channels, transparency is dropped.
+    """The image of a JPEG, PNG or WebP file as uint8 [H, W, 3], RGB; grey becomes three equal channels.
 
-    exif: turn the image as its EXIF orientation says. DataError if the file is missing, damaged or over MAX_PIXELS.
+    Transparency is dropped. exif: turn the image as its EXIF orientation says. DataError if the file is
+    missing, damaged or over MAX_PIXELS.
     """
     with _opened(path) as image:
         if exif:
@@ -47,9 +46,11 @@ def read_mask(path: Path, n_classes: int) -> np.ndarray:
     DataError if the file is missing, damaged, in colour, or holds any other index.
     """
     wanted = f"a palette or 8-bit grey PNG of class indices (0 background, 1..{n_classes} classes, {IGNORE} ignore)"
-    with _opened(path) as image:
-        if image.format != "PNG" or image.mode not in ("P", "L", "I", "I;16"):
-            raise DataError(f"mask {path} is a {image.format} of mode {image.mode}; wanted {wanted}")
+    with _opened(path, MASK_FORMATS) as image:
+        image.verify()  # the checksums, at which decoding does not look; then it has to be opened again
+    with _opened(path, MASK_FORMATS) as image:
+        if image.mode not in ("P", "L", "I", "I;16"):
+            raise DataError(f"mask {path} is a PNG of mode {image.mode}; wanted {wanted}")
         # Grey of 1, 2 or 4 bits: 1 may mean the index 1 or, as PNG defines it, a fraction of white. Nobody can tell.
         if image.mode == "L" and image.tile[0][3] != "L":
             raise DataError(
@@ -107,12 +108,12 @@ def shortened(names: Sequence[str]) -> str:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(path: Path, formats: Sequence[str] = IMAGE_FORMATS) -> Iterator[Image.Image]:
     """The image of a file, its size checked before anything is decoded; what breaks while it is used is a DataError."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the check below is the stricter one
-            image = Image.open(path)
+            image = Image.open(path, formats=formats)
         with image:
             if image.width * image.height > MAX_PIXELS:
                 raise DataError(
@@ -127,7 +128,14 @@ def _opened(path: Path) -> Iterator[Image.Image]:
             f"{path} claims too many pixels ({error}); the limit is {MAX_PIXELS // 10**6} megapixels; scale the image "
             f"down or take it off the list"
         ) from error
-    except BROKEN as error:
+    except UnidentifiedImageError as error:
+        raise DataError(
+            f"{path} cannot be read as an image: it is no {' or '.join(formats)}, whatever its name, or damaged; fetch "
+            "or make the file again, or add --skip_bad"
+        ) from error
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:  # a damaged file can raise anything
         raise DataError(
             f"{path} cannot be read as an image ({error}); fetch or make the file again, or add --skip_bad"
         ) from error

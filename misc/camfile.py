@@ -81,7 +81,7 @@ def load_dict(path: Path, kind: str, names: Sequence[str], convert: Callable[[di
             shape, _, dtype = read_header[version](file)
             if dtype.kind != "O" or shape != ():
                 raise CamFileError(f"holds an array {shape} of {dtype}, not a dict")
-            value = unpickle.load(file)
+            value = unpickle.load(file, names)
         if not isinstance(value, dict):
             raise CamFileError(f"holds a {type(value).__name__}, not a dict")
         missing = set(names) - set(value)

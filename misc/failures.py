@@ -2,11 +2,14 @@
 
 import os
 import re
+import sys
+from collections.abc import Callable
 
 from misc.errors import UserError, without_traceback
 from misc.files import refusal
-from misc.stopping import GO_ON
+from misc.stopping import GO_ON, on_signals
 
+_KILLED = re.compile(r"DataLoader worker .*(killed by signal|exited unexpectedly)", re.DOTALL)
 _LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|peer|store|socket", re.IGNORECASE)
 
 
@@ -29,7 +32,7 @@ def explain(error: BaseException) -> tuple[str, int] | None:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         first = text.splitlines()[0] if text else "out of memory"
         return f"{first}; lower the batch size, the crop size or --num_workers, then {GO_ON}", 1
-    if isinstance(error, RuntimeError) and "DataLoader worker" in text and "killed by signal" in text:
+    if isinstance(error, RuntimeError) and _KILLED.search(text):
         reason = " ".join(text.split())
         return f"{reason}; out of memory? Lower --num_workers, then {GO_ON}", 1
     if isinstance(error, RuntimeError) and "DataLoader timed out" in text:
@@ -41,6 +44,21 @@ def explain(error: BaseException) -> tuple[str, int] | None:
         rank = os.environ.get("RANK", "?")
         return f"rank {rank} has lost the others, one of them has ended: see its own message; {GO_ON}", 1
     return None
+
+
+def one_line(program: str, work: Callable[[], None]) -> int:
+    """Does the work of a command; its exit code, after one line where it fails. Signals end it with such a line too."""
+    try:
+        with on_signals(first=True, program=program):
+            work()
+        return 0
+    except (Exception, KeyboardInterrupt) as error:
+        explained = explain(error)
+        if explained is None:
+            raise
+        text, code = explained
+        print(f"{program}: {text}", file=sys.stderr)
+        return code
 
 
 def _of_system(error: OSError) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from misc import stored
 from misc.errors import UserError
 
 LOCK = ".lock"  # in the work_dir of a run
@@ -125,7 +126,10 @@ def save_json(path: Path, value: Any) -> None:
 
 
 def load_json(path: Path) -> dict:
-    """The mapping in a JSON file, {} where there is none; UserError if it is damaged or holds anything else."""
+    """The mapping in a JSON file, {} where there is none; UserError if it is damaged or holds anything else.
+
+    Of the files that `misc.stored` knows by name the content is checked too.
+    """
     path = Path(path)
     if not path.is_file():
         return {}
@@ -137,6 +141,9 @@ def load_json(path: Path) -> dict:
         raise UserError(f"{path} is not whole JSON ({error}); mend it, or move it away") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} holds a {type(value).__name__}, wanted a mapping; mend it, or move it away")
+    problem = stored.problem(path.name, value)
+    if problem:
+        raise UserError(f"{path} is damaged: {problem}; mend it, or move it away")
     return value
 
 
@@ -159,17 +166,21 @@ def load_mask(path: Path, size: tuple[int, int] | None = None, n_labels: int | N
     size: (H, W) of the image that it must belong to. n_labels: values must be below it, or 255.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=("PNG",)) as image:
+            image.verify()  # the checksums, at which decoding does not look; then it has to be opened again
+        with Image.open(path, formats=("PNG",)) as image:
             if image.mode not in ("P", "L"):
                 raise ValueError(f"its mode is {image.mode}, wanted a palette or grey of 8 bits")
+            if size is not None and (image.height, image.width) != tuple(size):  # before it is decoded
+                raise UserError(
+                    f"{path} is {image.height} x {image.width} pixels, wanted {size[0]} x {size[1]} (height x width) "
+                    "as its image; delete it and make it again"
+                )
             mask = np.array(image)
+    except UserError:
+        raise
     except Exception as error:  # a damaged file can raise anything
         raise UserError(f"{path} is not a whole mask ({error}); delete it and make it again") from error
-    if size is not None and mask.shape != tuple(size):
-        raise UserError(
-            f"{path} is {mask.shape[0]} x {mask.shape[1]} pixels, wanted {size[0]} x {size[1]} (height x width) as its "
-            "image; delete it and make it again"
-        )
     highest = mask.max(initial=0, where=mask != 255)
     if n_labels is not None and highest >= n_labels:
         raise UserError(

@@ -30,5 +30,7 @@ def _arrays(size: tuple[int, int] | None, n_classes: int | None, value: dict) ->
         raise CamFileError(f"shapes do not fit: score {score.shape}, mask {mask.shape}, class {kind.shape}")
     if size is not None and mask.shape[1:] != tuple(size):
         raise CamFileError(f"is of an image of {mask.shape[1:]}, wanted {tuple(size)} (height, width)")
+    if not np.isfinite(score).all():
+        raise CamFileError("holds scores that are not finite")
     check_classes("classes", kind, n_classes)
     return {"score": score, "mask": mask, "class": kind}

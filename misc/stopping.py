@@ -16,22 +16,23 @@ GO_ON = "the same command goes on where it stopped"
 
 
 @contextlib.contextmanager
-def on_signals(first: bool, again: str = GO_ON) -> Iterator[None]:
+def on_signals(first: bool, again: str = GO_ON, program: str = "run_sample.py") -> Iterator[None]:
     """While it lasts, SIGTERM and SIGINT end this process with exit code 143 or 130.
 
-    first: says so in one line; `again` is what that line advises. Every file is whole or not there at any moment, so
-    nothing has to be unwound: a thread that the kernel's own handler wakes ends the process, also while the main thread
-    waits for other ranks or computes outside Python.
+    first: says so in one line of `program`; `again` is what that line advises. Every file is whole or not there at any
+    moment, so nothing has to be unwound: a thread that the kernel's own handler wakes ends the process, also while the
+    main thread waits for other ranks or computes outside Python.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     _watch_forks()
+    line = f"\n{program}: {{}}; {again}" if first else None
     reader, writer = socket.socketpair()
     writer.setblocking(False)
     before = {number: signal.signal(number, _nothing) for number in SIGNALS}
     wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-    thread = threading.Thread(target=_wait, args=(reader, os.getpid(), first, again), daemon=True)
+    thread = threading.Thread(target=_wait, args=(reader, os.getpid(), line), daemon=True)
     thread.start()
     try:
         yield
@@ -72,22 +73,22 @@ def _nothing(number: int, frame: object) -> None:
     """A handler of Python's must be there for its wakeup to be; the thread does the work."""
 
 
-def _wait(reader: socket.socket, owner: int, first: bool, again: str) -> None:
+def _wait(reader: socket.socket, owner: int, line: str | None) -> None:
     while data := reader.recv(1):
         if data[0] in SIGNALS and os.getpid() == owner:
-            _end(signal.Signals(data[0]), first, again)
+            _end(signal.Signals(data[0]), line)
 
 
-def _end(number: signal.Signals, first: bool, again: str) -> None:
+def _end(number: signal.Signals, line: str | None) -> None:
     from multiprocessing import active_children
 
     from misc.files import discard_unfinished
     from misc.lock import release_all
 
     with contextlib.suppress(OSError, ValueError):
-        if first:
+        if line:
             how = "interrupted" if number == signal.SIGINT else f"stopped by {number.name}"
-            print(f"\nrun_sample.py: {how}; {again}", file=sys.stderr, flush=True)
+            print(line.format(how), file=sys.stderr, flush=True)
         sys.stdout.flush()
     for child in active_children():
         with contextlib.suppress(OSError, ValueError):

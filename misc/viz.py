@@ -2,14 +2,17 @@
 
 import argparse
 import io
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 
 from data.base import Dataset, voc_palette
 from misc import camfile, insfile
+from misc.errors import UserError
 from misc.files import load_mask, write_atomic
 from misc.workdir import result_file
 
@@ -74,7 +77,7 @@ def overview(args: argparse.Namespace, dataset: Dataset, names: Sequence[str], r
     """uint8 [H, W, 3]: for `rows` images, spread over the list, a row of what every step made of it.
 
     Columns: image, ground truth, CAM, RIB, CRF label, pseudo mask, and instances if there are files of them; what is
-    not there is left grey.
+    not there, or not readable, is left grey.
     """
     columns = ("image", "ground truth", "CAM (sqrt)", "RIB (sqrt)", "CRF label", "pseudo mask")
     chosen = [names[i] for i in np.unique(np.linspace(0, len(names) - 1, min(rows, len(names))).round().astype(int))]
@@ -86,17 +89,32 @@ def overview(args: argparse.Namespace, dataset: Dataset, names: Sequence[str], r
     for name in chosen:
         image = dataset.image(name)
         truth = dataset.mask(name)
+        size = image.shape[:2]
         row = [image, None if truth is None else overlay_mask(image, truth)]
         for folder in ("cam_out_dir", "cam_rib_out_dir"):
             path = result_file(args, folder, name, ".npy")
-            row.append(_heat(image, camfile.load(path)["high_res"]) if path.is_file() else None)
+            file = readable(camfile.load, path, size, dataset.n_classes)
+            row.append(None if file is None else _heat(image, file["high_res"]))
         for folder in ("ir_label_out_dir", "sem_seg_out_dir"):
             path = result_file(args, folder, name, ".png")
-            row.append(overlay_mask(image, load_mask(path)) if path.is_file() else None)
+            mask = readable(load_mask, path, size, dataset.n_classes + 1)
+            row.append(None if mask is None else overlay_mask(image, mask))
         if has_instances:
-            row.append(_instances(image, instances[name]))
+            found = readable(insfile.load, instances[name], size, dataset.n_classes)
+            row.append(None if found is None else overlay_instances(image, found["mask"], found["score"]))
         tiles.append([_tile(picture) for picture in row])
     return np.vstack([np.hstack(row) for row in tiles])
+
+
+def readable(load: Callable, path: Path, *wanted: object) -> Any:
+    """load(path, *wanted), None where there is no file; where it is damaged too, which is told."""
+    if not path.is_file():
+        return None
+    try:
+        return load(path, *wanted)
+    except UserError as error:
+        logging.warning("left out of the pictures: %s", error)
+        return None
 
 
 def save_image(path: Path, image: np.ndarray) -> None:
@@ -112,7 +130,7 @@ def plot_thresholds(path: Path, curves: dict[str, dict[str, float]], title: str)
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.subplots()
     for (label, sweep), colour in zip(curves.items(), ("#0072B2", "#D55E00", "#009E73"), strict=False):
-        x, y = np.array([float(t) for t in sweep]), 100 * np.array(list(sweep.values()))
+        x, y = np.array([float(t) for t in sweep]), 100 * np.array(list(sweep.values()), float)
         axes.plot(x, y, color=colour, label=f"{label}: best {y.max():.1f} at {x[y.argmax()]:.2f}")
         axes.plot(x[y.argmax()], y.max(), "o", color=colour)
     axes.set(xlabel="background threshold", ylabel="mIoU (%)", title=title)
@@ -125,13 +143,6 @@ def plot_thresholds(path: Path, curves: dict[str, dict[str, float]], title: str)
 
 def _heat(image: np.ndarray, maps: np.ndarray) -> np.ndarray:
     return overlay_cam(image, maps.max(0) if len(maps) else np.zeros(image.shape[:2], np.float32))
-
-
-def _instances(image: np.ndarray, path: Path) -> np.ndarray | None:
-    if not path.is_file():
-        return None
-    detected = insfile.load(path)
-    return overlay_instances(image, detected["mask"], detected["score"])
 
 
 def _tile(picture: np.ndarray | None) -> np.ndarray:

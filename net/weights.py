@@ -1,6 +1,7 @@
 """Every checkpoint layout in: ours, torchvision's ImageNet files, and those of the published code."""
 
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -46,6 +47,9 @@ def load(model: nn.Module, source: Path | str | Mapping[str, torch.Tensor], back
         raise WeightsError(
             f"{named} lacks {len(missing)} of {len(wanted)} tensors: {_some(missing)}; is it for this network?"
         )
+    broken = [name for name in wanted if not torch.isfinite(state[name]).all()]
+    if broken:
+        raise WeightsError(f"{named} holds values that are not finite in {_some(broken)}; fetch or make it again")
     model.load_state_dict({name: state[name] for name in wanted}, strict=False)
 
 
@@ -53,6 +57,8 @@ def read(path: Path | str) -> Mapping[str, torch.Tensor]:
     """The state dict of a file; no code in it is run. WeightsError if it is not a whole checkpoint."""
     path = find_file(path)
     try:
+        if zipfile.is_zipfile(path):
+            _check_sums(path)
         value = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(
@@ -67,7 +73,22 @@ def read(path: Path | str) -> Mapping[str, torch.Tensor]:
             value = value[key]
     if not isinstance(value, Mapping) or not all(isinstance(v, torch.Tensor) for v in value.values()):
         raise WeightsError(f"{path} holds no state dict (a mapping from names to tensors)")
+    if not all(v.layout == torch.strided and v.device.type == "cpu" and not v.is_quantized for v in value.values()):
+        raise WeightsError(f"{path} holds tensors that are not plain numbers; wanted the state dict of a network")
     return value
+
+
+def _check_sums(path: Path) -> None:
+    """ValueError for a turned bit: torch.save writes a checksum of every part, which torch.load does not look at.
+
+    For parts that grow too: torch.save does not compress.
+    """
+    with zipfile.ZipFile(path) as file:
+        if sum(part.file_size for part in file.infolist()) > path.stat().st_size:
+            raise ValueError("it claims more than it holds")
+        damaged = file.testzip()
+    if damaged:
+        raise ValueError(f"the checksum of {damaged} is wrong")
 
 
 def find_file(path: Path | str) -> Path:

@@ -1,7 +1,11 @@
 """CAM files: round trip, files of other code, and pickles that would run code."""
 
+import codecs
 import os
 import pickle
+import resource
+import time
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -265,3 +269,125 @@ def test_arrays_of_every_order_and_protocol(tmp_path):
         np.testing.assert_array_equal(read["cam"], cam)
         np.testing.assert_array_equal(read["high_res"], cam * 2)
         assert read["keys"].tolist() == [4, 7]
+
+
+# files that claim more than they hold
+
+
+def write_pickled(path, value, protocol=4):
+    """A file of one object, pickled as it is rather than inside an array."""
+    with open(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|O", "fortran_order": False, "shape": ()})
+        file.write(value if isinstance(value, bytes) else pickle.dumps(value, protocol))
+
+
+class Tensor:
+    """Pickled as a tensor of this storage, offset, size and strides."""
+
+    def __init__(self, *given):
+        self.given = given
+
+    def __reduce__(self):
+        storage, *rest = self.given
+        return torch._utils._rebuild_tensor_v2, (storage.storage(), *rest, False, OrderedDict())
+
+
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
+@pytest.mark.parametrize(
+    "given",
+    [
+        (torch.ones(4), 0, (1, 24, 20), (480, 20, 1)),  # 4 numbers and 476 of foreign memory
+        (torch.ones(4), 0, (1, 30_000, 30_000), (0, 0, 0)),  # 959 bytes that become 860 MiB
+        (torch.ones(480), 1, (1, 24, 20), (480, 20, 1)),
+        (torch.ones(480), -1, (1, 24, 20), (480, 20, 1)),
+        (torch.ones(480), 0, (1, 24, 20), (480, -20, 1)),
+        (torch.ones(480), 0, (1, 24, 20), (480, 40, 1)),
+        (torch.ones(480, dtype=torch.complex64), 0, (1, 24, 20), (480, 20, 1)),
+    ],
+)
+def test_a_tensor_beyond_its_storage_is_refused(path, given):
+    write_pickled(path, {"keys": np.array([3]), "cam": np.ones((1, 6, 5)), "high_res": Tensor(*given)})
+    with pytest.raises(CamFileError):
+        camfile.load(path)
+    whole = Tensor(torch.arange(480.0), 0, (1, 24, 20), (480, 20, 1))
+    write_pickled(path, {"keys": np.array([3]), "cam": np.ones((1, 6, 5)), "high_res": whole})
+    np.testing.assert_array_equal(camfile.load(path)["high_res"].ravel(), np.arange(480))
+
+
+def nested(kind, depth, width):
+    value = kind([1.0] * width)
+    for _ in range(depth):
+        value = kind([value] * width)
+    return value
+
+
+LAUGHS = {
+    "keys": lambda arrays: {**arrays, "keys": nested(list, 9, 10)},
+    "passed over": lambda arrays: {**arrays, "more": nested(list, 9, 10)},
+    "tuples": lambda arrays: {**arrays, "cam": nested(tuple, 9, 10)},
+    "a key of a mapping": lambda arrays: b"\x80\x04}" + pickle.dumps(nested(tuple, 8, 12), 4)[2:-1] + b"K\x01s.",
+    "in a set": lambda arrays: b"\x80\x04\x8f(" + pickle.dumps(nested(tuple, 8, 12), 4)[2:-1] + b"\x90.",
+    "a shape": lambda arrays: {**arrays, "cam": Shaped(nested(tuple, 9, 10))},
+    "many copies": lambda arrays: {**arrays, "more": many_encoded(5000)},
+    "a place in the memo": lambda arrays: b"\x80\x04}r\xf0\xff\xff\x7f.",
+}
+
+
+class Shaped:
+    """An array of eight bytes whose shape is anything."""
+
+    def __init__(self, shape):
+        self.shape = shape
+
+    def __reduce__(self):
+        return np._core.numeric._frombuffer, (b"12345678", np.dtype("f8"), self.shape, "C")
+
+
+class Encoded:
+    def __init__(self, text):
+        self.text = text
+
+    def __reduce__(self):
+        return codecs.encode, (self.text, "latin1")
+
+
+def many_encoded(n):
+    text = "y" * 1_000_000
+    return [Encoded(text) for _ in range(n)]
+
+
+@pytest.mark.parametrize("kind", LAUGHS)
+def test_small_files_stay_small(path, arrays, kind):
+    """Pickles of some kilobytes that stand for gigabytes, or for hours."""
+    write_pickled(path, LAUGHS[kind](arrays))
+    begin, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        check(camfile.load(path), arrays)
+        assert kind == "passed over"
+    except CamFileError:
+        assert kind != "passed over"
+    assert time.process_time() - begin < 5
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024  # KiB
+
+
+def test_a_list_that_holds_itself(path, arrays):
+    endless = []
+    endless.append(endless)
+    write_pickled(path, {**arrays, "keys": endless})
+    with pytest.raises(CamFileError, match="nested"):
+        camfile.load(path)
+
+
+@pytest.mark.parametrize("body", [b"\x80\x04\xfe.", b"\x80\x04h\x05.", b"\x80\x04."])
+def test_a_pickle_that_makes_no_sense(path, body):
+    write_pickled(path, body)
+    with pytest.raises(CamFileError, match=r"its pickle is damaged; delete it"):
+        camfile.load(path)
+
+
+def test_a_file_cannot_change_the_reader(path, arrays):
+    """A state meant for one of our functions or classes; it would hold for every file read afterwards."""
+    poison = b"\x80\x04cnumpy.core.multiarray\n_reconstruct\nN}\x8c\x0c__defaults__)s\x86b."
+    write_pickled(path, poison)
+    with pytest.raises(CamFileError, match="a state of something else"):
+        camfile.load(path)

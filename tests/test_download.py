@@ -329,6 +329,27 @@ def test_damaged_archives_are_named_and_leave_nothing(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(cases)
 
 
+@pytest.mark.parametrize("kind", ["zip of LZMA", "zip with two checksums", "tar with another checksum"])
+def test_damage_that_the_libraries_pass_over_or_name_otherwise(tmp_path, kind):
+    noise, path = random.Random(0).randbytes(2000), tmp_path / "x"
+    if kind == "tar with another checksum":
+        make_tar(path, {"set/a": noise})
+        path.write_bytes(path.read_bytes()[:-8] + bytes(4) + path.read_bytes()[-4:])
+    else:
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as file:
+            file.writestr("set/a", noise)
+        data = bytearray(path.read_bytes())
+        if kind == "zip of LZMA":
+            data[50:60] = bytes(10)
+        else:  # in the directory at the end alone: an empty file
+            at = data.index(b"PK\1\2") + 16
+            data[at : at + 12] = bytes(12)
+        path.write_bytes(data)
+    with pytest.raises(DataError, match=r"x is damaged .*delete it"):
+        unpack(path, tmp_path, "set")
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
 @pytest.mark.parametrize("kind", ["zip", "tar"])
 def test_unpacking_more_than_the_disk_holds_is_refused(tmp_path, kind, monkeypatch):
     members = {"set/zeros": bytes(10**6)}  # packs to almost nothing
@@ -442,4 +463,4 @@ def test_interruption_by_the_user_ends_with_code_130(tmp_path, monkeypatch, caps
 
     monkeypatch.setattr(download, "fetch", interrupted)
     assert main(["sbd", "--data_root", str(tmp_path)]) == 130
-    assert "run the same command again" in capsys.readouterr().err
+    assert capsys.readouterr().err == "data.download: interrupted; the same command goes on where it stopped\n"

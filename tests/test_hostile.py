@@ -1,14 +1,20 @@
 """Damaged and hostile files, over every reader: a UserError or a sound value, soon, and no code of theirs is run."""
 
 import argparse
+import atexit
+import contextlib
 import io
+import logging
 import os
 import pickle
+import shutil
 import signal
 import sys
 import tarfile
+import tempfile
 import warnings
 import zipfile
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -23,21 +29,25 @@ from coco14.prepare import paint, prepare, read_annotations
 from data.base import read_list, voc_palette
 from data.download import unpack
 from data.folder import Folder
-from data.reading import read_image, read_mask
+from data.reading import image_size, read_image, read_mask
 from misc import camfile, insfile, made_by, workdir
 from misc.cli import parse
 from misc.errors import UserError
 from misc.files import load_json, load_mask, save_json
+from misc.report.compare import compare
 from misc.training import fit
 from net import weights
 from run_sample import STEPS, add_arguments
+from step import ablate, report
 from tests.coco_mini import make_coco
 from tests.folder_mini import make_folder
+from tests.report_mini import Page, finished
+from tests.test_ablate import study
 from tests.voc_devkit import make_devkit
 from voc12.dataset import VOC12
 from voc12.prepare import read_mat
 
-EACH = 26  # mutations of every reader's file; 20 readers and more make well over 500
+EACH, A_FEW = 26, 3  # mutations of every reader's file, in the slow run and in every one
 LONGEST_S = 20  # a read takes milliseconds
 RNG = np.random.default_rng(0)
 
@@ -56,6 +66,11 @@ class Reader:
 def shapes(value):
     """Kind and shape of the arrays of a dict."""
     return {name: (array.dtype, array.shape) for name, array in value.items()}
+
+
+def same(got, want):
+    """For files with a checksum: nothing but the very content is accepted."""
+    return got.dtype == want.dtype and np.array_equal(got, want)
 
 
 def cam_file(folder):
@@ -81,11 +96,12 @@ def weights_file(folder):
     path = folder / "x.pth"
     torch.save(torch.nn.Linear(3, 2).state_dict(), path)
     model = torch.nn.Linear(3, 2)
-    return Reader(path, lambda: weights.load(model, path) or shapes_of(model), lambda got, want: got == want)
 
+    def read():
+        weights.load(model, path)
+        return np.concatenate([value.numpy().ravel() for value in model.state_dict().values()])
 
-def shapes_of(model):
-    return {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    return Reader(path, read, same)
 
 
 def checkpoint(folder):
@@ -112,12 +128,12 @@ def mask_file(folder):
 
 def truth_mask(folder):
     path = mask_file(folder)
-    return Reader(path, lambda: read_mask(path, 20), lambda got, _: got.dtype == np.uint8 and got.ndim == 2)
+    return Reader(path, lambda: read_mask(path, 20), same)
 
 
 def own_mask(folder):
     path = mask_file(folder)
-    return Reader(path, lambda: load_mask(path), lambda got, _: got.dtype == np.uint8 and got.ndim == 2)
+    return Reader(path, lambda: load_mask(path), same)
 
 
 def photograph(ending, **options):
@@ -171,7 +187,7 @@ def coco_index(folder):
     mini = make_coco(folder, 4, 1)
     prepare(mini.root)
     path = next(mini.root.rglob("*.npz"))
-    return Reader(path, lambda: len(Index.load(path).ids), lambda got, want: got == want)
+    return Reader(path, lambda: np.concatenate([array.ravel() for array in Index.load(path)]), same)
 
 
 def sbd(folder):
@@ -190,7 +206,8 @@ def config(folder):
 def metrics(folder):
     args = argparse.Namespace(work_dir=str(folder))
     workdir.record(args, "make_rib_cam", {"seconds": 4.0, "images": 3, "of": 5, "RIB_steps": {"2": 1, "10": 2}})
-    workdir.record(args, "eval_cam", {"seconds": 1.0, "images": 5, "best": {"threshold": 0.1, "miou": 0.5}})
+    best = {"threshold": 0.1, "miou": 0.5}
+    workdir.record(args, "eval_cam", {"seconds": 1.0, "images": 5, "best": best, "fixed": best, "sweep": {"0.1": 0.5}})
     path = folder / "metrics.json"
 
     def read():
@@ -206,6 +223,79 @@ def arguments_file(folder):
     return Reader(path, lambda: load_json(path), lambda got, _: isinstance(got, dict))
 
 
+@cache
+def finished_run():
+    """A run of three images, scored, in a folder that lasts as long as this process."""
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    return finished(Path(folder.name), "--limit", "3")
+
+
+def copy_of_run(folder):
+    """A copy of it: its arguments."""
+    shutil.copytree(finished_run().work_dir, folder / "run")
+    return argparse.Namespace(**{**vars(finished_run()), "work_dir": str(folder / "run")})
+
+
+def left_out(work):
+    """What work() warns that it leaves out, as an error; else None."""
+    told = []
+    logger, handler = logging.getLogger(), logging.Handler()
+    handler.emit = lambda message: told.append(message.getMessage())
+    logger.addHandler(handler)
+    try:
+        work()
+    finally:
+        logger.removeHandler(handler)
+    return UserError(told[0]) if told else None
+
+
+def reported(file):
+    """The report from a run with this file damaged. It leaves out results, and says so; figures it needs."""
+
+    def make(folder):
+        args = copy_of_run(folder)
+        path = next(Path(args.work_dir).glob(file))
+
+        def read():
+            with contextlib.redirect_stdout(io.StringIO()):
+                told = left_out(lambda: report.run(args))
+            return told or len(Page((Path(args.work_dir) / "report.html").read_text()).cards())
+
+        return Reader(path, read, lambda got, want: 0 < got <= want == 3)  # scores choose the images
+
+    return make
+
+
+def compared(file):
+    """Two runs compared, one with this file damaged."""
+
+    def make(folder):
+        args = copy_of_run(folder)
+        args.compare, args.num_workers = (finished_run().work_dir, args.work_dir), 0
+        path = next(Path(args.work_dir).glob(file))
+
+        def read():
+            with contextlib.redirect_stdout(io.StringIO()):
+                return compare(args, folder).stat().st_size
+
+        return Reader(path, read, lambda got, _: got > 0)
+
+    return make
+
+
+def ablations(folder):
+    path = folder / "results.json"
+    steps = study(argument=None, points=study()["points"][1:2])
+    save_json(path, {"own": "k", "studies": {"pooling": study(), "steps": steps}})
+
+    def read():
+        with contextlib.redirect_stdout(io.StringIO()):
+            return ablate._report(folder, "shapes", "k", {}, load_json(path))
+
+    return Reader(path, read, lambda got, _: isinstance(got, dict))
+
+
 def record(folder):
     path = folder / made_by.NAME
     now = {"step": "x", "arguments": {"--a": [1, 2]}, "inputs": {"--b": "c"}, "code": {"torch": "2"}}
@@ -213,12 +303,15 @@ def record(folder):
     return Reader(path, lambda: str(made_by.differences(made_by.read(path), now)), lambda got, _: isinstance(got, str))
 
 
-def archive(folder):
-    path = folder / "x.zip"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
-        for name in ("in/a.txt", "in/b.txt"):
-            file.writestr(name, RNG.bytes(200))
-    return archived(folder, path)
+def archive(compression):
+    def make(folder):
+        path = folder / "x.zip"
+        with zipfile.ZipFile(path, "w", compression) as file:
+            for name in ("in/a.txt", "in/b.txt"):
+                file.writestr(name, RNG.bytes(200) + bytes(200))
+        return archived(folder, path)
+
+    return make
 
 
 def tar_archive(folder):
@@ -234,11 +327,15 @@ def tar_archive(folder):
 
 def archived(folder, path):
     def read():
+        shutil.rmtree(folder / "root", ignore_errors=True)
         unpack(path, folder / "root", "out")
-        return sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
+        files = [file for file in folder.rglob("*") if file.is_file() and file != path]
+        return {str(file.relative_to(folder)): file.read_bytes() for file in files}
 
-    inside = lambda got, _: all(name == path.name or name.startswith("root/out") for name in got)  # noqa: E731
-    return Reader(path, read, inside)
+    def sound(got, want):  # zip and gzip have checksums of the content; names in a zip have none
+        return all(name.startswith("root/out") for name in got) and set(got.values()) <= set(want.values())
+
+    return Reader(path, read, sound)
 
 
 READERS = {
@@ -247,7 +344,13 @@ READERS = {
     "PNG": photograph("png"), "WebP": photograph("webp"), "labels.csv": own_images("labels.csv"),
     "classes.txt": own_images("classes.txt"), "list": list_file, "XML": annotation, "COCO JSON": coco_json,
     "COCO index": coco_index, "SBD": sbd, "YAML": config, "metrics.json": metrics, "args.json": arguments_file,
-    "record": record, "zip": archive, "tar": tar_archive,
+    "record": record, "zip": archive(zipfile.ZIP_DEFLATED), "zip of LZMA": archive(zipfile.ZIP_LZMA),
+    "zip of bzip2": archive(zipfile.ZIP_BZIP2), "tar": tar_archive,
+    **{f"report: {file}": reported(file) for file in (
+        "metrics.json", "per_image.json", "args.json", "cam/*.npy", "ins_seg/*.npy", "sem_seg/*.png", "edge/*.png",
+    )},
+    **{f"compare: {file}": compared(file) for file in ("metrics.json", "args.json", "sem_seg/*.png")},
+    "ablate/results.json": ablations,
 }  # fmt: skip
 
 
@@ -310,14 +413,14 @@ def guarded(reader):
         assert not ran, ran
 
 
-@pytest.mark.parametrize("kind", READERS)
-def test_damaged_files(tmp_path, kind):
-    reader = READERS[kind](tmp_path)
+def damage(folder, kind, n):
+    """Reads n mutations of a file: each is refused, or gives a sound value; how many are refused."""
+    reader = READERS[kind](folder)
     whole = reader.file.read_bytes()
     wanted = guarded(reader)
     assert reader.sound(wanted, wanted)
     refused = 0
-    for i in range(EACH):
+    for i in range(n):
         reader.file.write_bytes(mutated(whole, np.random.default_rng([sorted(READERS).index(kind), i])))
         got = guarded(reader)
         if isinstance(got, UserError):
@@ -325,11 +428,28 @@ def test_damaged_files(tmp_path, kind):
             assert str(got).strip() and "Traceback" not in str(got)
         else:
             assert reader.sound(got, wanted), f"mutation {i} of {kind} gives {got}"
-    assert refused  # something is noticed
+    return refused
 
 
-def test_there_are_over_500():
-    assert EACH * len(READERS) > 500
+@pytest.mark.parametrize("kind", READERS)
+def test_a_few_damaged_files(tmp_path, kind):
+    damage(tmp_path, kind, A_FEW)
+
+
+@pytest.mark.slow
+def test_over_500_damaged_files(tmp_path, capsys):
+    refused = {kind: damage(new_folder(tmp_path), kind, EACH) for kind in READERS}
+    assert all(refused.values())  # something is noticed, by every reader
+    tried = EACH * len(READERS)
+    assert tried > 500
+    with capsys.disabled():
+        print(f"\n{tried} mutations over {len(READERS)} readers: {sum(refused.values())} refused, the others harmless")
+
+
+def new_folder(folder):
+    path = folder / str(len(list(folder.iterdir())))
+    path.mkdir()
+    return path
 
 
 @pytest.mark.parametrize("kind", READERS)
@@ -449,3 +569,30 @@ def test_words_that_grow(tmp_path):
         assert isinstance(guarded(reader), UserError)
     config.write_text(f"cam_scales: {'[' * 3000}{']' * 3000}")
     assert isinstance(guarded(reader), UserError)
+
+
+@pytest.mark.parametrize("kind", ["EPS", "AVIF", "BMP", "GIF", "TIFF", "DDS", "ICO", "PPM"])
+def test_only_the_formats_that_are_promised_are_read(tmp_path, kind):
+    """Whatever a file is called, Pillow goes by its content; EPS is handed to another program."""
+    path, mask = tmp_path / "x.jpg", tmp_path / "x.png"
+    Image.new("RGB", (16, 16), (200, 3, 3)).save(path, format=kind)
+    Image.new("L", (16, 16), 3).save(mask, format=kind if kind in ("BMP", "GIF", "TIFF", "PPM") else "JPEG")
+    for read, wanted in (
+        (lambda: read_image(path), "x.jpg cannot be read as an image: it is no JPEG or PNG or WEBP"),
+        (lambda: image_size(path), "x.jpg cannot be read as an image"),
+        (lambda: read_mask(mask, 20), "x.png cannot be read as an image: it is no PNG"),
+        (lambda: load_mask(mask), "x.png is not a whole mask"),
+    ):
+        got = guarded(Reader(path, read, None))
+        assert isinstance(got, UserError) and wanted in str(got)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("x"), AttributeError("x"), AssertionError("x")])
+def test_whatever_a_damaged_image_raises_is_one_line_with_its_name(tmp_path, monkeypatch, error):
+    reader = photograph("png")(tmp_path)
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(Image.Image, "convert", fail)
+    assert "x.png cannot be read as an image (x)" in str(guarded(reader))

@@ -398,3 +398,9 @@ def test_line_chart_has_round_ticks_and_every_point():
     chart = line_chart([Line("cam", "CAM", [0.0, 0.1, 0.2], [31.0, 52.0, float("nan")], 1)], "x", "y", "t", (0.1, "r"))
     assert re.findall(r">([\d.]+)</text>", chart) == "30 35 40 45 50 55 0 0.05 0.1 0.15 0.2".split()
     assert chart.count("<circle") == 2 and "CAM: 52 at 0.1" in chart and 'r="5"' in chart
+
+
+@pytest.mark.parametrize("y", [[1e-12, 2e-12], [5e-324, 0.0], [1e14, 1e14 + 1], [3.0, 3.0], [0.0, 0.0], [-1e15, 1e15]])
+def test_line_chart_of_values_that_hardly_differ_or_very_much(y):
+    chart = line_chart([Line("cam", "CAM", [0.0, 1.0], y)], "x", "y", "t")
+    assert chart.count("<circle") == 2 and "nan" not in chart and "inf" not in chart

@@ -281,7 +281,7 @@ def test_read_mask_refuses_other_values_colour_and_jpeg(tmp_path):
     with pytest.raises(DataError, match=r"rgb\.png is a PNG of mode RGB"):
         read_mask(tmp_path / "rgb.png", 20)
     Image.new("L", (3, 3)).save(tmp_path / "m.jpg")
-    with pytest.raises(DataError, match=r"m\.jpg is a JPEG"):
+    with pytest.raises(DataError, match=r"m\.jpg cannot be read as an image: it is no PNG"):
         read_mask(tmp_path / "m.jpg", 20)
     with pytest.raises(DataError, match=r"none\.png does not exist"):
         read_mask(tmp_path / "none.png", 20)

@@ -1,5 +1,9 @@
 """Every checkpoint layout in, and what is said about files that do not fit."""
 
+import zipfile
+from collections import OrderedDict
+
+import numpy as np
 import pytest
 import torch
 
@@ -289,3 +293,58 @@ def test_imagenet_weights_without_a_network_say_what_to_do(monkeypatch):
     model.arch_name = "resnet50"
     with pytest.raises(WeightsError, match=r"no route\); without a network, put https://.*\.pth into .*checkpoints"):
         weights.load_backbone(model, "imagenet")
+
+
+def test_values_that_are_not_finite_are_named(state, model, tmp_path):
+    name = next(name for name in state if state[name].is_floating_point())
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    state = {**state, name: torch.full_like(state[name], float("nan"))}
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=rf"w\.pth holds values that are not finite in {name}; fetch or make it"):
+        weights.load(model, tmp_path / "w.pth")
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_a_turned_bit_is_noticed(tmp_path):
+    """In the middle of the numbers, where the file stays readable and the number finite."""
+    torch.save({"a": torch.arange(4000.0)}, tmp_path / "w.pth")
+    data = bytearray((tmp_path / "w.pth").read_bytes())
+    data[data.index(np.arange(4000, dtype=np.float32).tobytes()) + 5000] ^= 1
+    (tmp_path / "w.pth").write_bytes(data)
+    assert torch.load(tmp_path / "w.pth", weights_only=True)["a"].isfinite().all()  # which takes it
+    with pytest.raises(WeightsError, match=r"the checksum of .* is wrong"):
+        weights.read(tmp_path / "w.pth")
+
+
+class Larger:
+    """A tensor of more numbers than its storage has, which may be made larger: by what lies in memory."""
+
+    def __init__(self, storage, size):
+        self.storage, self.size = storage, size
+
+    def __reduce__(self):
+        return torch._utils._rebuild_tensor_v2, (self.storage, 0, self.size, (1,), False, OrderedDict())
+
+
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_tensor_beyond_its_storage_is_refused(tmp_path, zipped):
+    value = {"a": Larger(torch.ones(4).storage(), (100_000,))}
+    torch.save(value, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(WeightsError, match="not a whole checkpoint"):
+        weights.read(tmp_path / "w.pth")
+
+
+def test_a_file_that_grows_is_refused(tmp_path):
+    torch.save({"a": torch.zeros(1_000_000)}, tmp_path / "x.pth")
+    with zipfile.ZipFile(tmp_path / "x.pth") as old, zipfile.ZipFile(tmp_path / "w.pth", "w", 8) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    with pytest.raises(WeightsError, match="it claims more than it holds"):
+        weights.read(tmp_path / "w.pth")
+
+
+def test_tensors_of_other_kinds_are_refused(tmp_path):
+    torch.save({"a": torch.eye(3).to_sparse()}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match="not plain numbers"):
+        weights.read(tmp_path / "w.pth")

@@ -7,10 +7,7 @@ where both have one, and images of VOC val have VOC masks only (SBD: Hariharan e
 import argparse
 import logging
 import os
-import sys
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,11 +16,13 @@ from scipy.io import loadmat
 
 from data.base import DataError, read_list, voc_palette
 from data.reading import check_same_size, image_size, read_mask, shortened
-from misc.errors import UserError
+from misc.failures import one_line
 from misc.files import save_mask, write_atomic
+from misc.pool import chunks, map_items
 from misc.progress import bar
 from voc12.dataset import CLASSES, LISTS, MASK_FOLDERS, N_TRAIN_AUG, find_folder
 
+MASKS_PER_CALL = 32
 SBD_LAYOUTS = ("benchmark_RELEASE/dataset/cls", "dataset/cls", "cls")
 
 
@@ -48,7 +47,7 @@ class Summary(NamedTuple):
 def prepare(data_root: Path, sbd_root: Path | None = None, num_workers: int = 0, overwrite: bool = False) -> Summary:
     """Writes SegmentationClassAug/*.png and ImageSets/Segmentation/train_aug.txt into the VOC 2012 of `data_root`.
 
-    sbd_root: where SBD lies (default: data_root); num_workers: processes, 0 or 1 for this one alone. Masks that are
+    sbd_root: where SBD lies (default: data_root); num_workers: processes, 0 for this one alone. Masks that are
     there and whole are kept unless `overwrite`. DataError names a file that is missing, damaged or of a wrong size.
     """
     folder = find_folder(Path(data_root))
@@ -67,11 +66,12 @@ def prepare(data_root: Path, sbd_root: Path | None = None, num_workers: int = 0,
         Job(source, folder / "JPEGImages" / f"{name}.jpg", target / f"{name}.png", overwrite)
         for name, source in sorted(sources.items())
     ]
-    with bar(len(jobs), "masks") as progress, _pool(num_workers) as run:
-        n_made = 0
-        for made in run(_make, jobs):
+    n_made = 0
+    with bar(len(jobs), "masks") as progress:
+        parts = chunks(jobs, MASKS_PER_CALL)
+        for part, made in zip(parts, map_items(_make_some, parts, num_workers), strict=True):
             n_made += made
-            progress.update()
+            progress.update(len(part))
     train_aug = sorted(set(sources) - val)
     write_atomic(folder / LISTS / "train_aug.txt", lambda file: file.write("\n".join([*train_aug, ""]).encode()))
     return Summary(len(own), len(sources) - len(own), n_made, train_aug)
@@ -115,6 +115,11 @@ def _check_own(folder: Path, own: dict[str, Path], wanted: list[str]) -> None:
         )
 
 
+def _make_some(jobs: Sequence[Job]) -> int:
+    """Writes some masks; how many were not there or not whole."""
+    return sum(map(_make, jobs))
+
+
 def _make(job: Job) -> bool:
     """Writes one mask; False if it was there and whole."""
     size = image_size(job.jpeg)
@@ -134,22 +139,8 @@ def _whole(path: Path, size: tuple[int, int]) -> bool:
         return False
 
 
-@contextmanager
-def _pool(num_workers: int) -> Iterator:
-    """A function like `map`, in this process or spread over `num_workers` others; the first error ends it."""
-    if num_workers <= 1:
-        yield map
-        return
-    with ProcessPoolExecutor(num_workers) as pool:
-
-        def run(function, items: Iterable) -> Iterator:
-            return pool.map(function, items, chunksize=32)
-
-        yield run
-
-
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; 0, or 2 after a message where something is missing or damaged."""
+    """The command line; its exit code, 2 after a message where something is missing or damaged."""
     parser = argparse.ArgumentParser(prog="python -m voc12.prepare", description=__doc__.splitlines()[0])
     parser.add_argument("--data_root", type=Path, required=True, help="the folder in which VOC 2012 lies")
     parser.add_argument("--sbd_root", type=Path, help="the folder in which SBD lies (default: data_root)")
@@ -157,18 +148,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--overwrite", action="store_true", help="make masks again that are already there")
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        done = prepare(args.data_root, args.sbd_root, args.num_workers, args.overwrite)
-    except (UserError, OSError) as error:
-        print(f"voc12.prepare: {error}", file=sys.stderr)
-        return 2
+    return one_line("voc12.prepare", lambda: _run(args))
+
+
+def _run(args: argparse.Namespace) -> None:
+    done = prepare(args.data_root, args.sbd_root, args.num_workers, args.overwrite)
     n = len(done.train_aug)
     verdict = "as published" if n == N_TRAIN_AUG else f"but the published set has {N_TRAIN_AUG:,}: is SBD complete?"
     print(
         f"SegmentationClassAug: {done.n_voc + done.n_sbd:,} masks ({done.n_voc:,} of VOC, {done.n_sbd:,} of SBD; "
         f"{done.n_made:,} made now). train_aug: {n:,} images, {verdict}"
     )
-    return 0
 
 
 if __name__ == "__main__":

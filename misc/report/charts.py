@@ -73,7 +73,8 @@ def _ticks(low: float, high: float) -> list[float]:
     """About five round numbers from below `low` to above `high`."""
     if not (math.isfinite(low) and math.isfinite(high)):
         return [0.0, 1.0]
-    span = (high - low) or abs(high) or 1.0
+    largest = max(1.0, abs(low), abs(high))
+    span = high - low if high - low > 1e-8 * largest else largest  # as far apart as the ticks are told
     step = 10 ** math.floor(math.log10(span / 4))
     step *= next(factor for factor in (1, 2, 2.5, 5, 10) if span / (step * factor) <= 5)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)

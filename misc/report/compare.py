@@ -20,7 +20,7 @@ from misc.report.gallery import BY_NAME, controls, framed, seed_mask, tile
 from misc.report.markup import NOTHING, Html, at, join, number, tag
 from misc.report.page import page
 from misc.report.stages import INSTANCES, STAGES, variants
-from misc.workdir import PLACES, metrics, result_file
+from misc.workdir import PLACES, metrics, place, result_file
 
 MOST = 40  # images shown
 KINDS = ("sem_seg_out_dir", "cam_rib_out_dir", "cam_out_dir")  # what is compared, the first that both runs have
@@ -31,24 +31,35 @@ class Run:
 
     def __init__(self, folder: str, data_root: str | None):
         self.folder = Path(folder)
-        arguments = load_json(self.folder / "args.json").get("arguments")
+        path = self.folder / "args.json"
+        arguments = load_json(path).get("arguments")
         if arguments is None:
             raise UserError(f"--compare {folder}: there is no args.json; wanted the --work_dir of a run")
         self.args = argparse.Namespace(**{**arguments, "work_dir": str(self.folder), "bad_images": {}})
-        self.args.data_root = data_root or self.args.data_root
         for argument in PLACES:  # of runs older than the argument
             vars(self.args).setdefault(argument, None)
         self.measured = metrics(self.args)
-        self.dataset = open_dataset(self.args)
-        self.names = image_names(self.args, self.dataset, "infer")
+        try:
+            self.args.data_root = data_root or self.args.data_root
+            self.dataset = open_dataset(self.args)
+            self.names = image_names(self.args, self.dataset, "infer")
+            self.args.cam_eval_thres = float(self.args.cam_eval_thres)
+            for argument in PLACES:
+                place(self.args, argument)
+        except (UserError, OSError, MemoryError):
+            raise
+        except Exception as error:  # its values can be of any kind
+            reason = f"{type(error).__name__}: {error}"
+            raise UserError(f"{path} does not hold the arguments of a whole run ({reason}); mend it") from error
 
-    def mask(self, kind: str, name: str) -> np.ndarray:
-        """uint8 [H, W]: the mask of an image, of seeds that at the best threshold."""
+    def mask(self, kind: str, name: str, size: tuple[int, int] | None = None) -> np.ndarray:
+        """uint8 [H, W]: the mask of an image, of seeds that at the best threshold. size: which it must have."""
+        n = self.dataset.n_classes
         if kind == "sem_seg_out_dir":
-            return load_mask(result_file(self.args, kind, name, ".png"))
+            return load_mask(result_file(self.args, kind, name, ".png"), size, n + 1)
         step = "eval_rib_cam" if kind == "cam_rib_out_dir" else "eval_cam"
         threshold = at(self.measured, f"{step}.best.threshold")
-        file = camfile.load(result_file(self.args, kind, name, ".npy"))
+        file = camfile.load(result_file(self.args, kind, name, ".npy"), size, n)
         return seed_mask(file, self.args.cam_eval_thres if threshold is None else threshold)
 
     def has(self, kind: str, name: str) -> bool:
@@ -204,7 +215,7 @@ def _changed(a: Run, b: Run, kind: str, name: str) -> float:
 def _card(a: Run, b: Run, kind: str, name: str, share: float) -> Html:
     dataset: Dataset = a.dataset
     image, truth = dataset.image(name), dataset.mask(name)
-    masks = [run.mask(kind, name) for run in (a, b)]
+    masks = [run.mask(kind, name, image.shape[:2]) for run in (a, b)]
     every = [*masks, *([] if truth is None else [truth])]
     drawn = set().union(*(np.unique(mask).tolist() for mask in every)) - {0, 255}
     colours = pictures.colours_of(sorted(drawn))

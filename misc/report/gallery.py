@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data.base import Dataset
-from misc import camfile, insfile
+from misc import camfile, insfile, viz
 from misc.files import load_json, load_mask
 from misc.metrics import confusion, mean_iou
 from misc.report import pictures
@@ -22,6 +22,7 @@ MOST = 120  # images altogether
 MOST_BYTES = 12_000_000  # of pictures; the page may have 15 MB
 GROUPS = {"best": "best", "median": "median", "worst": "worst", "class": "class examples", "val": "validation"}
 SCORED, BY_NAME = (("down", "best first"), ("up", "worst first")), ("name", "name")  # orders
+ORDER = ("truth", "cam", "rib", "label", "edge", "mask", "instances", "seg")  # of the steps
 ALL_SHOWN = 24  # lists up to this long are shown whole
 
 
@@ -37,7 +38,7 @@ class Layer(NamedTuple):
 def per_image(args: argparse.Namespace) -> dict[str, float]:
     """name -> mIoU of its pseudo mask, from per_image.json; empty before eval_sem_seg has run."""
     stored = load_json(Path(args.work_dir) / "per_image.json").get("sem_seg", {})
-    return {name: value for name, value in stored.items() if value == value}
+    return {name: value for name, value in stored.items() if value is not None and value == value}
 
 
 def sample(args: argparse.Namespace, dataset: Dataset, names: Sequence[str]) -> dict[str, list[str]]:
@@ -88,34 +89,33 @@ def _spread(length: int, n: int) -> list[int]:
 def layers(
     args: argparse.Namespace, measured: dict, dataset: Dataset, name: str, image: np.ndarray, truth: np.ndarray | None
 ) -> tuple[list[Layer], dict[int, tuple[int, int, int]]]:
-    """What there is of an image, in the order of the steps, and the colours of its classes."""
+    """What there is of an image, in the order of the steps, and the colours of its classes.
+
+    A file that is damaged, or of another image or other classes, is left out, and named in a warning.
+    """
     found: list[tuple[str, str, Callable | None, np.ndarray | None]] = []
     if truth is not None:
         found.append(("truth", "ground truth", None, truth))
+    size, n = image.shape[:2], dataset.n_classes
     for key, folder, step in (("cam", "cam_out_dir", "eval_cam"), ("rib", "cam_rib_out_dir", "eval_rib_cam")):
-        path = result_file(args, folder, name, ".npy")
-        if path.is_file():
-            file = camfile.load(path)
+        file = viz.readable(camfile.load, result_file(args, folder, name, ".npy"), size, n)
+        if file is not None:
             threshold = at(measured, f"{step}.best.threshold")
             mask = seed_mask(file, args.cam_eval_thres if threshold is None else threshold)
-            found.append((key, key.upper(), partial(pictures.heat_layer, file["cam"], image.shape[:2]), mask))
-    path = result_file(args, "ir_label_out_dir", name, ".png")
-    if path.is_file():
-        found.append(("label", "CRF label", None, load_mask(path)))
-    path = result_file(args, "edge_out_dir", name, ".png")
-    if path.is_file():
-        found.append(("edge", "edge map", partial(pictures.edge_layer, load_mask(path)), None))
-    path = result_file(args, "sem_seg_out_dir", name, ".png")
-    if path.is_file():
-        found.append(("mask", "pseudo mask", None, load_mask(path)))
-    path = result_file(args, "ins_seg_out_dir", name, ".npy")
-    if path.is_file():
-        instances = insfile.load(path)
+            found.append((key, key.upper(), partial(pictures.heat_layer, file["cam"], size), mask))
+    masks = (("label", "CRF label", "ir_label"), ("mask", "pseudo mask", "sem_seg"), ("seg", "segmentation net", "seg"))
+    for key, title, folder in masks:
+        mask = viz.readable(load_mask, result_file(args, f"{folder}_out_dir", name, ".png"), size, n + 1)
+        if mask is not None:
+            found.append((key, title, None, mask))
+    edge = viz.readable(load_mask, result_file(args, "edge_out_dir", name, ".png"))
+    if edge is not None:
+        found.append(("edge", "edge map", partial(pictures.edge_layer, edge), None))
+    instances = viz.readable(insfile.load, result_file(args, "ins_seg_out_dir", name, ".npy"), size, n)
+    if instances is not None:
         picture = partial(pictures.instance_layer, instances["mask"], instances["score"])
         found.append(("instances", "instances", picture, None))
-    path = result_file(args, "seg_out_dir", name, ".png")
-    if path.is_file():
-        found.append(("seg", "segmentation net", None, load_mask(path)))
+    found.sort(key=lambda layer: ORDER.index(layer[0]))
     drawn = {*(np.flatnonzero(dataset.label(name)) + 1).tolist()}
     for _, _, picture, mask in found:
         if picture is None:

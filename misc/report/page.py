@@ -3,6 +3,7 @@
 import argparse
 import base64
 import hashlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from string import Template
@@ -127,7 +128,7 @@ def _thresholds(args: argparse.Namespace, measured: dict) -> list[Html]:
     for key, step in (("cam", "eval_cam"), ("rib", "eval_rib_cam")):
         sweep = at(measured, f"{step}.sweep")
         if sweep:
-            x, y = [float(t) for t in sweep], [100 * value for value in sweep.values()]
+            x, y = [float(t) for t in sweep], [math.nan if value is None else 100 * value for value in sweep.values()]
             best = max(range(len(y)), key=lambda i: (y[i] if y[i] == y[i] else -1, -i))
             lines.append(Line(key, f"{key.upper()}, best {y[best]:.1f} at {x[best]:.2f}", x, y, best))
     if not lines:

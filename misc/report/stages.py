@@ -61,7 +61,7 @@ def stage_table(name: str, measured: dict) -> str:
         scores = f"{100 * at(measured, f'{stage.best}.miou'):7.1f}"
         if stage.swept:
             best, fixed = (at(measured, f"{stage.path}.{key}") for key in ("best", "fixed"))
-            scores += f"{best['threshold']:8.2f}{100 * fixed['miou']:8.1f}{fixed['threshold']:7.2f}"
+            scores += f"{best['threshold']:8.2f}{number(fixed['miou']):>8}{fixed['threshold']:7.2f}"
         seconds = measured.get(stage.maker, {}).get("seconds", float("nan"))
         lines.append(f"{stage.label:<24}{scores:<30}{at(measured, f'{stage.path}.images') or 0:9d}{seconds:9.0f}")
         if stage.key == "label":
