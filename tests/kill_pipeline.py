@@ -1,6 +1,6 @@
 """Kills runs with -9 at random moments, gives the same command again, and compares with a run left in peace.
 
-python -m tests.kill_pipeline [--kills 30] [--apart 4] [--seed 0]      prints where it struck and what it found
+python -m tests.kill_pipeline [--kills 30] [--apart 6] [--seed 0]      prints where it struck and what it found
 
 First the whole pipeline, then each of the steps that run only by name.
 """
@@ -158,6 +158,7 @@ def kill(job: Job, scratch: Path, n_kills: int, seed: int, masks: Sequence[str] 
     assert_mixed(wanted, masks)
     once = stamps(job, wanted).keys()
     took = _took(wanted / "log.txt")
+    targets = [*took, *[START] * (1 + len(took) // 10)]
     runs = kept = lost = 0
     while where.total() < n_kills:
         folder = scratch / f"struck_{runs}"
@@ -165,7 +166,7 @@ def kill(job: Job, scratch: Path, n_kills: int, seed: int, masks: Sequence[str] 
         struck: str | None = START
         while struck:
             if where.total() < n_kills and (not once or finished.keys() < once):
-                deck = deck or draw.sample([*took, START, START], len(took) + 2)
+                deck = deck or draw.sample(targets, len(targets))
                 target = deck.pop()
                 struck = strike(job, folder, draw, target, EARLY_S if target == START else took[target] + LATE_S)
             else:
@@ -201,7 +202,7 @@ def kill_all(n_kills: int, n_apart: int, seed: int, say=print) -> Counter:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=30)
-    parser.add_argument("--apart", type=int, default=4, help="kills of each of the steps that run only by name")
+    parser.add_argument("--apart", type=int, default=6, help="kills of each of the steps that run only by name")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     kill_all(given.kills, given.apart, given.seed)

@@ -26,7 +26,7 @@ def test_a_part_of_the_pipeline_that_is_killed(tmp_path, small_run, capsys):
 
 @pytest.mark.slow
 def test_runs_that_are_killed_again_and_again(capsys):
-    assert kill_all(8, 2, seed=2).total() == 14  # compares files and what was made twice by itself
+    assert kill_all(8, 3, seed=2).total() == 17  # compares files and what was made twice by itself
     assert capsys.readouterr().out.count("none made twice") == 4
 
 
