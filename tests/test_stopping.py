@@ -4,13 +4,15 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from misc import camfile
+from data.shapes import Shapes
+from misc import camfile, crf
 from tests.helpers import small_command
 
 ROOT = Path(__file__).parent.parent
@@ -133,6 +135,31 @@ def test_a_signal_ends_what_computes_outside_python():
     process.terminate()
     _, said = process.communicate(timeout=WAIT_S)
     assert (process.returncode, said) == (143, "\nrun_sample.py: stopped by SIGTERM; go on\n")
+
+
+def longest_silence(call):
+    """The longest time for which another thread of Python had to wait, as a share of that of the call."""
+    ticks, done = [time.monotonic()], threading.Event()
+
+    def tick():
+        while not done.wait(0.001):
+            ticks.append(time.monotonic())
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    call()
+    done.set()
+    thread.join()
+    ticks.append(time.monotonic())
+    return np.diff(ticks).max() / (ticks[-1] - ticks[0])
+
+
+def test_the_crf_of_pydensecrf_lets_signals_be_noticed():
+    """It keeps other threads waiting within a step; over all ten steps, 12 megapixels would take longer than MOST_S."""
+    pytest.importorskip("pydensecrf")
+    image, cams = Shapes(1, 1, SIZE).image("train_00000"), np.random.default_rng(0).random((1, SIZE, SIZE))
+    silences = [longest_silence(lambda: crf.ir_label(image, cams, np.array([0]), 0.35, 0.2)) for _ in range(TRIES)]
+    assert min(silences) < 0.27, silences  # 0.4 in one go
 
 
 FORKED = """
