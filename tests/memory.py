@@ -1,6 +1,6 @@
 """Resident memory over 2,000 small images: after 200 of them, at the end, and what every image adds, step by step.
 
-python -m tests.memory [--images 2000] [--early 200] [--size 48] [--num_workers 0]     exit code 1 where it grows
+python -m tests.memory [--images 2000] [--early 200] [--size 64] [--num_workers 0]     exit code 1 where it grows
 
 The steps run in this process, with weights that have learnt nothing; with `--num_workers` above 0 the memory of the
 loaders' processes is added up with it, shared pages in equal parts.
@@ -112,7 +112,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--early", type=int, default=200)
-    parser.add_argument("--size", type=int, default=48)
+    parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--num_workers", type=int, default=0)
     given = parser.parse_args()
     print(f"{'':<30}{f'MiB after {given.early}':>16}{f'after {given.images}':>14}{'growth':>9}{'KiB per image':>15}")

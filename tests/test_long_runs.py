@@ -32,7 +32,7 @@ def test_runs_that_are_killed_again_and_again(capsys):
 
 @pytest.mark.slow
 def test_memory_is_flat():
-    command = [sys.executable, "-m", "tests.memory", "--images", "600"]
+    command = [sys.executable, "-m", "tests.memory", "--images", "500"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
 
