@@ -101,7 +101,10 @@ def _by_pydensecrf(
     refined = []
     for unary in unaries:
         crf.setUnaryEnergy(unary.reshape(len(unary), -1))
-        refined.append(np.argmax(np.array(crf.inference(iterations)), 0).reshape(height, width).astype(np.uint8))
+        q, *scratch = crf.startInference()
+        for _ in range(iterations):  # as inference() does, but between two steps a signal can be noticed
+            crf.stepInference(q, *scratch)
+        refined.append(np.argmax(np.array(q), 0).reshape(height, width).astype(np.uint8))
     return refined
 
 

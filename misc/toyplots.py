@@ -4,6 +4,7 @@ import io
 from pathlib import Path
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
@@ -132,5 +133,6 @@ def _save(figure: Figure, path: Path) -> None:
     """Writes PATH.png and PATH.svg."""
     for suffix in ("png", "svg"):
         data = io.BytesIO()
-        figure.savefig(data, format=suffix, dpi=100, metadata={"Date": None} if suffix == "svg" else None)
+        with rc_context({"svg.hashsalt": "rib"}):  # the same bytes for the same numbers
+            figure.savefig(data, format=suffix, dpi=100, metadata={"Date": None} if suffix == "svg" else None)
         write_atomic(path.with_suffix(f".{suffix}"), lambda file, data=data: file.write(data.getvalue()))

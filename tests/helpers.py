@@ -4,14 +4,18 @@ import logging
 import os
 import sys
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from misc.files import load_mask
+
 RECORDED: list[tuple[str, float]] = []  # (test, relative error), for the table of `--golden_table`
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden"
+MASKS = ("ir_label", "sem_seg", "sem_seg_cam", "seg", "seg_cam", "seg_truth")
 
 
 def golden(name: str) -> dict[str, np.ndarray]:
@@ -81,12 +85,38 @@ def write_classifier(work_dir: Path, n_classes: int, arch: str = "resnet14") -> 
     torch.save(state, work_dir / "sess" / "res50_cam.pth")
 
 
+def write_networks(work_dir: Path, n_classes: int, arch: str = "resnet14") -> None:
+    """All three networks of golden weights where `--work_dir` has them."""
+    from net.deeplabv2 import build
+    from net.resnet50_irn import EdgeDisplacement
+
+    write_classifier(work_dir, n_classes, arch)
+    torch.save(golden_state(EdgeDisplacement(0, arch=arch)), work_dir / "sess" / "res50_irn.pth")
+    network = build(f"deeplabv2_{arch}", n_classes + 1, (1.0,), (1, 2, 3, 4), True)
+    torch.save(golden_state(network), work_dir / "sess" / "deeplabv2.pth")
+
+
 def small_command(work_dir: Path, *arguments: str) -> list[str]:
-    """run_sample.py with settings that take the whole pipeline through 8 small shapes in well under a minute."""
+    """run_sample.py with settings that take the whole pipeline through 8 small shapes in well under a minute.
+
+    The classifier learns enough for masks that hold background and foreground (`assert_mixed`).
+    """
     small = (
-        "--device cpu --shapes_train 12 --shapes_val 4 --shapes_size 48 --limit 8 --num_workers 1 --cam_num_epoches 2 "
-        "--cam_crop_size 48 --cam_batch_size 4 --RIB_iter 2 --RIB_batch_size 2 --RIB_crop_size 48 --irn_num_epoches 2 "
-        "--irn_crop_size 48 --irn_batch_size 4 --exp_times 2 --seg_iter 6 --seg_checkpoint_every 2 --seg_batch_size 4 "
-        "--seg_crop_size 48"
+        "--device cpu --shapes_train 12 --shapes_val 8 --shapes_size 48 --limit 8 --num_workers 1 --cam_num_epoches 16 "
+        "--cam_crop_size 48 --cam_batch_size 4 --RIB_iter 2 --RIB_batch_size 2 --RIB_crop_size 48 "
+        "--conf_fg_thres 0.35 --conf_bg_thres 0.2 --irn_num_epoches 2 --irn_crop_size 48 --irn_batch_size 4 "
+        "--exp_times 2 --sem_seg_bg_thres 0.35 --seg_iter 12 --seg_lr 3e-4 --seg_checkpoint_every 4 "
+        "--seg_batch_size 4 --seg_crop_size 48"
     ).split()
     return [sys.executable, "run_sample.py", "--work_dir", str(work_dir), *small, *arguments]
+
+
+def assert_mixed(work_dir: Path, kinds: Sequence[str] = MASKS) -> None:
+    """AssertionError unless in each folder most masks hold background and foreground: equal bytes then say something.
+
+    A mask of one value is what nearly any mistake in the steps before it would give too.
+    """
+    for kind in kinds:
+        masks = [load_mask(path) for path in sorted((work_dir / kind).glob("*.png"))]
+        mixed = sum(bool((mask == 0).any() and ((mask > 0) & (mask < 255)).any()) for mask in masks)
+        assert 2 * mixed > len(masks), f"{kind}: {mixed} of {len(masks)} masks hold background and foreground"

@@ -1,6 +1,8 @@
-"""Kills the pipeline with -9 at random moments, gives the same command again, and compares with a run left in peace.
+"""Kills runs with -9 at random moments, gives the same command again, and compares with a run left in peace.
 
-python -m tests.kill_pipeline [--kills 30] [--seed 0]          prints where it struck and what it found
+python -m tests.kill_pipeline [--kills 30] [--apart 6] [--seed 0]      prints where it struck and what it found
+
+First the whole pipeline, then each of the steps that run only by name.
 """
 
 import argparse
@@ -13,19 +15,53 @@ import subprocess
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import NamedTuple
 
 from misc.workdir import WORK
-from run_sample import STEPS
-from tests.helpers import ROOT, small_command
+from tests.helpers import MASKS, ROOT, assert_mixed, small_command
 
 AGAIN = (  # what every run writes, or steps that are not asked whether they have run
     "args.json", "log.txt", "metrics.json", "per_image.json", "report.html", "overview.png", "thresholds.png", ".lock",
 )  # fmt: skip
-NAMES = [step.name for step in STEPS if step.number is not None]
 EARLY_S = 4.0  # from the start of the program to a kill that may strike before its first step
-LONGEST_S = 1.0  # from the begin of a step to the kill; the steps take about a second or two
+LATE_S = 0.3  # after the time that a step took in peace a kill may still fall: then on what comes next
 RUN_S = 600
+START = "start"  # in place of a step: before the first
+
+
+class Job(NamedTuple):
+    """What is killed: arguments besides those of `small_command`, and files that every run of it writes anew."""
+
+    arguments: tuple[str, ...] = ()
+    anew: tuple[str, ...] = ()
+
+    def command(self, folder: Path) -> list[str]:
+        """The command line with results in `folder`."""
+        return small_command(folder, *self.arguments)
+
+    def run(self, folder: Path) -> None:
+        """Runs it in peace."""
+        done = subprocess.run(self.command(folder), cwd=ROOT, capture_output=True, text=True, timeout=RUN_S)
+        assert done.returncode == 0, f"it failed with {done.returncode}: {done.stderr[-2000:]}"
+
+
+APART = {  # toy keeps what a seed gave, ablate what an image gave at a point, strips nothing
+    "toy": Job(
+        tuple(
+            "--steps toy --toy_seeds 3 --toy_train 64 --toy_test 4 --toy_epochs 2 --toy_batch_size 8 "
+            "--toy_rib_iter 2".split()
+        ),
+        ("toy/*.png", "toy/*.svg"),
+    ),
+    "ablate": Job(
+        tuple("--steps ablate --ablate steps,learning_rate --ablate_limit 4".split()),
+        ("ablate/*.png", "ablate/*.svg", "ablate/*.json", "ablate/*.txt"),
+    ),
+    "strips": Job(tuple("--steps strips --strips_images 6".split()), ("strips/*",)),
+}
 
 
 def results(folder: Path) -> dict[str, Path]:
@@ -37,30 +73,26 @@ def results(folder: Path) -> dict[str, Path]:
     }
 
 
-def strike(folder: Path, draw: random.Random, target: str | None) -> str | None:
-    """Starts the pipeline and kills it with its workers; the step that was running, None if it came to its end.
+def strike(job: Job, folder: Path, draw: random.Random, target: str, seconds: float) -> str | None:
+    """Starts the job and kills it with its workers; the step that was running, None if it came to its end.
 
-    target: the step in which or soon after which the kill falls, None: while the program starts.
+    The kill falls up to `seconds` after the step `target` has begun, or after the program has started.
     """
     log = folder / "log.txt"
     seen = len(log.read_text()) if log.exists() else 0
     process = subprocess.Popen(
-        small_command(folder), cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        job.command(folder), cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    if target is None:
-        wait = draw.uniform(0.2, EARLY_S)
-    else:
-        while process.poll() is None and target not in _begun(log, seen):
-            time.sleep(0.01)
-        wait = draw.uniform(0.0, LONGEST_S)
+    while target != START and process.poll() is None and target not in _begun(log, seen):
+        time.sleep(0.01)
     try:
-        process.wait(wait)
+        process.wait(draw.uniform(0.0, seconds))
         assert process.returncode == 0, f"the rerun failed with {process.returncode}: {log.read_text()[-2000:]}"
         return None
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    return next(reversed(_begun(log, seen)), "start")
+    return next(reversed(_begun(log, seen)), START)
 
 
 def _begun(log: Path, seen: int) -> list[str]:
@@ -68,16 +100,24 @@ def _begun(log: Path, seen: int) -> list[str]:
     return re.findall(r"step (?:\d+ )?(\w+)$", log.read_text()[seen:], re.MULTILINE) if log.exists() else []
 
 
-def stamps(folder: Path) -> dict[str, tuple[int, int]]:
-    """What changes when a file is made again; of the files that are finished."""
+def _took(log: Path) -> dict[str, float]:
+    """Step -> its seconds."""
+    return {name: float(s) for name, s in re.findall(r"step (?:\d+ )?(\w+) took ([\d.]+) s$", log.read_text(), re.M)}
+
+
+def stamps(job: Job, folder: Path) -> dict[str, tuple[int, int]]:
+    """What changes when a file is made again; of the files that are finished and made once."""
     there = results(folder)
-    return {name: (path.stat().st_ino, path.stat().st_mtime_ns) for name, path in there.items() if _last(name) in there}
+    once = [name for name in there if _last(name) in there and not any(fnmatchcase(name, anew) for anew in job.anew)]
+    return {name: (there[name].stat().st_ino, there[name].stat().st_mtime_ns) for name in once}
 
 
 def _last(name: str) -> str:
     """The file that is written last of those that belong together: if a kill falls before it, all are made again."""
     folder, _, file = name.rpartition("/")
     folder = "sem_seg" if folder == "edge" else folder.removesuffix("_before_crf")
+    if folder == "toy":
+        file = file.replace(".pth", ".json")
     return f"{folder}/{file.replace('.made_by.json', '.pth') if folder == 'sess' else file}"
 
 
@@ -105,44 +145,64 @@ def compare(folder: Path, wanted: Path) -> set[str]:
     return lost
 
 
-def kill(n_kills: int, seed: int, say=print) -> Counter:
-    """Strikes `n_kills` times, over as many pipelines as that takes; by step, how often."""
+def kill(job: Job, scratch: Path, n_kills: int, seed: int, masks: Sequence[str] = (), say=print) -> Counter:
+    """Strikes `n_kills` times, over as many runs as that takes, in folders below `scratch`; by step, how often.
+
+    masks: kinds of masks that must hold background and foreground, so that comparing them says something.
+    """
     draw = random.Random(seed)
     where: Counter = Counter()
-    deck: list[str | None] = []  # every step's turn comes, in random order
-    with tempfile.TemporaryDirectory() as scratch:
-        wanted = Path(scratch, "in_peace")
-        subprocess.run(small_command(wanted), cwd=ROOT, check=True, capture_output=True, timeout=RUN_S)
-        pipelines = kept = lost = 0
-        while where.total() < n_kills:
-            folder = Path(scratch, f"struck_{pipelines}")
-            finished: dict[str, tuple[int, int]] = {}
-            struck = True
-            while struck:
-                if where.total() < n_kills and finished.keys() < results(wanted).keys():
-                    deck = deck or draw.sample([*NAMES, None, None], len(NAMES) + 2)
-                    struck = strike(folder, draw, deck.pop())
-                else:
-                    subprocess.run(small_command(folder), cwd=ROOT, check=True, capture_output=True, timeout=RUN_S)
-                    struck = None
-                now = stamps(folder) if folder.exists() else {}
-                twice = [name for name, stamp in finished.items() if now.get(name) != stamp]
-                assert not twice, f"made twice: {twice}"
-                finished = now
-                if struck:
-                    where[struck] += 1
-                    say(f"kill {where.total():>3} in {struck:<16} {len(now):>3} files finished", flush=True)
-            lost += len(compare(folder, wanted))
-            pipelines, kept = pipelines + 1, kept + len(finished)
-    say(f"{where.total()} kills over {pipelines} pipelines; all {kept} files equal a run in peace, none made twice")
-    say(f"losses of {lost} trainings are not in metrics.json: killed between the weights and the entry")
+    deck: list[str] = []  # every step's turn comes, in random order
+    wanted = scratch / "in_peace"
+    job.run(wanted)
+    assert_mixed(wanted, masks)
+    once = stamps(job, wanted).keys()
+    took = _took(wanted / "log.txt")
+    targets = [*took, *[START] * (1 + len(took) // 10)]
+    runs = kept = lost = 0
+    while where.total() < n_kills:
+        folder = scratch / f"struck_{runs}"
+        finished: dict[str, tuple[int, int]] = {}
+        struck: str | None = START
+        while struck:
+            if where.total() < n_kills and (not once or finished.keys() < once):
+                deck = deck or draw.sample(targets, len(targets))
+                target = deck.pop()
+                struck = strike(job, folder, draw, target, EARLY_S if target == START else took[target] + LATE_S)
+            else:
+                job.run(folder)
+                struck = None
+            now = stamps(job, folder) if folder.exists() else {}
+            twice = [name for name, stamp in finished.items() if now.get(name) != stamp]
+            assert not twice, f"made twice: {twice}"
+            finished = now
+            if struck:
+                where[struck] += 1
+                say(f"kill {where.total():>3} in {struck:<16} {len(now):>3} files finished", flush=True)
+        lost += len(compare(folder, wanted))
+        runs, kept = runs + 1, kept + len(results(folder))
+    say(f"{where.total()} kills over {runs} runs; all {kept} files equal a run in peace, none made twice")
+    if lost:
+        say(f"losses of {lost} trainings are not in metrics.json: killed between the weights and the entry")
     say(f"struck in {', '.join(f'{step} {n}' for step, n in where.most_common())}")
+    return where
+
+
+def kill_all(n_kills: int, n_apart: int, seed: int, say=print) -> Counter:
+    """Strikes the pipeline `n_kills` times and each of the steps apart `n_apart` times; by step, how often."""
+    with tempfile.TemporaryDirectory() as scratch:
+        where = kill(Job(), Path(scratch, "pipeline"), n_kills, seed, MASKS, say)
+        learnt = ("--cam_weights_name", str(Path(scratch, "pipeline", "in_peace", "sess", "res50_cam.pth")))
+        for name, job in APART.items():
+            say(f"{name}:")
+            where += kill(job._replace(arguments=job.arguments + learnt), Path(scratch, name), n_apart, seed, (), say)
     return where
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--apart", type=int, default=6, help="kills of each of the steps that run only by name")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    kill(given.kills, given.seed)
+    kill_all(given.kills, given.apart, given.seed)
