@@ -161,6 +161,7 @@ _SEEDS = {"best": _at_threshold, "fixed": _at_threshold, "sweep": _sweep}
 _CLAIM = {
     "claim": "text", "condition": "text", "measured": Each(["number"]), "reproduced": "flag", "holds_in": "text",
 }  # fmt: skip
+_MARKS = {"non-discriminative": ["number"]}
 _STEPS = {
     "eval_cam?": _SEEDS,
     "eval_rib_cam?": _SEEDS,
@@ -171,7 +172,9 @@ _STEPS = {
     "toy?": {
         "accuracy?": ["share"], "threshold?": "number", "seeds?": ["any"], "claims?": [_CLAIM],
         "hgr?": Each(Each({"mean?": ["number"]})),
-        "fall?": Each({"mean?": "number", "std?": "number", "relative?": "number"}),
+        "fall?": Each({"mean?": "number", "std?": "number", "relative?": "number"}), "notes?": ["text"],
+        **{f"{name}?": Each({"mean?": "number"}) for name in ("logit", "whole_output", "steps")},
+        "by_threshold?": Each({"hgr": {"trained": _MARKS, "none": _MARKS}, "reproduced": ["flag"]}),
     },
 }  # fmt: skip
 _CALL = {

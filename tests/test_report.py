@@ -11,7 +11,7 @@ from PIL import Image
 
 from data.base import Dataset, voc_palette
 from data.published import REFERENCES, reference
-from misc import workdir
+from misc import made_by, workdir
 from misc.files import save_json, save_mask
 from misc.report import experiments, gallery, pictures, runinfo
 from misc.report.charts import Line, confusion_table, line_chart
@@ -67,6 +67,21 @@ def test_settings_of_all_calls_count(tmp_path):
     save_json(tmp_path / "args.json", {**earlier[1], "earlier": earlier[:1]})
     assert runinfo.settings(tmp_path) == {"beta": 3.0}  # set back to the preset's 10 steps
     assert runinfo.settings(tmp_path / "nothing") == {}
+
+
+def test_settings_are_those_that_made_the_results(tmp_path):
+    """Not those of a call that was refused, or that made something else."""
+    call = {"arguments": {"dataset": "shapes", "beta": 3.0, "RIB_iter": 4}, "sources": {"beta": "command line"}}
+    save_json(tmp_path / "args.json", call)
+    assert runinfo.settings(tmp_path) == {"beta": 3.0}
+    record = {"arguments": {"--beta": 10.0, "--exp_times": 3}, "inputs": {}, "code": {}}
+    save_json(tmp_path / "sem_seg" / made_by.NAME, record)
+    assert runinfo.settings(tmp_path) == {"exp_times": 3}
+    save_json(tmp_path / "ins_seg" / made_by.NAME, {**record, "arguments": {"--beta": 3.0, "--exp_times": 3}})
+    assert runinfo.settings(tmp_path) == {"beta": "10 (sem_seg), 3 (ins_seg)", "exp_times": 3}
+    (tmp_path / "cam").mkdir()
+    (tmp_path / "cam" / made_by.NAME).write_text("{")
+    assert runinfo.settings(tmp_path)["exp_times"] == 3
 
 
 def test_same_bytes_again(run):

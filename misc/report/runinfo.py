@@ -5,8 +5,11 @@ from pathlib import Path
 
 from data import preset
 from data.base import DataError
+from misc.errors import UserError
 from misc.files import load_json
+from misc.made_by import NAME, read
 from misc.report.markup import Html, html, join, measured_cell, number, tag
+from misc.workdir import PLACES, beside
 
 # Arguments that say where and how to run, not what is computed.
 ELSEWHERE = (
@@ -22,8 +25,13 @@ def calls(folder: Path) -> list[dict]:
 
 
 def settings(folder: Path) -> dict[str, object]:
-    """Arguments that some call set to something else than the preset of its dataset; of several values the last."""
+    """Arguments that are not as the preset of the dataset has them, as the records of the results in `folder` say.
+
+    Of arguments that no record tells of: what some call set, of several values the last. Where results were made with
+    several values, the text of all, each with the results.
+    """
     out: dict[str, object] = {}
+    known: dict[str, tuple[object, str]] = {}
     for call in calls(folder):
         given = call.get("arguments", {})
         known = _preset(given.get("dataset", ""))
@@ -37,7 +45,31 @@ def settings(folder: Path) -> dict[str, object]:
                     out[name] = value
                 else:
                     out.pop(name, None)
+    for name, values in _told(folder).items():  # a call that was refused has made nothing
+        wanted = json.loads(json.dumps(known[name][0])) if name in known else None
+        if (name not in known and name not in out) or all(value == wanted for value in values.values()):
+            out.pop(name, None)
+        elif len({shown(value) for value in values.values()}) == 1:
+            out[name] = next(iter(values.values()))
+        else:
+            out[name] = ", ".join(f"{shown(value)} ({where})" for where, value in values.items())
     return dict(sorted(out.items()))
+
+
+def _told(folder: Path) -> dict[str, dict[str, object]]:
+    """Argument -> the results below `folder` that were made with it, and its value there."""
+    found: dict[str, dict[str, object]] = {}
+    for argument, entry in PLACES.items():
+        path = Path(folder) / entry.path
+        try:
+            record = read(path / NAME if argument.endswith("_out_dir") else beside(path, NAME))
+        except UserError:  # damaged
+            continue
+        for key, value in (record or {}).get("arguments", {}).items():
+            name = key.removeprefix("--")
+            if name != key and name not in ELSEWHERE and not name.endswith("_list"):
+                found.setdefault(name, {})[entry.path] = value
+    return found
 
 
 def _preset(dataset: str) -> dict[str, tuple[object, str]]:
