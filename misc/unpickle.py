@@ -26,7 +26,7 @@ def load(file: BinaryIO, names: Sequence[str]) -> Any:
     data = file.read()
     try:
         value = _item(_Unpickler(io.BytesIO(data), len(data)).load())
-    except LookupError as error:  # an operation, or a place in the memo or on the stack
+    except LookupError as error:  # an unknown operation, or nothing on the stack
         raise pickle.UnpicklingError("its pickle is damaged") from error
     return {name: _item(value[name]) for name in names if name in value} if isinstance(value, dict) else value
 

@@ -378,7 +378,7 @@ def test_a_list_that_holds_itself(path, arrays):
         camfile.load(path)
 
 
-@pytest.mark.parametrize("body", [b"\x80\x04\xfe.", b"\x80\x04h\x05.", b"\x80\x04."])
+@pytest.mark.parametrize("body", [b"\x80\x04\xfe.", b"\x80\x04."])
 def test_a_pickle_that_makes_no_sense(path, body):
     write_pickled(path, body)
     with pytest.raises(CamFileError, match=r"its pickle is damaged; delete it"):
