@@ -380,6 +380,34 @@ def _mixed(what: Path, found: made_by.Differences, record_file: Path, step: str)
     )
 
 
+def outdated(args: argparse.Namespace) -> list[str]:
+    """The results that were made from inputs which have been replaced since, in words; for whoever shows them all."""
+    found = []
+    for argument, entry in PLACES.items():
+        record_file = record_path(args, argument)
+        try:
+            before = made_by.read(record_file)
+        except UserError:  # damaged
+            continue
+        for key, then in before["inputs"].items() if before else ():
+            name = key.removeprefix("--")
+            if name == "seeds":  # of either kind, whatever `--seeds` says today
+                now = [_input(args, "cam_out_dir"), _input(args, "cam_rib_out_dir")]
+            elif name in vars(args):
+                now = [_input(args, name)]
+            else:
+                continue
+            if then not in now and any(value != "missing" for value in now):
+                found.append(f"{entry.path} was made from {_INPUT_WORDS.get(name, key)} that have been replaced since")
+    return found
+
+
+_INPUT_WORDS = {
+    "seeds": "seeds", "cam_weights_name": "classifier weights", "irn_weights_name": "boundary network weights",
+    "ir_label_out_dir": "CRF labels", "cam_out_dir": "plain CAMs", "sem_seg_out_dir": "pseudo masks",
+}  # fmt: skip
+
+
 def _input(args: argparse.Namespace, name: str) -> str:
     """What an input was when it was used: the digest of a file, or of the record of a folder; else the value itself."""
     if name in ("irn_backbone", "seg_init") and getattr(args, name) == "cam":

@@ -9,7 +9,7 @@ from misc import torchutils, viz
 from misc.files import write_atomic
 from misc.report.page import build
 from misc.report.stages import stage_table
-from misc.workdir import metrics
+from misc.workdir import metrics, outdated
 
 
 def run(args: argparse.Namespace) -> dict:
@@ -20,6 +20,8 @@ def run(args: argparse.Namespace) -> dict:
     folder = Path(args.work_dir)
     measured = metrics(args)
     names = image_names(args, dataset, "infer")
+    for text in outdated(args):
+        logging.warning("report: %s", text)
     viz.save_image(folder / "overview.png", viz.overview(args, dataset, names))
     curves = {
         label: measured[step]["sweep"]

@@ -123,6 +123,21 @@ def test_a_change_upstream_goes_down_the_chain(tmp_path, weights):
         make(arguments(tmp_path, RIB_iter=3, seeds="cam"), "ir_label_out_dir", suffix=".png")
 
 
+def test_results_of_inputs_that_were_replaced_are_told(tmp_path, weights):
+    args = arguments(tmp_path)
+    make(args)
+    make(args, "cam_rib_out_dir")
+    make(args, "ir_label_out_dir", suffix=".png")
+    assert workdir.outdated(args) == [] == workdir.outdated(arguments(tmp_path, seeds="cam", beta=3.0))
+    make(arguments(tmp_path, overwrite=True, RIB_iter=3), "cam_rib_out_dir")
+    assert workdir.outdated(args) == ["ir_label was made from seeds that have been replaced since"]
+    weights.write_bytes(b"other weights")
+    told = workdir.outdated(args)
+    assert len(told) == 3 and "cam was made from classifier weights that have been replaced since" in told
+    weights.unlink()  # taken elsewhere: nothing says that it was replaced
+    assert workdir.outdated(args) == ["ir_label was made from seeds that have been replaced since"]
+
+
 def test_companions_come_from_a_list_that_counts(tmp_path, weights):
     make(arguments(tmp_path), "cam_rib_out_dir", NAMES[:2])
     with pytest.raises(UserError, match=r"--train_list 4 images \(\w+\) then, 8 images \(\w+\) now"):

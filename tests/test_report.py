@@ -419,3 +419,10 @@ def test_line_chart_has_round_ticks_and_every_point():
 def test_line_chart_of_values_that_hardly_differ_or_very_much(y):
     chart = line_chart([Line("cam", "CAM", [0.0, 1.0], y)], "x", "y", "t")
     assert chart.count("<circle") == 2 and "nan" not in chart and "inf" not in chart
+
+
+def test_results_that_do_not_belong_together_are_told(tmp_path, monkeypatch):
+    args = finished(tmp_path, steps="eval_sem_seg")
+    assert "Mixed results" not in page_of(args)
+    monkeypatch.setattr("misc.report.page.outdated", lambda args: ["sem_seg was made from seeds <gone>"])
+    assert 'class="warning">Mixed results: sem_seg was made from seeds &lt;gone&gt;.' in page_of(args)

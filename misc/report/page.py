@@ -15,6 +15,7 @@ from misc.report.charts import Line, bars, confusion_table, line_chart
 from misc.report.gallery import gallery
 from misc.report.markup import Html, at, html, join, measured_cell, number, tag
 from misc.report.stages import INSTANCES, Stage, instance_text, scored, variants
+from misc.workdir import outdated
 
 FOLDER = Path(__file__).parent
 BY_EPOCH = ("train_cam", "train_irn")
@@ -24,6 +25,7 @@ def build(args: argparse.Namespace, dataset: Dataset, measured: dict, names: Seq
     """The page. measured: the content of metrics.json; names: the images that got, or would get, pseudo masks."""
     found = scored(measured)
     intro = [runinfo.line(Path(args.work_dir), dataset.name, len(names), measured)]
+    intro += [tag("p", f"Mixed results: {text}.", class_="warning") for text in outdated(args)]
     intro += [_headline(measured, found), _stages(args, dataset, measured, found)]
     sections = [("stages", "Stages", join(intro))]
     charts = [*_thresholds(args, measured), *_losses(measured)]
