@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image
+from PIL import Image, features
 from scipy.io import savemat
 
 from coco14.dataset import Index
@@ -574,6 +574,8 @@ def test_words_that_grow(tmp_path):
 @pytest.mark.parametrize("kind", ["EPS", "AVIF", "BMP", "GIF", "TIFF", "DDS", "ICO", "PPM"])
 def test_only_the_formats_that_are_promised_are_read(tmp_path, kind):
     """Whatever a file is called, Pillow goes by its content; EPS is handed to another program."""
+    if kind == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow cannot write AVIF")
     path, mask = tmp_path / "x.jpg", tmp_path / "x.png"
     Image.new("RGB", (16, 16), (200, 3, 3)).save(path, format=kind)
     Image.new("L", (16, 16), 3).save(mask, format=kind if kind in ("BMP", "GIF", "TIFF", "PPM") else "JPEG")
