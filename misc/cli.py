@@ -84,7 +84,7 @@ def _run(args: argparse.Namespace, sources: dict[str, str], chosen: Sequence[Ste
     if args.dry_run:
         print(f"dataset {args.dataset}, results in {args.work_dir}\n{table(chosen)}")
         return 0
-    from misc import lock, torchutils, workdir
+    from misc import lock, resume, torchutils
 
     torchutils.init_ranks(args.device)
     torchutils.set_precision(args.precision)
@@ -104,9 +104,9 @@ def _run(args: argparse.Namespace, sources: dict[str, str], chosen: Sequence[Ste
         possible = _possible(args, chosen)
         names = [step.name for step in possible]
         if args.overwrite:
-            torchutils.on_first_rank(lambda: workdir.mark(args, names))
+            torchutils.on_first_rank(lambda: resume.mark(args, names))
         _run_steps(args, possible)
-        torchutils.on_first_rank(lambda: workdir.unmark(args, names))
+        torchutils.on_first_rank(lambda: resume.unmark(args, names))
     torchutils.leave_ranks()
     return 0
 
@@ -139,7 +139,7 @@ def _begin(args: argparse.Namespace, sources: dict[str, str], argv: Sequence[str
 
 
 def _run_steps(args: argparse.Namespace, chosen: Sequence[Step]) -> None:
-    from misc import torchutils, workdir
+    from misc import metricsfile, torchutils
 
     reading = any(step.needs_dataset for step in chosen)
     args.bad_images = _bad_images(args) if args.skip_bad and reading else {}
@@ -156,7 +156,7 @@ def _run_steps(args: argparse.Namespace, chosen: Sequence[Step]) -> None:
         torchutils.barrier()
         seconds = time.perf_counter() - begin
         if values:
-            workdir.record(args, step.name, {"seconds": round(seconds, 2), **values})
+            metricsfile.record(args, step.name, {"seconds": round(seconds, 2), **values})
             board.scores(step.name, values)
         logging.info("step %s took %.1f s", step.title, seconds)
     for name, problem in args.bad_images.items():

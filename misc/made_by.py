@@ -24,9 +24,9 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("data", "misc", "net", "step", "voc12", "coco14")
 # Modules that keep books, show progress or check: nothing in them changes a result.
 WITHOUT_EFFECT = (
-    "misc.board", "misc.cocojson", "misc.errors", "misc.files", "misc.lock", "misc.made_by", "misc.pool",
-    "misc.progress", "misc.stopping", "misc.toyplots", "misc.toytable", "misc.viz", "misc.workdir", "data.check",
-    "data.presets",
+    "misc.board", "misc.cocojson", "misc.errors", "misc.files", "misc.lock", "misc.made_by", "misc.metricsfile",
+    "misc.pool", "misc.progress", "misc.resume", "misc.stopping", "misc.stored", "misc.toyplots", "misc.toytable",
+    "misc.viz", "misc.workdir", "data.check", "data.presets",
 )  # fmt: skip
 SHOWN = 72  # characters of a value that a message shows
 MODULES_SHOWN = 6

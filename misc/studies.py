@@ -16,7 +16,8 @@ from data.base import Dataset
 from misc import made_by
 from misc.errors import UserError
 from misc.files import find_doubled, write_atomic
-from misc.workdir import place, some_images
+from misc.resume import some_images
+from misc.workdir import place
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,10 @@ from misc import board, torchutils
 from misc.errors import UserError
 from misc.files import find_doubled, look_anew, save_json, save_torch
 from misc.made_by import differences
+from misc.metricsfile import record
 from misc.progress import bar
-from misc.workdir import PLACES, begun, beside, check_weights, marked, place, record, record_path, what_makes
+from misc.resume import begun, check_weights, marked, what_makes
+from misc.workdir import PLACES, beside, place, record_path
 
 BATCHES = {  # training step -> arguments: images of one step over all ranks, and the parts in which it is computed
     "train_cam": ("cam_batch_size",),

@@ -9,9 +9,11 @@ from data import image_names, open_dataset
 from data.base import Dataset, voc_palette
 from misc import camfile, crf, torchutils
 from misc.files import save_mask
+from misc.metricsfile import made
 from misc.pool import map_items
 from misc.progress import bar
-from misc.workdir import made, pending, require, result_file, seeds_argument
+from misc.resume import pending
+from misc.workdir import require, result_file, seeds_argument
 
 
 def run(args: argparse.Namespace) -> dict:

@@ -14,9 +14,11 @@ from data.base import Dataset, voc_palette
 from data.loaders import Pyramids, iterate_images
 from misc import crf, torchutils
 from misc.files import save_mask
+from misc.metricsfile import metrics
 from misc.pool import chunks, map_items
 from misc.progress import bar
-from misc.workdir import metrics, pending, place, require
+from misc.resume import pending
+from misc.workdir import place, require
 from net.deeplabv2 import probabilities
 from net.loading import load_seg
 from step.eval_sem_seg import score

@@ -14,9 +14,10 @@ from data.base import Dataset
 from misc import torchutils
 from misc.files import load_mask, save_json
 from misc.metrics import confusion, foreground, iou_table, mean_iou
+from misc.metricsfile import SCHEMA
 from misc.pool import chunks, map_items
 from misc.progress import bar
-from misc.workdir import SCHEMA, place, require, result_file
+from misc.workdir import place, require, result_file
 
 IMAGES_PER_CALL = 16
 

@@ -8,8 +8,10 @@ from data import image_names, open_dataset
 from data.loaders import Pyramids, iterate_images
 from misc import camfile, torchutils
 from misc.cam import combine_scales, merge_mirrors
+from misc.metricsfile import made
 from misc.progress import bar
-from misc.workdir import made, pending, require, result_file
+from misc.resume import pending
+from misc.workdir import require, result_file
 from net.loading import load_cam
 
 

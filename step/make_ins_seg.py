@@ -12,9 +12,11 @@ from data.base import Dataset
 from data.loaders import Pyramids, iterate_images
 from misc import camfile, cocojson, insfile, torchutils
 from misc.instances import centroids, clusters, detect, instance_map
+from misc.metricsfile import made
 from misc.pool import map_items
 from misc.progress import bar
-from misc.workdir import made, pending, require, result_file, seeds_argument
+from misc.resume import pending
+from misc.workdir import require, result_file, seeds_argument
 from net.loading import load_irn
 
 

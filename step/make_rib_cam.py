@@ -8,9 +8,11 @@ from data import image_names, open_dataset
 from misc import camfile, torchutils
 from misc.cam import combine_scales
 from misc.errors import UserError
+from misc.metricsfile import made
 from misc.progress import bar
 from misc.recording import open_rib
-from misc.workdir import made, pending, require, result_file
+from misc.resume import pending
+from misc.workdir import require, result_file
 
 
 def run(args: argparse.Namespace) -> dict:

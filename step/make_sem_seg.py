@@ -12,8 +12,10 @@ from data.loaders import Pyramids, iterate_images
 from misc import camfile, torchutils
 from misc.files import save_grey, save_mask
 from misc.indexing import propagate_to_edge
+from misc.metricsfile import made
 from misc.progress import bar
-from misc.workdir import made, pending, require, result_file, seeds_argument
+from misc.resume import pending
+from misc.workdir import require, result_file, seeds_argument
 from net.loading import load_irn
 from net.resnet50_irn import EdgeDisplacement
 

@@ -7,9 +7,10 @@ from pathlib import Path
 from data import image_names, open_dataset
 from misc import torchutils, viz
 from misc.files import write_atomic
+from misc.metricsfile import metrics
 from misc.report.page import build
 from misc.report.stages import stage_table
-from misc.workdir import metrics, outdated
+from misc.resume import outdated
 
 
 def run(args: argparse.Namespace) -> dict:

@@ -15,8 +15,9 @@ from data.loaders import SegmentationCrops
 from misc import torchutils
 from misc.errors import UserError
 from misc.files import load_mask
+from misc.metricsfile import metrics
 from misc.training import begin, finish, fit, loader_by_iteration, to_train
-from misc.workdir import metrics, place, require, result_file
+from misc.workdir import place, require, result_file
 from net.deeplabv2 import DeepLab, segmentation_loss
 from net.loading import build_seg
 from net.weights import load_backbone

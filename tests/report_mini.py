@@ -7,7 +7,7 @@ import numpy as np
 
 from data import image_names, open_dataset
 from data.base import Dataset, voc_palette
-from misc import camfile, insfile, workdir
+from misc import camfile, insfile, metricsfile, workdir
 from misc.cli import parse
 from misc.files import save_grey, save_json, save_mask
 from misc.provenance import provenance
@@ -34,11 +34,11 @@ def finished(work_dir, *argv, steps=EVERY, seed=0):
         write_image(args, dataset, name, np.random.default_rng([seed, i]))
     save_json(work_dir / "args.json", {**provenance(args, sources, ["--steps", steps]), "earlier": []})
     if steps:
-        workdir.record(args, "train_cam", {"seconds": 3.0, "images": 12, "loss": [0.7, 0.4, 0.3]})
-        workdir.record(args, "make_rib_cam", {"seconds": 6.0, "images": 12, "of": 12, "RIB_steps": {"10": 12}})
+        metricsfile.record(args, "train_cam", {"seconds": 3.0, "images": 12, "loss": [0.7, 0.4, 0.3]})
+        metricsfile.record(args, "make_rib_cam", {"seconds": 6.0, "images": 12, "of": 12, "RIB_steps": {"10": 12}})
         for step in choose(STEPS, args):
             values = importlib.import_module(step.module).run(args, **step.options)
-            workdir.record(args, step.name, {"seconds": 1.5, **values})
+            metricsfile.record(args, step.name, {"seconds": 1.5, **values})
     return args
 
 
@@ -91,4 +91,4 @@ class Page(HTMLParser):
 def page_of(args, measured=None):
     dataset = open_dataset(args)
     names = image_names(args, dataset, "infer")
-    return build(args, dataset, workdir.metrics(args) if measured is None else measured, names)
+    return build(args, dataset, metricsfile.metrics(args) if measured is None else measured, names)

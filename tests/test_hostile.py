@@ -30,7 +30,7 @@ from data.base import read_list, voc_palette
 from data.download import unpack
 from data.folder import Folder
 from data.reading import image_size, read_image, read_mask
-from misc import camfile, insfile, made_by, workdir
+from misc import camfile, insfile, made_by, metricsfile
 from misc.cli import parse
 from misc.errors import UserError
 from misc.files import load_json, load_mask, save_json
@@ -205,14 +205,16 @@ def config(folder):
 
 def metrics(folder):
     args = argparse.Namespace(work_dir=str(folder))
-    workdir.record(args, "make_rib_cam", {"seconds": 4.0, "images": 3, "of": 5, "RIB_steps": {"2": 1, "10": 2}})
+    metricsfile.record(args, "make_rib_cam", {"seconds": 4.0, "images": 3, "of": 5, "RIB_steps": {"2": 1, "10": 2}})
     best = {"threshold": 0.1, "miou": 0.5}
-    workdir.record(args, "eval_cam", {"seconds": 1.0, "images": 5, "best": best, "fixed": best, "sweep": {"0.1": 0.5}})
+    metricsfile.record(
+        args, "eval_cam", {"seconds": 1.0, "images": 5, "best": best, "fixed": best, "sweep": {"0.1": 0.5}}
+    )
     path = folder / "metrics.json"
 
     def read():
-        workdir.record(args, "make_rib_cam", {"seconds": 1.0, "images": 2, "of": 5, "RIB_steps": {"10": 2}})
-        return workdir.metrics(args)
+        metricsfile.record(args, "make_rib_cam", {"seconds": 1.0, "images": 2, "of": 5, "RIB_steps": {"10": 2}})
+        return metricsfile.metrics(args)
 
     return Reader(path, read, lambda got, _: isinstance(got["make_rib_cam"]["seconds"], float))
 

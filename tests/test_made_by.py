@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from data import preset
-from misc import made_by, workdir
+from misc import made_by, metricsfile, resume, workdir
 from misc.errors import UserError
 from misc.training import begin, finish, to_train
 from run_sample import STEPS
@@ -34,7 +34,7 @@ def arguments(tmp_path, **changed):
 
 def make(args, argument="cam_out_dir", names=NAMES, suffix=".npy"):
     """Makes what is pending; returns it."""
-    todo = workdir.pending(args, argument, names, suffix)
+    todo = resume.pending(args, argument, names, suffix)
     for name in todo:
         path = workdir.result_file(args, argument, name, suffix)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,7 +55,7 @@ def test_every_place_belongs_to_a_step_and_names_arguments_that_there_are(tmp_pa
     modules = {step.name: step.module for step in STEPS}
     for argument, entry in workdir.PLACES.items():
         assert modules[entry.step] == f"step.{entry.step}"
-        record = workdir.what_makes(args, argument)
+        record = resume.what_makes(args, argument)
         for pattern in entry.arguments:
             stem = pattern.rstrip("*")
             assert any(key.startswith(f"--{stem}") for key in record["arguments"]), pattern
@@ -66,8 +66,8 @@ def test_every_place_belongs_to_a_step_and_names_arguments_that_there_are(tmp_pa
 def test_the_machine_does_not_count(tmp_path, weights):
     changed = {"device": "cuda", "num_workers": 7, "crf_backend": "torch", "limit": None, "overwrite": True}
     for argument in ("cam_out_dir", "ir_label_out_dir", "sem_seg_out_dir"):
-        before = workdir.what_makes(arguments(tmp_path), argument)
-        now = workdir.what_makes(arguments(tmp_path, **changed), argument)
+        before = resume.what_makes(arguments(tmp_path), argument)
+        now = resume.what_makes(arguments(tmp_path, **changed), argument)
         assert not any(made_by.differences(before, now))
 
 
@@ -90,7 +90,7 @@ def test_the_same_again_goes_on_with_more_images(tmp_path, weights):
 def test_another_argument_stops(tmp_path, weights, there, changed, told):
     make(arguments(tmp_path), names=NAMES[:there])
     with pytest.raises(UserError) as error:
-        workdir.pending(arguments(tmp_path, **changed), "cam_out_dir", NAMES, ".npy")
+        resume.pending(arguments(tmp_path, **changed), "cam_out_dir", NAMES, ".npy")
     message = str(error.value)
     assert told in message and "--overwrite" in message and "another --work_dir" in message and "\n" not in message
     assert message.count(" then, ") == 1 + ("labels of" in message)  # another seed draws other shapes
@@ -99,7 +99,7 @@ def test_another_argument_stops(tmp_path, weights, there, changed, told):
 
 
 def test_a_run_that_made_nothing_binds_nobody(tmp_path, weights):
-    workdir.pending(arguments(tmp_path), "cam_out_dir", NAMES, ".npy")
+    resume.pending(arguments(tmp_path), "cam_out_dir", NAMES, ".npy")
     assert make(arguments(tmp_path, cam_scales=(1.0, 0.5)), names=NAMES[:2]) == NAMES[:2]
     with pytest.raises(UserError, match=r"--cam_scales 1,0\.5 then"):
         make(arguments(tmp_path), names=NAMES[2:])  # none of these is there, but others are
@@ -128,14 +128,14 @@ def test_results_of_inputs_that_were_replaced_are_told(tmp_path, weights):
     make(args)
     make(args, "cam_rib_out_dir")
     make(args, "ir_label_out_dir", suffix=".png")
-    assert workdir.outdated(args) == [] == workdir.outdated(arguments(tmp_path, seeds="cam", beta=3.0))
+    assert resume.outdated(args) == [] == resume.outdated(arguments(tmp_path, seeds="cam", beta=3.0))
     make(arguments(tmp_path, overwrite=True, RIB_iter=3), "cam_rib_out_dir")
-    assert workdir.outdated(args) == ["ir_label was made from seeds that have been replaced since"]
+    assert resume.outdated(args) == ["ir_label was made from seeds that have been replaced since"]
     weights.write_bytes(b"other weights")
-    told = workdir.outdated(args)
+    told = resume.outdated(args)
     assert len(told) == 3 and "cam was made from classifier weights that have been replaced since" in told
     weights.unlink()  # taken elsewhere: nothing says that it was replaced
-    assert workdir.outdated(args) == ["ir_label was made from seeds that have been replaced since"]
+    assert resume.outdated(args) == ["ir_label was made from seeds that have been replaced since"]
 
 
 def test_companions_come_from_a_list_that_counts(tmp_path, weights):
@@ -209,11 +209,11 @@ def test_other_code_stops_what_is_unfinished_only(tmp_path, weights, monkeypatch
 def test_overwrite_makes_all_anew_and_a_cut_leaves_nothing_old(tmp_path, weights):
     make(arguments(tmp_path))
     other = {"cam_scales": (1.0, 0.5)}
-    assert workdir.pending(arguments(tmp_path, overwrite=True, **other), "cam_out_dir", NAMES, ".npy") == NAMES
+    assert resume.pending(arguments(tmp_path, overwrite=True, **other), "cam_out_dir", NAMES, ".npy") == NAMES
     assert [path.name for path in (tmp_path / "cam").iterdir()] == [made_by.NAME]  # cut off here
     assert make(arguments(tmp_path, **other)) == NAMES
     # By the same settings too: images or masks may have changed, of which no record tells.
-    assert workdir.pending(arguments(tmp_path, overwrite=True, **other), "cam_out_dir", NAMES, ".npy") == NAMES
+    assert resume.pending(arguments(tmp_path, overwrite=True, **other), "cam_out_dir", NAMES, ".npy") == NAMES
     assert make(arguments(tmp_path, **other)) == NAMES
     with pytest.raises(UserError, match=r"holds 3 results besides those of this list"):
         make(arguments(tmp_path, overwrite=True), names=NAMES[:1])
@@ -224,11 +224,11 @@ def test_overwriting_that_was_cut_off_goes_on_with_later_steps_too(tmp_path, wei
     make(arguments(tmp_path, seeds="cam"), "ir_label_out_dir", suffix=".png")
     (tmp_path / "sess" / "res50_irn.pth").write_bytes(b"old")
     new = {"cam_scales": (1.0, 0.5), "seeds": "cam"}
-    workdir.mark(arguments(tmp_path, overwrite=True), ["make_cam", "cam_to_ir_label", "train_irn"])
+    resume.mark(arguments(tmp_path, overwrite=True), ["make_cam", "cam_to_ir_label", "train_irn"])
     make(arguments(tmp_path, overwrite=True, **new))  # and is cut off; from here on without --overwrite
     go_on = arguments(tmp_path, **new)
     assert make(go_on) == []
-    assert workdir.pending(go_on, "ir_label_out_dir", NAMES, ".png") == NAMES
+    assert resume.pending(go_on, "ir_label_out_dir", NAMES, ".png") == NAMES
     assert [path.name for path in (tmp_path / "ir_label").iterdir()] == [made_by.NAME]  # cut off once more
     assert make(go_on, "ir_label_out_dir", suffix=".png") == NAMES
     assert make(go_on, "ir_label_out_dir", suffix=".png") == []
@@ -242,10 +242,10 @@ def test_overwriting_that_was_cut_off_goes_on_with_later_steps_too(tmp_path, wei
 
 def test_marks_are_taken_back_at_the_end(tmp_path, weights):
     args = arguments(tmp_path)
-    workdir.mark(args, ["make_cam", "cam_to_ir_label"])
-    workdir.unmark(args, ["make_cam"])
-    assert workdir.marked(args, "ir_label_out_dir") and not workdir.marked(args, "cam_out_dir")
-    workdir.unmark(args, ["cam_to_ir_label"])
+    resume.mark(args, ["make_cam", "cam_to_ir_label"])
+    resume.unmark(args, ["make_cam"])
+    assert resume.marked(args, "ir_label_out_dir") and not resume.marked(args, "cam_out_dir")
+    resume.unmark(args, ["cam_to_ir_label"])
     assert not (tmp_path / ".overwrite.json").exists()
 
 
@@ -254,15 +254,17 @@ def test_figures_of_results_that_are_gone_are_forgotten(tmp_path, weights):
     scores = {"threshold": 0.1, "miou": 0.5}
     scores = {"best": scores, "fixed": scores, "sweep": {"0.1": 0.5}}
     for step, values in (("make_cam", {"RIB_steps": {"2": 4}}), ("eval_cam", scores), ("make_rib_cam", {})):
-        workdir.record(args, step, {"seconds": 1.0, "images": 4, "of": 4, **values})
+        metricsfile.record(args, step, {"seconds": 1.0, "images": 4, "of": 4, **values})
     make(args)
-    assert "make_rib_cam" in workdir.metrics(args) and "eval_cam" not in workdir.metrics(args)
-    workdir.record(args, "eval_cam", {"seconds": 1.0, "images": 4, **scores})
+    assert "make_rib_cam" in metricsfile.metrics(args) and "eval_cam" not in metricsfile.metrics(args)
+    metricsfile.record(args, "eval_cam", {"seconds": 1.0, "images": 4, **scores})
     make(args)
-    assert "eval_cam" in workdir.metrics(args)
-    workdir.pending(arguments(tmp_path, overwrite=True), "cam_out_dir", NAMES, ".npy")
-    workdir.record(args, "make_cam", {"seconds": 1.0, "images": 1, "of": 4, "RIB_steps": {"3": 1}})
-    assert workdir.metrics(args)["make_cam"]["RIB_steps"] == {"3": 1} and "eval_cam" not in workdir.metrics(args)
+    assert "eval_cam" in metricsfile.metrics(args)
+    resume.pending(arguments(tmp_path, overwrite=True), "cam_out_dir", NAMES, ".npy")
+    metricsfile.record(args, "make_cam", {"seconds": 1.0, "images": 1, "of": 4, "RIB_steps": {"3": 1}})
+    assert metricsfile.metrics(args)["make_cam"]["RIB_steps"] == {"3": 1} and "eval_cam" not in metricsfile.metrics(
+        args
+    )
 
 
 def test_results_without_record_are_taken_as_they_are(tmp_path, weights, caplog):
@@ -349,7 +351,7 @@ def test_what_a_training_measured_is_stored_before_its_weights(tmp_path, monkeyp
     monkeypatch.setattr("misc.training.save_torch", killed)
     with pytest.raises(KeyboardInterrupt):
         trained(arguments(tmp_path))
-    assert workdir.metrics(arguments(tmp_path))["train_cam"]["loss"] == [0.5]
+    assert metricsfile.metrics(arguments(tmp_path))["train_cam"]["loss"] == [0.5]
     assert to_train(arguments(tmp_path), "cam_weights_name")
 
 

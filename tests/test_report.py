@@ -11,7 +11,7 @@ from PIL import Image
 
 from data.base import Dataset, voc_palette
 from data.published import REFERENCES, reference
-from misc import made_by, workdir
+from misc import made_by, metricsfile, workdir
 from misc.files import save_json, save_mask
 from misc.report import experiments, gallery, pictures, runinfo
 from misc.report.charts import Line, confusion_table, line_chart
@@ -31,7 +31,7 @@ def run(tmp_path_factory):
 
 
 def test_every_figure_equals_metrics_json(run):
-    measured = workdir.metrics(run)
+    measured = metricsfile.metrics(run)
     page = Page(page_of(run))
     assert len(page.shown) > 60
     digits = {"threshold": (2, 1), "images": (0, 1)}
@@ -90,7 +90,7 @@ def test_same_bytes_again(run):
 
 @pytest.mark.parametrize("steps", ["eval_cam", "eval_rib_cam", "eval_sem_seg", "eval_ins_seg", "eval_cam,eval_sem_seg"])
 def test_any_subset_of_steps(run, steps):
-    measured = {name: values for name, values in workdir.metrics(run).items() if name in steps.split(",")}
+    measured = {name: values for name, values in metricsfile.metrics(run).items() if name in steps.split(",")}
     page = Page(page_of(run, measured))
     assert {path.split(".")[0] for path, _ in page.shown} == set(steps.split(","))
     assert len(page.cards()) == 12
@@ -106,7 +106,7 @@ def test_without_any_step(tmp_path):
 def test_step_report_writes_and_prints(run, capsys):
     assert report.run(run) == {"images": 12}
     printed = capsys.readouterr().out
-    measured = workdir.metrics(run)
+    measured = metricsfile.metrics(run)
     rows = {"seed, RIB": "eval_rib_cam.best.miou", "CRF labels": "eval_sem_seg.ir_label.miou"}
     rows |= {"pseudo mask": "eval_sem_seg.miou", "instances, AP at 0.5": "eval_ins_seg.map_50"}
     for label, path in rows.items():
@@ -381,7 +381,7 @@ def test_reference_numbers_stand_beside_their_dataset_only(run):
     class Voc(Odd):
         name = "voc12"
 
-    text = Page(build(run, Voc(), workdir.metrics(run), Voc().names("train"))).text
+    text = Page(build(run, Voc(), metricsfile.metrics(run), Voc().names("train"))).text
     assert "56.5 (train) *" in text and "70.6 (train) *" in text and "not checked against the paper's tables" in text
     assert "66.3" not in text  # that of masks from CAM seeds
 

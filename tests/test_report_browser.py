@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from data import image_names, open_dataset
-from misc import workdir
+from misc import metricsfile
 from misc.report.page import build
 from tests.report_mini import finished
 
@@ -38,7 +38,7 @@ def path(tmp_path_factory):
     folder = tmp_path_factory.mktemp("browser")
     args = finished(folder, "--shapes_train", "30", "--limit", "30")
     dataset = open_dataset(args)
-    text = build(args, dataset, workdir.metrics(args), image_names(args, dataset, "infer"))
+    text = build(args, dataset, metricsfile.metrics(args), image_names(args, dataset, "infer"))
     (folder / "report.html").write_text(text)
     return folder / "report.html"
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from misc import board, workdir
+from misc import board, metricsfile
 from misc.cli import main
 from misc.errors import UserError
 from misc.files import save_json
@@ -33,7 +33,7 @@ def test_compare(run, tmp_path):
     page = Page(text)
     assert "beta10" + "5" in page.text and "RIB_iter" not in page.text
     shown = [value for path, value in page.shown if path == "eval_sem_seg.miou"]
-    values = [workdir.metrics(args)["eval_sem_seg"]["miou"] for args in (run, other)]
+    values = [metricsfile.metrics(args)["eval_sem_seg"]["miou"] for args in (run, other)]
     assert shown == [f"{100 * value:.1f}" for value in values]
     assert f"{100 * (values[1] - values[0]):+.1f}" in page.text
     shares = [float(card["data-score"]) for card in page.cards()]
@@ -85,12 +85,12 @@ def test_tensorboard_holds_scores_and_losses(run, tmp_path):
     board.start(tmp_path)
     for step, loss in enumerate((0.5, 0.25)):
         board.scalars("train_cam", {"loss": loss, "learning_rate": 0.1}, step)
-    board.scores("eval_cam", workdir.metrics(run)["eval_cam"])
+    board.scores("eval_cam", metricsfile.metrics(run)["eval_cam"])
     board.stop()
     board.scalars("train_cam", {"loss": 9.0}, 3)  # nobody listens any more
     events = EventAccumulator(str(tmp_path)).Reload()
     assert [event.value for event in events.Scalars("train_cam/loss")] == [0.5, 0.25]
-    wanted = workdir.metrics(run)["eval_cam"]
+    wanted = metricsfile.metrics(run)["eval_cam"]
     assert events.Scalars("eval_cam/best/miou")[0].value == pytest.approx(wanted["best"]["miou"])
     assert len(events.Scalars("eval_cam/sweep")) == len(wanted["sweep"])
 

@@ -11,7 +11,7 @@ import pytest
 
 from data import image_names, open_dataset
 from data.base import voc_palette
-from misc import camfile, insfile, stored, workdir
+from misc import camfile, insfile, metricsfile, stored, workdir
 from misc.errors import UserError
 from misc.files import load_json, save_json, save_mask
 from misc.report.compare import compare
@@ -116,7 +116,7 @@ def test_damaged_results_of_the_ablations(tmp_path, content, message):
 
 
 def test_whole_files_are_whole(whole):
-    measured = workdir.metrics(whole)
+    measured = metricsfile.metrics(whole)
     for content in (measured, apart("x"), {"eval_cam": {**measured["eval_cam"], "sweep": {"0.1": None}}}):
         assert stored.problem("metrics.json", content) is None
     save_json(Path(whole.work_dir) / "other.json", {"sem_seg": 5})

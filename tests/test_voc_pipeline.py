@@ -15,7 +15,7 @@ from torchvision.models import resnet50
 
 from misc import camfile
 from net.resnet50_cam import Net
-from tests.helpers import golden_state, golden_tensor, relative_error
+from tests.helpers import golden_state, golden_tensor, relative_error, run_cli
 from tests.voc_devkit import make_devkit
 
 ROOT = Path(__file__).parent.parent
@@ -170,11 +170,17 @@ def test_an_unreadable_jpeg_is_named_and_can_be_skipped(damaged):
     assert list(json.loads((folder / "work" / "bad_images.json").read_text())) == [kit.extra[1]]
 
 
-def test_other_bad_input(damaged):
+def test_other_bad_input(damaged, capsys):
     kit, folder, voc, weights = damaged
 
+    def said(*arguments, code=0, work="work"):
+        """In this process: what a fresh one says, and how it ends, other tests show."""
+        capsys.readouterr()
+        assert run_cli("--work_dir", folder / work, "--data_root", folder / "data", *SMALL, *arguments) == code
+        return "".join(capsys.readouterr())
+
     def message(*arguments):
-        return run(folder / "work", folder / "data", *arguments, code=2)
+        return said(*arguments, code=2)
 
     (folder / "list.txt").write_text("2007_999999\n")
     assert "2007_999999" in message(*weights, "--steps", "2", "--infer_list", str(folder / "list.txt"))
@@ -187,16 +193,16 @@ def test_other_bad_input(damaged):
     assert f"{name}.xml names no object" in message(*weights, "--steps", "2")
     (voc / "Annotations" / f"{name}.xml").write_text(xml)
     Image.new("P", (5, 7)).save(voc / "SegmentationClassAug" / f"{name}.png")
-    run(folder / "work", folder / "data", *weights, "--steps", "2")
+    said(*weights, "--steps", "2")
     printed = message(*weights, "--steps", "3")
     assert f"{name}.png is 5 x 7" in printed and f"{name}.jpg is" in printed
     (voc / "JPEGImages" / f"{name}.jpg").unlink()
     assert name in message(*weights, "--steps", "2", "--overwrite")
-    assert f"left out {name}" in run(folder / "work", folder / "data", *weights, "--steps", "2", "--skip_bad")
+    assert f"left out {name}" in said(*weights, "--steps", "2", "--skip_bad")
     shutil.rmtree(voc / "ImageSets")
     (folder / "list.txt").write_text("".join(f"{name}\n" for name in kit.train[1:3]))
     lists = [word for key in ("train", "infer", "eval", "val") for word in (f"--{key}_list", str(folder / "list.txt"))]
-    run(folder / "other", folder / "data", *weights, *lists, "--steps", "2-3")
+    said(*weights, *lists, "--steps", "2-3", work="other")
     shutil.rmtree(voc / "JPEGImages")
     printed = message(*weights, "--steps", "2")
     assert "JPEGImages" in printed and "ImageSets" in printed

@@ -15,7 +15,7 @@ from misc.report.charts import Line, bars, confusion_table, line_chart
 from misc.report.gallery import gallery
 from misc.report.markup import Html, at, html, join, measured_cell, number, tag
 from misc.report.stages import INSTANCES, Stage, instance_text, scored, variants
-from misc.workdir import outdated
+from misc.resume import outdated
 
 FOLDER = Path(__file__).parent
 BY_EPOCH = ("train_cam", "train_irn")
