@@ -93,7 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--ablate", metavar="LIST", help="studies: steps, pooling, activation, companions, learning_rate (default: all)"
     )
-    group.add_argument("--ablate_limit", type=positive, default=10, metavar="N", help="images that every point takes")
+    group.add_argument("--ablate_limit", type=positive, default=8, metavar="N", help="images that every point takes")
     group.add_argument(
         "--strips_images", default="12", metavar="NAMES|N", help="images that get a strip: names, or how many"
     )
