@@ -102,26 +102,22 @@ def _run(args: argparse.Namespace, sources: dict[str, str], chosen: Sequence[Ste
             if args.tensorboard:
                 board.start(work_dir / "tensorboard")
         possible = _possible(args, chosen)
-        names = [step.name for step in possible]
-        if args.overwrite:
-            torchutils.on_first_rank(lambda: resume.mark(args, names))
-        _run_steps(args, possible)
-        torchutils.on_first_rank(lambda: resume.unmark(args, names))
+        with resume.overwriting(args, [step.name for step in possible]):
+            _run_steps(args, possible)
     torchutils.leave_ranks()
     return 0
 
 
 def _check_batches(args: argparse.Namespace, chosen: Sequence[Step]) -> None:
     """UserError if the ranks cannot share the batches of one of the chosen steps."""
+    from misc.resume import used
     from misc.torchutils import on_first_rank
     from misc.training import BATCHES, check_batches
     from misc.workdir import PLACES
-    from step.train_seg import LABELS
 
     training = BATCHES.keys() & {step.name for step in chosen}
-    unused = {entry.weights for word, entry in LABELS.items() if word not in args.seg_labels}
     weights = [name for name, entry in PLACES.items() if entry.step in training and name.endswith("_weights_name")]
-    on_first_rank(lambda: check_batches(args, [name for name in weights if name not in unused]))
+    on_first_rank(lambda: check_batches(args, [name for name in weights if used(args, name)]))
 
 
 def _begin(args: argparse.Namespace, sources: dict[str, str], argv: Sequence[str]) -> None:

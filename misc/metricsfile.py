@@ -65,8 +65,14 @@ def metrics(args: argparse.Namespace) -> dict[str, dict]:
 def forget(args: argparse.Namespace, argument: str) -> None:
     """Takes what metrics.json tells of results that are not there, or not for long, out of it."""
     entry, stored = PLACES[argument], metrics(args)
-    kept = {step: values for step, values in stored.items() if step not in (entry.step, entry.scored_by)}
-    if entry.step != "train_seg" and kept.keys() != stored.keys():  # train_seg's entry is of several networks
+    if entry.seg_labels:  # entries of several networks, or of other images: their steps replace them as a whole
+        return
+    step, _, key = (entry.scored_by or "").partition(".")
+    gone = {entry.step} if key else {entry.step, step}
+    kept = {name: values for name, values in stored.items() if name not in gone}
+    if key and key in kept.get(step, {}):
+        kept[step] = {name: value for name, value in kept[step].items() if name != key}
+    if kept != stored:
         save_json(_metrics_path(args), kept)
 
 

@@ -1,8 +1,10 @@
 """What is still to be made, and whether what is there was made by the same: records, resume, `--overwrite`."""
 
 import argparse
+import contextlib
 import logging
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from misc import made_by
 from misc.errors import UserError
 from misc.files import find_doubled, load_json, save_json
 from misc.metricsfile import forget
-from misc.torchutils import on_first_rank, shard
+from misc.torchutils import on_first_rank, rank, shard
 from misc.workdir import ALWAYS, PLACES, place, record_path, result_file, seeds_argument
 
 _INPUT_WORDS = {
@@ -30,37 +32,62 @@ def pending(args: argparse.Namespace, argument: str, names: Sequence[str], suffi
     return [name for name in shard(names) if name in missing]
 
 
-def mark(args: argparse.Namespace, steps: Sequence[str]) -> None:
-    """Notes on disk that `--overwrite` is to make the results of these steps anew; on rank 0.
+@contextlib.contextmanager
+def overwriting(args: argparse.Namespace, steps: Sequence[str]) -> Iterator[None]:
+    """While the steps run: a note on disk of the places that `--overwrite` is to make anew and has not come to.
 
-    A run that is cut off before it has come to one of them goes on without `--overwrite`, and must not take its old
-    results for new ones.
+    A run that is cut off goes on without `--overwrite`, and must not take old results for new ones. A run that is
+    refused before it has touched any leaves no note.
     """
-    save_json(_marks_path(args), {"anew": sorted({*_marks(args), *_paths(args, steps)})})
+    on_first_rank(lambda: _note(args, steps))
+    before = set(_marks(args)) if rank() == 0 else set()
+    added = set(_paths(args, steps)) if args.overwrite else set()
+    if rank() == 0 and added:
+        _keep_marks(args, before | added)
+    try:
+        yield
+    except UserError:
+        if rank() == 0 and added and added <= set(_marks(args)):
+            _keep_marks(args, before)
+        raise
+    on_first_rank(lambda: _keep_marks(args, set(_marks(args)) - set(_paths(args, steps))))
 
 
-def unmark(args: argparse.Namespace, steps: Sequence[str]) -> None:
-    """Takes the note of `mark` back once the steps are done; on rank 0."""
-    _keep_marks(args, set(_marks(args)) - set(_paths(args, steps)))
+def _note(args: argparse.Namespace, steps: Sequence[str]) -> None:
+    """Says what an earlier run has left to be made anew."""
+    left = sorted(set(_marks(args)) & set(_paths(args, steps)))
+    if left and not args.overwrite:
+        text = "an earlier --overwrite was cut off before it came to %s: made anew now (to keep it, stop and delete %s)"
+        logging.warning(text, ", ".join(left), _marks_path(args))
 
 
 def marked(args: argparse.Namespace, argument: str) -> bool:
     """Whether what is in a place is to be made anew: by `--overwrite`, or by that of a run that was cut off."""
-    return args.overwrite or str(place(args, argument).resolve()) in _marks(args)
+    return args.overwrite or _path(args, argument) in _marks(args)
 
 
 def begun(args: argparse.Namespace, argument: str) -> None:
     """A place that was marked holds nothing old any more; on rank 0."""
-    _keep_marks(args, set(_marks(args)) - {str(place(args, argument).resolve())})
+    _keep_marks(args, set(_marks(args)) - {_path(args, argument)})
 
 
 def _paths(args: argparse.Namespace, steps: Sequence[str]) -> list[str]:
-    return [str(place(args, argument).resolve()) for argument, entry in PLACES.items() if entry.step in steps]
+    return [_path(args, argument) for argument, entry in PLACES.items() if entry.step in steps and used(args, argument)]
+
+
+def _path(args: argparse.Namespace, argument: str) -> str:
+    """As the note has it: below `--work_dir`, wherever that is mounted."""
+    return os.path.relpath(place(args, argument).resolve(), Path(args.work_dir).resolve())
+
+
+def used(args: argparse.Namespace, argument: str) -> bool:
+    """Whether a place is none of a segmentation network that `--seg_labels` does not name."""
+    return PLACES[argument].seg_labels in (None, *args.seg_labels)
 
 
 def _marks(args: argparse.Namespace) -> list[str]:
     found = load_json(_marks_path(args)).get("anew", [])
-    if not isinstance(found, list):
+    if not isinstance(found, list) or not all(isinstance(path, str) for path in found):
         raise UserError(f"{_marks_path(args)} is damaged; delete it and give the same command again with --overwrite")
     return found
 
@@ -88,7 +115,9 @@ def what_makes(args: argparse.Namespace, argument: str) -> dict:
     for purpose in entry.lists:
         values[f"--{purpose}_list"] = made_by.of_names(image_names(args, dataset, purpose))
     if entry.labels:
-        values["labels of --train_list"] = made_by.of_array(dataset.labels(dataset.names_of(args.train_list)))
+        with contextlib.suppress(UserError):  # who only makes CAMs of other images may have no such list
+            names = [name for name in dataset.names_of(args.train_list) if name not in args.bad_images]
+            values["labels of --train_list"] = made_by.of_array(dataset.labels(names))
     root = Path(args.data_root).resolve() if args.data_root else None
     data = {"--data_root": str(root) if root else None, **dataset.identity}
     module, file = dataset_module(args.dataset)
@@ -108,9 +137,9 @@ def some_images(args: argparse.Namespace, dataset: Dataset, purpose: str) -> dic
     """
     if not args.data_root:
         return {}
-    names = [name for name in dataset.names_of(getattr(args, f"{purpose}_list")) if name not in args.bad_images]
-    chosen = [names[i] for i in sorted({0, len(names) // 2, len(names) - 1})] if names else []
     try:
+        names = [name for name in dataset.names_of(getattr(args, f"{purpose}_list")) if name not in args.bad_images]
+        chosen = [names[i] for i in sorted({0, len(names) // 2, len(names) - 1})] if names else []
         return {name: made_by.of_array(dataset.image(name)) for name in chosen}
     except (UserError, OSError):
         return {}
@@ -136,21 +165,14 @@ def outdated(args: argparse.Namespace) -> list[str]:
     """The results that were made from inputs which have been replaced since, in words; for whoever shows them all."""
     found = []
     for argument, entry in PLACES.items():
-        record_file = record_path(args, argument)
-        try:
-            before = made_by.read(record_file)
-        except UserError:  # damaged
-            continue
-        for key, then in before["inputs"].items() if before else ():
-            name = key.removeprefix("--")
-            if name == "seeds":  # of either kind, whatever `--seeds` says today
-                now = [_input(args, "cam_out_dir"), _input(args, "cam_rib_out_dir")]
-            elif name in vars(args):
-                now = [_input(args, name)]
-            else:
-                continue
-            if then not in now and any(value != "missing" for value in now):
-                found.append(f"{entry.path} was made from {_INPUT_WORDS.get(name, key)} that have been replaced since")
+        with contextlib.suppress(UserError):  # a damaged record
+            for key, then in (made_by.read(record_path(args, argument)) or {"inputs": {}})["inputs"].items():
+                name = key.removeprefix("--")
+                # Seeds of either kind, whatever `--seeds` says today. What has been deleted was not replaced.
+                sources = ("cam_out_dir", "cam_rib_out_dir") if name == "seeds" else (name,)
+                there = all(source in PLACES and place(args, source).exists() for source in sources)
+                if there and then not in [_input(args, source) for source in sources]:
+                    found.append(f"{entry.path} was made from {_INPUT_WORDS[name]} that have been replaced since")
     return found
 
 

@@ -133,8 +133,8 @@ def _curve(value: Any, where: str) -> None:
 def _point(value: Any, where: str) -> None:
     """A point of ablate/results.json; `written` is a place on its curve."""
     kind = {
-        "label": "text", "own": "flag", "images": "count", "written": "count", "ended_early": "count",
-        "not_finite": "count", "curve": (_curve, Each(["measure"])),
+        "label": "text", "own": "flag", "images": "count", "written": "count", "ended_early?": "count",
+        "not_finite?": "count", "curve": (_curve, Each(["measure"])),
     }  # fmt: skip
     _check(value, kind, where)
     if value["written"] >= len(value["curve"]["best"]):
@@ -186,6 +186,6 @@ FILES = {
     "args.json": {**_CALL, "earlier?": [_CALL]},
     "results.json": {
         "own": "text",
-        "studies": Each({"title": "text", "argument": "any", "sweep": ["number"], "points": _points}),
+        "studies": Each({"title": "text", "argument": "any", "sweep?": ["number"], "points": _points}),
     },
 }

@@ -16,7 +16,8 @@ class Place(NamedTuple):
 
     arguments: names or patterns, besides ALWAYS. lists: purposes of the image lists that every result depends on.
     inputs: arguments that name weights files or folders of results; "seeds" is the folder that `--seeds` points at.
-    labels: whether it depends on the image-level labels. scored_by: the step whose entry in metrics.json tells of it.
+    labels: whether it depends on the image-level labels. scored_by: the entry in metrics.json that tells of it, of a
+    step, or STEP.KEY within that. seg_labels: the word of `--seg_labels` that it belongs to.
     What makes no difference (device, workers, ranks, backends that compute the same) has no business here.
     """
 
@@ -27,6 +28,7 @@ class Place(NamedTuple):
     inputs: tuple[str, ...] = ()
     labels: bool = False
     scored_by: str | None = None
+    seg_labels: str | None = None
 
 
 SHARED_S = 3600.0  # other runs may be writing into a folder outside --work_dir: no file takes them this long
@@ -62,7 +64,7 @@ PLACES = {
         labels=True, scored_by="eval_rib_cam",
     ),
     "ir_label_out_dir": Place(
-        "ir_label", "cam_to_ir_label", ("seeds", "conf_*"), (), ("seeds",), scored_by="eval_sem_seg"
+        "ir_label", "cam_to_ir_label", ("seeds", "conf_*"), (), ("seeds",), scored_by="eval_sem_seg.ir_label"
     ),
     "sem_seg_out_dir": Place(
         "sem_seg", "make_sem_seg", (*WALK, "cam_power", "sem_seg_bg_thres"), (), ("seeds", "irn_weights_name"),
@@ -70,23 +72,32 @@ PLACES = {
     ),
     "edge_out_dir": Place("edge", "make_sem_seg"),  # written with the masks and never read by a step
     "sem_seg_cam_out_dir": Place(
-        "sem_seg_cam", "train_seg", (*WALK, "cam_power", "sem_seg_bg_thres"), (), ("cam_out_dir", "irn_weights_name")
+        "sem_seg_cam", "train_seg", (*WALK, "cam_power", "sem_seg_bg_thres"), (), ("cam_out_dir", "irn_weights_name"),
+        seg_labels="cam",
     ),
     "ins_seg_out_dir": Place(
         "ins_seg", "make_ins_seg", (*WALK, "ins_seg_*"), (), ("seeds", "irn_weights_name"), scored_by="eval_ins_seg"
     ),
     "seg_weights_name": Place(
-        "sess/deeplabv2.pth", "train_seg", SEG_TRAINING, ("infer",), ("sem_seg_out_dir", "seg_init")
+        "sess/deeplabv2.pth", "train_seg", SEG_TRAINING, ("infer",), ("sem_seg_out_dir", "seg_init"),
+        seg_labels="pseudo",
     ),
     "seg_cam_weights_name": Place(
-        "sess/deeplabv2_cam.pth", "train_seg", SEG_TRAINING, ("infer",), ("sem_seg_cam_out_dir", "seg_init")
+        "sess/deeplabv2_cam.pth", "train_seg", SEG_TRAINING, ("infer",), ("sem_seg_cam_out_dir", "seg_init"),
+        seg_labels="cam",
     ),
     "seg_truth_weights_name": Place(
-        "sess/deeplabv2_truth.pth", "train_seg", SEG_TRAINING, ("infer",), ("seg_init",)
+        "sess/deeplabv2_truth.pth", "train_seg", SEG_TRAINING, ("infer",), ("seg_init",), seg_labels="truth"
     ),
-    "seg_out_dir": Place("seg", "eval_seg", SEG_TEST, (), ("seg_weights_name",)),
-    "seg_cam_out_dir": Place("seg_cam", "eval_seg", SEG_TEST, (), ("seg_cam_weights_name",)),
-    "seg_truth_out_dir": Place("seg_truth", "eval_seg", SEG_TEST, (), ("seg_truth_weights_name",)),
+    "seg_out_dir": Place(
+        "seg", "eval_seg", SEG_TEST, (), ("seg_weights_name",), seg_labels="pseudo"
+    ),
+    "seg_cam_out_dir": Place(
+        "seg_cam", "eval_seg", SEG_TEST, (), ("seg_cam_weights_name",), seg_labels="cam"
+    ),
+    "seg_truth_out_dir": Place(
+        "seg_truth", "eval_seg", SEG_TEST, (), ("seg_truth_weights_name",), seg_labels="truth"
+    ),
 }  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from data.base import Dataset
 from misc import torchutils
 from misc.errors import UserError
 from misc.files import load_json, save_json, write_atomic
+from misc.made_by import of_array
 from misc.metrics import ThresholdSweep, mean_iou
 from misc.progress import bar
 from misc.recording import Recording, record
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace) -> dict:
     for point in (point for listed in studies.values() for point in listed):
         points.setdefault(point.key, point)
     folder = Path(args.work_dir) / "ablate"
-    before = {} if args.overwrite else torchutils.on_first_rank(lambda: load_json(folder / RESULTS))
+    before = torchutils.on_first_rank(lambda: _before(args, folder))
     if args.overwrite:  # all at once, so that a run that is cut off goes on without it
         torchutils.on_first_rank(lambda: _remove_counts(folder, points, names))
     device = torchutils.resolve_device(args.device)
@@ -93,7 +94,7 @@ def _measure(
     thresholds = thresholds_of(args)
     total = np.zeros((args.RIB_iter + 1, *ThresholdSweep(thresholds, dataset.n_classes + 1).counts.shape), np.int64)
     ends = np.zeros(2, np.int64)
-    todo = [name for name in names if not _counts_file(folder, name).is_file()]
+    todo = [name for name in names if not _counted(_counts_file(folder, name), dataset.mask(name))]
 
     def show() -> None:
         if not progress.disable:
@@ -110,7 +111,7 @@ def _measure(
             counts = _count(recording, dataset, thresholds, args.RIB_iter + 1)
             early = len(recording.keys) > 0 and len(recording.sums) < args.RIB_iter and not recording.overflowed
             end = np.array([early, recording.overflowed], np.int64)
-            _save_counts(_counts_file(folder, recording.name), counts, end)
+            _save_counts(_counts_file(folder, recording.name), counts, end, dataset.mask(recording.name))
             total += counts
             ends += end
             show()
@@ -128,6 +129,16 @@ def _count(recording: Recording, dataset: Dataset, thresholds: np.ndarray, steps
     return np.stack(counts)
 
 
+def _before(args: argparse.Namespace, folder: Path) -> dict:
+    """What earlier runs found; with `--overwrite` a damaged file is none."""
+    try:
+        return load_json(folder / RESULTS)
+    except UserError:
+        if args.overwrite:
+            return {}
+        raise
+
+
 def _remove_counts(folder: Path, points: Iterable[str], names: Sequence[str]) -> None:
     for key, name in itertools.product(points, names):
         _counts_file(folder / "points" / key, name).unlink(missing_ok=True)
@@ -137,9 +148,21 @@ def _counts_file(folder: Path, name: str) -> Path:
     return folder / f"{name}.npz"
 
 
-def _save_counts(path: Path, counts: np.ndarray, end: np.ndarray) -> None:
+def _counted(path: Path, truth: np.ndarray) -> bool:
+    """Whether an image was counted, against this truth."""
+    if not path.is_file():
+        return False
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return str(file["truth"]) == of_array(truth)
+    except Exception:  # a damaged archive can raise anything; whoever adds it up names it
+        return True
+
+
+def _save_counts(path: Path, counts: np.ndarray, end: np.ndarray, truth: np.ndarray) -> None:
     index = np.flatnonzero(counts)  # nearly all are 0
     arrays = {"index": index, "count": counts.reshape(-1)[index], "shape": counts.shape, "end": end}
+    arrays["truth"] = np.array(of_array(truth))
     write_atomic(path, lambda file: np.savez(file, **arrays))
 
 

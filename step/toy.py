@@ -39,8 +39,10 @@ def run(args: argparse.Namespace) -> dict:
     seeds = [args.seed + i for i in range(args.toy_seeds)]
     if args.overwrite:  # all at once, so that a run that is cut off goes on without it
         torchutils.on_first_rank(lambda: [_result_file(folder, seed).unlink(missing_ok=True) for seed in seeds])
+    files = [file(folder, seed) for seed in seeds for file in (_result_file, _weights_file)]
+    whole = torchutils.on_first_rank(lambda: all(file.is_file() for file in files))
     for seed in torchutils.shard(seeds):
-        _one_seed(args, folder, seed)
+        _one_seed(args, folder, seed, whole)
     torchutils.barrier()
     if torchutils.rank() != 0:
         return {}
@@ -74,11 +76,14 @@ def run(args: argparse.Namespace) -> dict:
     }
 
 
-def _one_seed(args: argparse.Namespace, folder: Path, seed: int) -> None:
-    """Trains and measures one seed, as far as that was not done with the same settings by the same code."""
+def _one_seed(args: argparse.Namespace, folder: Path, seed: int, whole: bool) -> None:
+    """Trains and measures one seed, as far as that was not done with the same settings.
+
+    whole: whether all seeds are there; those of other code stay only then, and are not mixed with new ones.
+    """
     file, made = _result_file(folder, seed), _made_by(args, seed)
     device, net = torchutils.resolve_device(args.device), _untrained(seed)
-    stored = _stored(folder, seed, made, net)
+    stored = _stored(args, folder, seed, made, net, whole)
     if {*_thresholds(args)} <= {*stored.get("thresholds", ())}:
         logging.info("toy: %s is there already", file)
         return
@@ -93,10 +98,10 @@ def _one_seed(args: argparse.Namespace, folder: Path, seed: int) -> None:
     save_json(file, {"made_by": made, **measured})
 
 
-def _stored(folder: Path, seed: int, made: dict, net: ToyNet) -> dict:
+def _stored(args: argparse.Namespace, folder: Path, seed: int, made: dict, net: ToyNet, whole: bool) -> dict:
     """What a stored seed tells, its weights loaded into `net`; {} where it is not there.
 
-    UserError if it was made with other settings, or is damaged.
+    UserError if it was made with other settings, or is damaged, or by other code where more is to be made.
     """
     file, weights_file = _result_file(folder, seed), _weights_file(folder, seed)
     try:
@@ -109,8 +114,10 @@ def _stored(folder: Path, seed: int, made: dict, net: ToyNet) -> dict:
         found = made_by.differences(before, made)
         if found.values:
             raise UserError(f"{file} was made otherwise: {found}; give the same again, or choose another --work_dir")
-        if found.code:
+        if found.code and whole and {*_thresholds(args)} <= {*stored.get("thresholds", ())}:
             logging.warning("toy: %s was made by other code and is kept: %s", file, found)
+        elif found.code:
+            raise UserError(f"{file} was made by other code ({found}), and more is to be made")
         if not {*MEASURED} <= stored.keys():
             raise UserError(f"{file} is not whole; delete it")
         weights.load(net, weights_file)

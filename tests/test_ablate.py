@@ -304,6 +304,7 @@ def test_ablate_computes_nothing_twice(work_dir, runs, capsys):
     assert list(results(work_dir)) == ["steps", "companions"]
     assert ablate(work_dir, "--RIB_lr", "4e-5", "--ablate", "steps", "--overwrite", images=1) == 0
     assert runs.count == 3 * POINTS + 2 + 3 + 1
+    assert list(results(work_dir)) == ["steps", "companions"]
 
 
 def test_overwriting_that_is_cut_off_goes_on_without(work_dir, runs):
@@ -312,6 +313,14 @@ def test_overwriting_that_is_cut_off_goes_on_without(work_dir, runs):
     assert ablate(work_dir, "--overwrite") == 130
     runs.stop_at = None
     assert ablate(work_dir) == 0 and runs.count == 2 * POINTS
+
+
+def test_images_are_counted_again_where_their_truth_has_changed(work_dir, runs, monkeypatch):
+    assert ablate(work_dir, "--ablate", "steps") == 0
+    before = results(work_dir)["steps"]["points"][0]["curve"]["best"]
+    monkeypatch.setattr(Shapes, "mask", lambda self, name: np.zeros((48, 48), np.uint8))
+    assert ablate(work_dir, "--ablate", "steps") == 0
+    assert runs.count == 4 and results(work_dir)["steps"]["points"][0]["curve"]["best"] != before
 
 
 def test_metrics_hold_what_a_run_measured_on_images_of_earlier_runs(work_dir):

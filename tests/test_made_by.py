@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 
 from data import preset
+from data.base import DataError
+from data.folder import Folder
 from misc import made_by, metricsfile, resume, workdir
 from misc.errors import UserError
 from misc.training import begin, finish, to_train
@@ -136,6 +138,16 @@ def test_results_of_inputs_that_were_replaced_are_told(tmp_path, weights):
     assert len(told) == 3 and "cam was made from classifier weights that have been replaced since" in told
     weights.unlink()  # taken elsewhere: nothing says that it was replaced
     assert resume.outdated(args) == ["ir_label was made from seeds that have been replaced since"]
+    (tmp_path / "cam" / made_by.NAME).write_text("{")
+    assert resume.outdated(args) == []
+    shutil.rmtree(tmp_path / "cam")
+    shutil.rmtree(tmp_path / "cam_rib")
+    assert resume.outdated(args) == []
+
+
+def test_where_a_training_began_is_no_result_that_is_replaced(tmp_path):
+    trained(arguments(tmp_path, cam_init="scratch"))
+    assert resume.outdated(arguments(tmp_path, cam_init="imagenet")) == []
 
 
 def test_companions_come_from_a_list_that_counts(tmp_path, weights):
@@ -151,7 +163,7 @@ def own(tmp_path):
     values = {name: value for name, (value, _) in preset("folder").items()}
 
     def at(root=mini.root, **changed):
-        return arguments(tmp_path, **values, dataset="folder", data_root=str(root), limit=None, **changed)
+        return arguments(tmp_path, **{**values, "dataset": "folder", "data_root": str(root), "limit": None, **changed})
 
     return mini, at
 
@@ -219,34 +231,64 @@ def test_overwrite_makes_all_anew_and_a_cut_leaves_nothing_old(tmp_path, weights
         make(arguments(tmp_path, overwrite=True), names=NAMES[:1])
 
 
-def test_overwriting_that_was_cut_off_goes_on_with_later_steps_too(tmp_path, weights):
+def test_overwriting_that_was_cut_off_goes_on_with_later_steps_too(tmp_path, weights, caplog):
     make(arguments(tmp_path))
     make(arguments(tmp_path, seeds="cam"), "ir_label_out_dir", suffix=".png")
     (tmp_path / "sess" / "res50_irn.pth").write_bytes(b"old")
     new = {"cam_scales": (1.0, 0.5), "seeds": "cam"}
-    resume.mark(arguments(tmp_path, overwrite=True), ["make_cam", "cam_to_ir_label", "train_irn"])
-    make(arguments(tmp_path, overwrite=True, **new))  # and is cut off; from here on without --overwrite
-    go_on = arguments(tmp_path, **new)
-    assert make(go_on) == []
-    assert resume.pending(go_on, "ir_label_out_dir", NAMES, ".png") == NAMES
-    assert [path.name for path in (tmp_path / "ir_label").iterdir()] == [made_by.NAME]  # cut off once more
-    assert make(go_on, "ir_label_out_dir", suffix=".png") == NAMES
-    assert make(go_on, "ir_label_out_dir", suffix=".png") == []
-    assert to_train(go_on, "irn_weights_name")
-    checkpoint, _ = begin(go_on, "irn_weights_name")
-    assert not (tmp_path / "sess" / "res50_irn.pth").exists()
-    checkpoint.write_bytes(b"half")
-    assert to_train(go_on, "irn_weights_name") and begin(go_on, "irn_weights_name")[0].exists()  # it goes on there
+    steps = ["make_cam", "cam_to_ir_label", "train_irn"]
+    with (
+        pytest.raises(KeyboardInterrupt),
+        resume.overwriting(args := arguments(tmp_path, overwrite=True, **new), steps),
+    ):
+        make(args)
+        raise KeyboardInterrupt
+    moved = tmp_path.rename(tmp_path.parent / f"{tmp_path.name}_moved")  # or mounted elsewhere
+    go_on = arguments(moved, **new)
+    with resume.overwriting(go_on, steps):
+        assert "an earlier --overwrite was cut off before it came to ir_label, sess/res50_irn.pth" in caplog.text
+        assert make(go_on) == []
+        assert resume.pending(go_on, "ir_label_out_dir", NAMES, ".png") == NAMES
+        assert [path.name for path in (moved / "ir_label").iterdir()] == [made_by.NAME]  # cut off once more
+        assert make(go_on, "ir_label_out_dir", suffix=".png") == NAMES
+        assert make(go_on, "ir_label_out_dir", suffix=".png") == []
+        assert to_train(go_on, "irn_weights_name")
+        checkpoint, _ = begin(go_on, "irn_weights_name")
+        assert not (moved / "sess" / "res50_irn.pth").exists()
+        checkpoint.write_bytes(b"half")
+        assert to_train(go_on, "irn_weights_name") and begin(go_on, "irn_weights_name")[0].exists()  # it goes on there
+    assert not (moved / ".overwrite.json").exists()
+
+
+def test_overwriting_that_is_refused_leaves_no_note(tmp_path, weights):
+    make(arguments(tmp_path))
+    other = arguments(tmp_path, overwrite=True, cam_scales=(1.0, 0.5))
+    with pytest.raises(UserError, match="would mix them"), resume.overwriting(other, ["make_cam", "cam_to_ir_label"]):
+        make(other, names=NAMES[:2])
+    assert not (tmp_path / ".overwrite.json").exists() and make(arguments(tmp_path)) == []
+
+
+def test_overwriting_means_the_networks_that_are_asked_for(tmp_path):
+    args = arguments(tmp_path, overwrite=True, seg_labels=("pseudo",))
+    with pytest.raises(KeyboardInterrupt), resume.overwriting(args, ["train_seg", "eval_seg"]):
+        raise KeyboardInterrupt
+    later = arguments(tmp_path, seg_labels=("truth",))
+    assert resume.marked(later, "seg_weights_name") and resume.marked(later, "seg_out_dir")
+    assert not any(resume.marked(later, f"seg_{name}") for name in ("truth_weights_name", "truth_out_dir"))
+    assert not resume.marked(later, "sem_seg_cam_out_dir")
+    with resume.overwriting(later, ["train_seg"]):
+        pass
+    assert resume.marked(later, "seg_weights_name")
+    with resume.overwriting(arguments(tmp_path, seg_labels=("pseudo",)), ["train_seg", "eval_seg"]):
+        pass
     assert not (tmp_path / ".overwrite.json").exists()
 
 
-def test_marks_are_taken_back_at_the_end(tmp_path, weights):
-    args = arguments(tmp_path)
-    resume.mark(args, ["make_cam", "cam_to_ir_label"])
-    resume.unmark(args, ["make_cam"])
-    assert resume.marked(args, "ir_label_out_dir") and not resume.marked(args, "cam_out_dir")
-    resume.unmark(args, ["cam_to_ir_label"])
-    assert not (tmp_path / ".overwrite.json").exists()
+@pytest.mark.parametrize("content", ['{"anew": [[1]]}', '{"anew": 3}', "[", "[]"])
+def test_a_damaged_note_is_one_line(tmp_path, content):
+    (tmp_path / ".overwrite.json").write_text(content)
+    with pytest.raises(UserError, match=r"\.overwrite\.json"):
+        resume.marked(arguments(tmp_path), "cam_out_dir")
 
 
 def test_figures_of_results_that_are_gone_are_forgotten(tmp_path, weights):
@@ -265,6 +307,41 @@ def test_figures_of_results_that_are_gone_are_forgotten(tmp_path, weights):
     assert metricsfile.metrics(args)["make_cam"]["RIB_steps"] == {"3": 1} and "eval_cam" not in metricsfile.metrics(
         args
     )
+
+
+def test_labels_made_anew_cost_the_masks_no_score(tmp_path):
+    args = arguments(tmp_path)
+    entry = {"seconds": 1.0, "images": 4, "miou": 0.5}
+    metricsfile.record(args, "eval_sem_seg", {**entry, "ir_label": {"miou": 0.6}})
+    metricsfile.record(args, "eval_seg", entry)
+    make(args, "cam_rib_out_dir")
+    make(arguments(tmp_path, overwrite=True), "ir_label_out_dir", suffix=".png")
+    make(arguments(tmp_path, overwrite=True), "seg_out_dir", suffix=".png")  # those of a test server, say
+    assert metricsfile.metrics(args)["eval_sem_seg"] == metricsfile.metrics(args)["eval_seg"] == entry
+
+
+def test_lists_that_a_step_does_not_need_may_be_missing(tmp_path, weights, own):
+    mini, at = own
+    args = at(train_list=str(tmp_path / "none.txt"))
+    assert make(args, names=mini.names[:2]) == mini.names[:2]
+    record = resume.what_makes(at(infer_list=str(tmp_path / "none.txt")), "seg_out_dir")
+    assert record["images"] == {}
+    assert len(resume.what_makes(at(), "seg_out_dir")["images"]) == 3
+
+
+def test_images_that_are_left_out_need_no_label(tmp_path, weights, own, monkeypatch):
+    mini, at = own
+    plain = Folder.label
+
+    def label(self, name):
+        if name == mini.names[1]:
+            raise DataError(f"{name} has no label")
+        return plain(self, name)
+
+    monkeypatch.setattr(Folder, "label", label)
+    assert "labels of --train_list" not in resume.what_makes(at(), "cam_out_dir")["arguments"]
+    left_out = resume.what_makes(at(bad_images={mini.names[1]: "gone"}), "cam_out_dir")
+    assert left_out["arguments"]["labels of --train_list"].startswith("9 x 3")
 
 
 def test_results_without_record_are_taken_as_they_are(tmp_path, weights, caplog):

@@ -498,6 +498,11 @@ def test_seeds_of_other_settings_stop_and_of_other_code_are_kept(tmp_path, witho
     told = next(line for line in capsys.readouterr().err.splitlines() if "by other code" in line)
     assert told.endswith("has changed") and len(told) < 300 + len(str(file))
     assert json.loads(file.read_text()) == after
+    two = ("--toy_seeds", "2", "--toy_test", "2", "--toy_rib_lr", "0.002")
+    assert run(tmp_path, *two) == 2 and "by other code" in capsys.readouterr().err  # nor mixed with new ones
+    assert run(tmp_path, *one, "--toy_rib_lr", "0.002", "--toy_threshold", "0.42") == 2
+    assert "and more is to be made" in capsys.readouterr().err
+    assert json.loads(file.read_text()) == after and not (tmp_path / "toy" / "seed_1.json").exists()
     file.write_text(json.dumps({"settings": {"toy_lr": 1}}))  # as an older program left it
     assert run(tmp_path, *one) == 2 and "does not say what made it; delete it" in capsys.readouterr().err
 
@@ -550,7 +555,7 @@ def test_a_damaged_file_is_named_and_overwritten_only_when_told(tmp_path, withou
 def test_the_seeds_of_other_ranks_are_waited_for(tmp_path, monkeypatch, without_figures):
     args = parse(STEPS, add_arguments, [*SMALL, "--work_dir", str(tmp_path)])[0]
     monkeypatch.setattr("misc.torchutils.shard", lambda seeds: seeds[:1])
-    monkeypatch.setattr("misc.torchutils.barrier", lambda: toy._one_seed(args, tmp_path / "toy", 1))
+    monkeypatch.setattr("misc.torchutils.barrier", lambda: toy._one_seed(args, tmp_path / "toy", 1, False))
     assert len(toy.run(args)["accuracy"]) == 2
 
 
