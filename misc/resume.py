@@ -114,10 +114,8 @@ def what_makes(args: argparse.Namespace, argument: str) -> dict:
     values = {f"--{name}": getattr(args, name) for name in sorted(named)}
     for purpose in entry.lists:
         values[f"--{purpose}_list"] = made_by.of_names(image_names(args, dataset, purpose))
-    if entry.labels:
-        with contextlib.suppress(UserError):  # who only makes CAMs of other images may have no such list
-            names = [name for name in dataset.names_of(args.train_list) if name not in args.bad_images]
-            values["labels of --train_list"] = made_by.of_array(dataset.labels(names))
+    if entry.labels and (labels := _labels(args, dataset)):
+        values["labels of --train_list"] = labels
     root = Path(args.data_root).resolve() if args.data_root else None
     data = {"--data_root": str(root) if root else None, **dataset.identity}
     module, file = dataset_module(args.dataset)
@@ -128,6 +126,16 @@ def what_makes(args: argparse.Namespace, argument: str) -> dict:
         "images": some_images(args, dataset, (*entry.lists, "infer")[0]),
         "code": made_by.of_code((f"step.{entry.step}", *module), file),
     }
+
+
+def _labels(args: argparse.Namespace, dataset: Dataset) -> str | None:
+    """The image-level labels of the training list, with those of bad images if they have any; None without the list."""
+    with contextlib.suppress(UserError):  # who only makes CAMs of other images may have none
+        names = dataset.names_of(args.train_list)
+        for listed in (names, [name for name in names if name not in args.bad_images]):
+            with contextlib.suppress(UserError):
+                return made_by.of_array(dataset.labels(listed))
+    return None
 
 
 def some_images(args: argparse.Namespace, dataset: Dataset, purpose: str) -> dict[str, str]:
