@@ -157,10 +157,3 @@ def init_ranks(device_name: str) -> None:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
         # Ranks finish their shares of a step at different times; a rank that dies is torchrun's to notice.
         dist.init_process_group("nccl" if gpu else "gloo", timeout=datetime.timedelta(days=1))
-
-
-def leave_ranks() -> None:
-    """Leaves the process group once all ranks are here. Its threads would crash a process that ends without that."""
-    if dist.is_initialized():
-        barrier()
-        dist.destroy_process_group()
