@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 from data.base import DataError, Dataset, load_file
+from data.process import rank, world_size
 
 PURPOSES = ("train", "infer", "eval", "val")  # of image lists: `--PURPOSE_list`
 # name -> (module, one line). A module offers PRESET and open_dataset(args); see docs/adding_a_dataset.md.
@@ -29,21 +30,10 @@ class Choices(tuple):
         return super().__contains__(name) or str(name).endswith(".py")
 
 
-def preset(name: str) -> dict[str, tuple[object, str]]:
-    """The published constants with the dataset's own in place: argument -> (value, source)."""
-    from data.presets import PUBLISHED
-
-    own = _module(name).PRESET
-    unknown = sorted(set(own) - set(PUBLISHED))
-    if unknown:
-        raise DataError(f"the PRESET of dataset {name} has {', '.join(unknown)}; there are {', '.join(PUBLISHED)}")
-    return {**PUBLISHED, **own}
-
-
 def open_dataset(args: argparse.Namespace) -> Dataset:
     """The dataset that the arguments name; for the same arguments the same one, so that a run reads its lists once."""
     if id(args) not in _OPEN:
-        _OPEN[id(args)] = _module(args.dataset).open_dataset(args)
+        _OPEN[id(args)] = data_module(args.dataset).open_dataset(args)
         weakref.finalize(args, _OPEN.pop, id(args), None)
     return _OPEN[id(args)]
 
@@ -72,11 +62,10 @@ def scored_names(args: argparse.Namespace, dataset: Dataset) -> list[str]:
 def find_bad_images(args: argparse.Namespace) -> dict[str, str]:
     """name -> what is wrong, over this rank's share of all the lists; for `--skip_bad`."""
     from data.check import bad_images
-    from misc.torchutils import shard
 
     dataset = open_dataset(args)
     lists = (dataset.names_of(getattr(args, f"{purpose}_list"))[: args.limit] for purpose in PURPOSES)
-    return bad_images(dataset, shard(sorted(set().union(*lists))), args.num_workers)
+    return bad_images(dataset, sorted(set().union(*lists))[rank() :: world_size()], args.num_workers)
 
 
 def dataset_module(name: str) -> tuple[tuple[str, ...], tuple[Path, ...]]:
@@ -84,7 +73,7 @@ def dataset_module(name: str) -> tuple[tuple[str, ...], tuple[Path, ...]]:
     return ((DATASETS[name][0],), ()) if name in DATASETS else ((), (Path(name).resolve(),))
 
 
-def _module(name: str) -> ModuleType:
+def data_module(name: str) -> ModuleType:
     if name in DATASETS:
         return importlib.import_module(DATASETS[name][0])
     if name.endswith(".py"):

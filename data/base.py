@@ -3,6 +3,7 @@
 import importlib.util
 import operator
 import sys
+import zlib
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -10,7 +11,7 @@ from types import ModuleType
 
 import numpy as np
 
-from misc.errors import UserError
+from data.errors import UserError
 
 
 class DataError(UserError):
@@ -135,6 +136,12 @@ def _blank(file: Path, name: str) -> Dataset:
     """An object of the class `name` of a user's file, before its state is put in."""
     kind = operator.attrgetter(name)(load_file(file))
     return kind.__new__(kind)
+
+
+def rng(seed: int, *keys: int | str) -> np.random.Generator:
+    """A generator that depends on the seed and the keys (an image's name, an epoch) only, not on rank or worker."""
+    words = [zlib.crc32(key.encode()) if isinstance(key, str) else int(key) for key in keys]
+    return np.random.default_rng([seed, *words])
 
 
 def read_list(path: Path, name_of: Callable[[str], str] | None = None) -> list[str]:

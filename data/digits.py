@@ -12,9 +12,8 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from data.base import DataError
-from misc.progress import bar
-from misc.torchutils import rng
+from data.base import DataError, rng
+from data.progress import bar
 
 DIGITS = (2, 8)  # class 0, class 1 (RIB, section 3)
 REGIONS = ("irrelevant", "discriminative", "non-discriminative")  # values 0, 1, 2 of a region map

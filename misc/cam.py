@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
+from net.resnet50 import strided_size
+
 EPSILON = 1e-5
 
 
@@ -12,11 +14,6 @@ def merge_mirrors(cam: torch.Tensor) -> torch.Tensor:
     """Raw CAMs of an image and its mirror [2, C, h, w] -> [C, h, w]: relu, mirror flipped back, added."""
     cam = torch.relu(cam)
     return cam[0] + cam[1].flip(-1)
-
-
-def strided_size(size: tuple[int, int], stride: int) -> tuple[int, int]:
-    """Height and width of the grid of a given stride: (ceil(H / stride), ceil(W / stride))."""
-    return -(-size[0] // stride), -(-size[1] // stride)
 
 
 def combine_scales(

@@ -5,7 +5,6 @@ import copy
 import numpy as np
 import torch
 
-from data.digits import REGIONS
 from misc.rib import ACTIVATIONS
 from misc.torchutils import PolyOptimizer
 from net.toy import LAYERS, ToyNet
@@ -17,7 +16,8 @@ CONTROL = "none, a tenth of the rate"
 COMPARED = {name: (name, 1.0) for name in (*SATURATING, "relu", "none")} | {CONTROL: ("none", 0.1)}
 HEAD_LR = 10  # learning rate of the fully connected layer over that of the convolutions (RIB, step/make_rib_cam.py)
 WEIGHT_DECAY = 1e-4  # RIB, --RIB_weight_decay
-NON_DISCRIMINATIVE = REGIONS.index("non-discriminative")
+N_REGIONS = 3  # irrelevant, discriminative, non-discriminative: the values 0, 1, 2 of a region map
+NON_DISCRIMINATIVE = 2
 G_5, G_6, WHOLE_G_6 = LAYERS - 2, LAYERS - 1, LAYERS  # where they are among the maps
 
 
@@ -41,11 +41,11 @@ def gradient_maps(net: ToyNet, images: torch.Tensor, labels: torch.Tensor) -> to
 
 
 def high_gradient_ratio(maps: torch.Tensor, regions: torch.Tensor, threshold: float) -> torch.Tensor:
-    """HGR: the share of a region's pixels at which G_k exceeds `threshold`, float32 [B, 3, K] in the order of REGIONS.
+    """HGR: the share of a region's pixels at which G_k exceeds `threshold`, float32 [B, 3, K] by region value.
 
     maps: [B, K, H, W]; regions: uint8 [B, H, W]. NaN for a region that an image does not have.
     """
-    inside = torch.stack([regions == value for value in range(len(REGIONS))], 1)  # (B, 3, H, W)
+    inside = torch.stack([regions == value for value in range(N_REGIONS)], 1)  # (B, 3, H, W)
     high = (maps > threshold).float()
     return torch.einsum("brhw,bkhw->brk", inside.float(), high) / inside.sum((2, 3))[..., None]
 

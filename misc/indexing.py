@@ -72,14 +72,6 @@ def _paths(radius: int) -> list[np.ndarray]:
     return sorted(paths, key=len)
 
 
-def edge_to_affinity(edge: torch.Tensor, path_indices: list[torch.Tensor]) -> torch.Tensor:
-    """Affinity of every pair: 1 - the greatest edge value along its path.
-
-    edge: [B, h * w] in [0, 1]. path_indices: as `PathIndex.path_indices`. Returns [B, D, N].
-    """
-    return torch.cat([1 - edge[:, indices].amax(2) for indices in path_indices], 1)
-
-
 def neighbour_affinity(edge: torch.Tensor, radius: int) -> tuple[torch.Tensor, np.ndarray]:
     """Affinity of every position with the later one of each pair, by shifted maxima.
 

@@ -3,7 +3,6 @@
 import contextlib
 import datetime
 import os
-import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from misc.errors import UserError
+from net.ranks import sum_over_ranks, world_size
 
 
 class PolyOptimizer(torch.optim.SGD):
@@ -54,8 +53,6 @@ def resolve_device(name: str) -> torch.device:
     """torch.device of "auto", "cpu" or "cuda"; with several ranks, the local rank's GPU."""
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise UserError("--device cuda, but PyTorch sees no GPU; check nvidia-smi, or use --device cpu")
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     torch.cuda.set_device(device)
     return device
@@ -79,20 +76,9 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def rng(seed: int, *keys: int | str) -> np.random.Generator:
-    """A generator that depends on the seed and the keys (an image's name, an epoch) only, not on rank or worker."""
-    words = [zlib.crc32(key.encode()) if isinstance(key, str) else int(key) for key in keys]
-    return np.random.default_rng([seed, *words])
-
-
 def rank() -> int:
     """Rank of this process, 0 when there is one."""
     return dist.get_rank() if dist.is_initialized() else 0
-
-
-def world_size() -> int:
-    """Number of processes."""
-    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def barrier() -> None:
@@ -130,14 +116,6 @@ def all_reduce_sum(array: np.ndarray) -> np.ndarray:
 def mean_over_ranks(value: torch.Tensor) -> torch.Tensor:
     """Mean of a tensor over the ranks."""
     return sum_over_ranks(value) / world_size()
-
-
-def sum_over_ranks(value: torch.Tensor) -> torch.Tensor:
-    """Sum of a tensor without gradient over the ranks."""
-    if dist.is_initialized():
-        value = value.clone()
-        dist.all_reduce(value)
-    return value
 
 
 def gather(values: list) -> list:

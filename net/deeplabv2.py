@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from misc.torchutils import sum_over_ranks, world_size
+from net.ranks import sum_over_ranks, world_size
 from net.resnet50 import ResNet
 
 IGNORE = 255

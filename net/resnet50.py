@@ -108,3 +108,8 @@ def _stage(inplanes: int, planes: int, blocks: int, stride: int, dilation: int) 
         )
     first = Bottleneck(inplanes, planes, stride, downsample, dilation=dilation)
     return nn.Sequential(first, *(Bottleneck(outplanes, planes, dilation=dilation) for _ in range(blocks - 1)))
+
+
+def strided_size(size: tuple[int, int], stride: int) -> tuple[int, int]:
+    """Height and width of the grid of a given stride: (ceil(H / stride), ceil(W / stride))."""
+    return -(-size[0] // stride), -(-size[1] // stride)

@@ -4,10 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from misc.cam import strided_size
-from misc.indexing import PathIndex, edge_to_affinity
-from misc.torchutils import sum_over_ranks, world_size
-from net.resnet50 import ResNet
+from net.ranks import sum_over_ranks, world_size
+from net.resnet50 import ResNet, strided_size
 
 STRIDE = 4  # of both outputs
 
@@ -109,12 +107,12 @@ def _to_stride(x: torch.Tensor, have: int, want: int, size: tuple[int, int]) -> 
 class AffinityDisplacementLoss(Net):
     """The network with its pair losses.
 
-    path_index: the pairs; its default size is that of the stride-4 grid of the training crops.
+    path_index: the pairs (misc.indexing.PathIndex); its default size is that of the stride-4 grid of the crops.
     """
 
     LOSSES = ("bg_positive", "fg_positive", "negative", "displacement_fg", "displacement_bg")
 
-    def __init__(self, path_index: PathIndex, arch: str = "resnet50"):
+    def __init__(self, path_index, arch: str = "resnet50"):
         super().__init__(arch)
         self.path_index = path_index
         sources, destinations = path_index.pairs()
@@ -156,6 +154,14 @@ class AffinityDisplacementLoss(Net):
         valid = (source != 255) & (destination != 255)
         equal = (source == destination) & valid
         return equal & (source == 0), equal & (source > 0), (source != destination) & valid
+
+
+def edge_to_affinity(edge: torch.Tensor, path_indices: list[torch.Tensor]) -> torch.Tensor:
+    """Affinity of every pair: 1 - the greatest edge value along its path.
+
+    edge: [B, h * w] in [0, 1]. path_indices: as `PathIndex.path_indices`. Returns [B, D, N].
+    """
+    return torch.cat([1 - edge[:, indices].amax(2) for indices in path_indices], 1)
 
 
 def _mean_over(values: torch.Tensor, chosen: torch.Tensor, components: int = 1) -> torch.Tensor:

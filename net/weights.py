@@ -8,8 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from misc.errors import UserError
-from misc.files import find_doubled
+from data.errors import UserError
 
 IMAGENET = "IMAGENET1K_V1"  # what the published code was trained from
 COCO = "COCO_WITH_VOC_LABELS_V1"  # torchvision's DeepLab-v3, trained with COCO's masks
@@ -89,6 +88,12 @@ def _check_sums(path: Path) -> None:
         damaged = file.testzip()
     if damaged:
         raise ValueError(f"the checksum of {damaged} is wrong")
+
+
+def find_doubled(path: Path) -> Path | None:
+    """`path`, or the doubled `.pth.pth` that the published scripts write, or None where neither is there."""
+    both = (Path(path), Path(f"{path}.pth"))
+    return next((candidate for candidate in both if candidate.is_file()), None)
 
 
 def find_file(path: Path | str) -> Path:

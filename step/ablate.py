@@ -10,15 +10,15 @@ import numpy as np
 import torch
 
 from data import open_dataset, scored_names
-from data.base import Dataset
+from data.base import Dataset, rng
+from data.errors import UserError
+from data.files import load_json, save_json, write_atomic
+from data.progress import bar
 from misc import torchutils
-from misc.errors import UserError
-from misc.files import load_json, save_json, write_atomic
-from misc.made_by import of_array
 from misc.metrics import ThresholdSweep, mean_iou
-from misc.progress import bar
-from misc.recording import Recording, record
-from misc.studies import (
+from misc.run.made_by import of_array
+from misc.run.recording import Recording, record
+from misc.run.studies import (
     STUDIES,
     Point,
     Times,
@@ -30,7 +30,7 @@ from misc.studies import (
     points_of,
     table,
 )
-from misc.workdir import require
+from misc.run.workdir import require
 from step.eval_cam import fixed_and_best, thresholds_of
 
 RESULTS = "results.json"
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> dict:
     require(args, "cam_weights_name")
     dataset = open_dataset(args)
     scored = scored_names(args, dataset)
-    order = torchutils.rng(args.seed, "ablate").permutation(len(scored))
+    order = rng(args.seed, "ablate").permutation(len(scored))
     names = [scored[i] for i in order[: args.ablate_limit]]
     inputs = inputs_of(args, dataset)
     studies = {name: points_of(STUDIES[name], args, inputs) for name in chosen_studies(args.ablate)}

@@ -5,15 +5,15 @@ from functools import partial
 
 import torch
 
-from data import image_names, open_dataset
+from data import camfile, image_names, open_dataset
 from data.base import Dataset, voc_palette
-from misc import camfile, crf, torchutils
-from misc.files import save_mask
-from misc.metricsfile import made
-from misc.pool import map_items
-from misc.progress import bar
-from misc.resume import pending
-from misc.workdir import require, result_file, seeds_argument
+from data.files import save_mask
+from data.pool import map_items
+from data.progress import bar
+from misc import crf, torchutils
+from misc.run.metricsfile import made
+from misc.run.resume import pending
+from misc.run.workdir import require, result_file, seeds_argument
 
 
 def run(args: argparse.Namespace) -> dict:

@@ -7,13 +7,13 @@ from functools import partial
 
 import numpy as np
 
-from data import open_dataset, scored_names
+from data import camfile, open_dataset, scored_names
 from data.base import Dataset
-from misc import camfile, torchutils
+from data.pool import chunks, map_items
+from data.progress import bar
+from misc import torchutils
 from misc.metrics import ThresholdSweep, foreground, iou_table, mean_iou
-from misc.pool import chunks, map_items
-from misc.progress import bar
-from misc.workdir import require, result_file
+from misc.run.workdir import require, result_file
 
 IMAGES_PER_CALL = 16
 

@@ -9,13 +9,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data import image_names, open_dataset
+from data import cocojson, image_names, insfile, open_dataset
 from data.base import Dataset
-from misc import cocojson, insfile, torchutils
+from data.pool import chunks, map_items
+from data.progress import bar
+from misc import torchutils
 from misc.metrics import COCO_IOUS, InstanceAP, Matches, match_instances, mean_ap
-from misc.pool import chunks, map_items
-from misc.progress import bar
-from misc.workdir import require, result_file
+from misc.run.workdir import require, result_file
 
 IMAGES_PER_CALL = 16
 

@@ -12,16 +12,16 @@ import torch
 
 from data import image_names, open_dataset
 from data.base import Dataset, voc_palette
+from data.files import save_mask
 from data.loaders import Pyramids, iterate_images
+from data.pool import map_items
+from data.progress import bar
 from misc import crf, torchutils
-from misc.files import save_mask
-from misc.metricsfile import metrics
-from misc.pool import map_items
-from misc.progress import bar
-from misc.resume import pending
-from misc.workdir import place, require
+from misc.run.metricsfile import metrics
+from misc.run.networks import load_seg
+from misc.run.resume import pending
+from misc.run.workdir import place, require
 from net.deeplabv2 import probabilities
-from net.loading import load_seg
 from step.eval_sem_seg import score
 from step.train_seg import LABELS
 

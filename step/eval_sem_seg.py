@@ -11,13 +11,13 @@ import numpy as np
 
 from data import open_dataset, scored_names
 from data.base import Dataset
+from data.files import load_mask, save_json
+from data.pool import chunks, map_items
+from data.progress import bar
 from misc import torchutils
-from misc.files import load_mask, save_json
 from misc.metrics import confusion, foreground, iou_table, mean_iou
-from misc.metricsfile import SCHEMA
-from misc.pool import chunks, map_items
-from misc.progress import bar
-from misc.workdir import place, require, result_file
+from misc.run.metricsfile import SCHEMA
+from misc.run.workdir import place, require, result_file
 
 IMAGES_PER_CALL = 16
 

@@ -4,15 +4,15 @@ import argparse
 
 import torch
 
-from data import image_names, open_dataset
+from data import camfile, image_names, open_dataset
 from data.loaders import Pyramids, iterate_images
-from misc import camfile, torchutils
+from data.progress import bar
+from misc import torchutils
 from misc.cam import combine_scales, merge_mirrors
-from misc.metricsfile import made
-from misc.progress import bar
-from misc.resume import pending
-from misc.workdir import require, result_file
-from net.loading import load_cam
+from misc.run.metricsfile import made
+from misc.run.networks import load_cam
+from misc.run.resume import pending
+from misc.run.workdir import require, result_file
 
 
 @torch.inference_mode()

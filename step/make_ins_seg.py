@@ -7,17 +7,17 @@ from pathlib import Path
 
 import torch
 
-from data import image_names, open_dataset
+from data import camfile, cocojson, image_names, insfile, open_dataset
 from data.base import Dataset
 from data.loaders import Pyramids, iterate_images
-from misc import camfile, cocojson, insfile, torchutils
+from data.pool import map_items
+from data.progress import bar
+from misc import torchutils
 from misc.instances import centroids, clusters, detect, instance_map
-from misc.metricsfile import made
-from misc.pool import map_items
-from misc.progress import bar
-from misc.resume import pending
-from misc.workdir import require, result_file, seeds_argument
-from net.loading import load_irn
+from misc.run.metricsfile import made
+from misc.run.networks import load_irn
+from misc.run.resume import pending
+from misc.run.workdir import require, result_file, seeds_argument
 
 
 @torch.inference_mode()

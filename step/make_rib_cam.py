@@ -4,15 +4,15 @@ import argparse
 
 import torch
 
-from data import image_names, open_dataset
-from misc import camfile, torchutils
+from data import camfile, image_names, open_dataset
+from data.errors import UserError
+from data.progress import bar
+from misc import torchutils
 from misc.cam import combine_scales
-from misc.errors import UserError
-from misc.metricsfile import made
-from misc.progress import bar
-from misc.recording import open_rib
-from misc.resume import pending
-from misc.workdir import require, result_file
+from misc.run.metricsfile import made
+from misc.run.recording import open_rib
+from misc.run.resume import pending
+from misc.run.workdir import require, result_file
 
 
 def run(args: argparse.Namespace) -> dict:

@@ -6,17 +6,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from data import image_names, open_dataset
+from data import camfile, image_names, open_dataset
 from data.base import voc_palette
+from data.files import save_grey, save_mask
 from data.loaders import Pyramids, iterate_images
-from misc import camfile, torchutils
-from misc.files import save_grey, save_mask
+from data.progress import bar
+from misc import torchutils
 from misc.indexing import propagate_to_edge
-from misc.metricsfile import made
-from misc.progress import bar
-from misc.resume import pending
-from misc.workdir import require, result_file, seeds_argument
-from net.loading import load_irn
+from misc.run.metricsfile import made
+from misc.run.networks import load_irn
+from misc.run.resume import pending
+from misc.run.workdir import require, result_file, seeds_argument
 from net.resnet50_irn import EdgeDisplacement
 
 

@@ -5,12 +5,13 @@ import logging
 from pathlib import Path
 
 from data import image_names, open_dataset
-from misc import torchutils, viz
-from misc.files import write_atomic
-from misc.metricsfile import metrics
+from data.files import write_atomic
+from misc import torchutils
+from misc.report import viz
 from misc.report.page import build
 from misc.report.stages import stage_table
-from misc.resume import outdated
+from misc.run.metricsfile import metrics
+from misc.run.resume import outdated
 
 
 def run(args: argparse.Namespace) -> dict:

@@ -10,14 +10,15 @@ import torch
 
 from data import image_names, open_dataset
 from data.base import DataError, Dataset
+from data.errors import UserError
+from data.files import load_mask
+from data.progress import bar
 from misc import torchutils
-from misc.errors import UserError
-from misc.files import find_doubled, load_mask
-from misc.progress import bar
-from misc.recording import record
-from misc.strips import draw_strip, save_strip, shown_steps
-from misc.workdir import place, require, result_file
-from net.loading import load_irn
+from misc.report.strips import draw_strip, save_strip, shown_steps
+from misc.run.networks import load_irn
+from misc.run.recording import record
+from misc.run.workdir import place, require, result_file
+from net.weights import find_doubled
 from step.make_sem_seg import pseudo_mask
 
 

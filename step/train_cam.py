@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from data import image_names, open_dataset
 from data.base import Dataset
 from data.loaders import Pyramids, TrainingCrops, iterate_images
+from data.progress import bar
 from misc import torchutils
 from misc.metrics import average_precision
-from misc.progress import bar
-from misc.training import begin, finish, fit, loader_by_epoch, to_train
+from misc.run.trainloop import begin, finish, fit, loader_by_epoch, to_train
 from net import weights
 from net.resnet50_cam import Net
 

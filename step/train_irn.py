@@ -9,13 +9,13 @@ import torch
 
 from data import image_names, open_dataset
 from data.base import Dataset
+from data.files import load_mask
 from data.loaders import AffinityCrops, Loader, TopLeftCrops
+from data.progress import bar
 from misc import torchutils
-from misc.files import load_mask
 from misc.indexing import PathIndex
-from misc.progress import bar
-from misc.training import begin, finish, fit, loader_by_epoch, to_train
-from misc.workdir import place, require, result_file
+from misc.run.trainloop import begin, finish, fit, loader_by_epoch, to_train
+from misc.run.workdir import place, require, result_file
 from net import weights
 from net.resnet50_irn import AffinityDisplacementLoss, total_loss
 

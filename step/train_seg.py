@@ -11,15 +11,15 @@ import torch
 
 from data import image_names, open_dataset
 from data.base import DataError, Dataset
+from data.errors import UserError
+from data.files import load_mask
 from data.loaders import SegmentationCrops
 from misc import torchutils
-from misc.errors import UserError
-from misc.files import load_mask
-from misc.metricsfile import metrics
-from misc.training import begin, finish, fit, loader_by_iteration, to_train
-from misc.workdir import place, require, result_file
+from misc.run.metricsfile import metrics
+from misc.run.networks import build_seg
+from misc.run.trainloop import begin, finish, fit, loader_by_iteration, to_train
+from misc.run.workdir import place, require, result_file
 from net.deeplabv2 import DeepLab, segmentation_loss
-from net.loading import build_seg
 from net.weights import load_backbone
 from step import make_sem_seg
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 import yaml
 
-from data import preset
-from misc.cli import main, parse
-from misc.errors import UserError
-from misc.steps import Step, choose
+from data.errors import UserError
+from misc.run.presets import preset
+from misc.run.runner import main, parse
+from misc.run.steps import Step, choose
 from run_sample import STEPS, add_arguments
 from tests.helpers import ROOT, run_cli
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from misc.indexing import PathIndex, edge_to_affinity, neighbour_affinity, propagate_to_edge, transition
+from misc.indexing import PathIndex, neighbour_affinity, propagate_to_edge, transition
+from net.resnet50_irn import edge_to_affinity
 from tests.helpers import relative_error
 
 

@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
+from data import camfile, insfile
 from data.shapes import Shapes
-from misc import camfile, insfile, viz
 from misc.metrics import confusion, mean_iou
+from misc.report import viz
 from run_sample import STEPS
 
 ROOT = Path(__file__).parent.parent

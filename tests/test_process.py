@@ -8,12 +8,12 @@ import time
 
 import pytest
 
-from misc import failures
+from data import failures
 from tests.helpers import ROOT
 
 PROGRAM = """
 import sys
-from misc.steps import Step
+from misc.run.steps import Step
 from run_sample import add_arguments, main
 sys.exit(main((Step(1, "own", "own_step", "nothing", "nothing", needs_dataset=False),), add_arguments, sys.argv[1:]))
 """
@@ -36,7 +36,8 @@ def run(args):
     time.sleep(60)
 """
 NOTEBOOK = """
-import sys, types
+import signal, sys, types
+signal.signal(signal.SIGINT, signal.default_int_handler)  # as a kernel has it
 sys.modules["ipykernel"] = types.ModuleType("ipykernel")
 program = sys.argv.pop(1)
 try:

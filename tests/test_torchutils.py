@@ -5,9 +5,10 @@ import pytest
 import torch
 from torch import nn
 
+from data.base import rng
+from data.errors import UserError
 from misc import torchutils
-from misc.errors import UserError
-from misc.torchutils import PolyOptimizer, poly_factor, rng
+from misc.torchutils import PolyOptimizer, poly_factor
 
 
 def parameter(value=1.0):

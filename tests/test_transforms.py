@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from data.base import Dataset
+from data.base import Dataset, rng
 from data.loaders import AffinityCrops, Pyramids, TopLeftCrops, TrainingCrops
 from data.transforms import (
     crop_box,
@@ -17,7 +17,6 @@ from data.transforms import (
     training_crop,
     with_mirror,
 )
-from misc.torchutils import rng
 
 MEAN, STD = np.array((0.485, 0.456, 0.406)), np.array((0.229, 0.224, 0.225))
 

@@ -7,21 +7,20 @@ from pathlib import Path
 
 import numpy as np
 
-from data import image_names, open_dataset
+from data import camfile, image_names, open_dataset
 from data.base import Dataset
-from misc import camfile
-from misc.errors import UserError
-from misc.files import load_json, load_mask, write_atomic
+from data.errors import UserError
+from data.files import load_json, load_mask, write_atomic
+from data.pool import map_items
+from data.progress import bar
 from misc.metrics import confusion, mean_iou
-from misc.metricsfile import metrics
-from misc.pool import map_items
-from misc.progress import bar
 from misc.report import pictures, runinfo
 from misc.report.gallery import BY_NAME, controls, framed, seed_mask, tile
 from misc.report.markup import NOTHING, Html, at, join, number, tag
 from misc.report.page import page
 from misc.report.stages import INSTANCES, STAGES, variants
-from misc.workdir import PLACES, place, result_file
+from misc.run.metricsfile import metrics
+from misc.run.workdir import PLACES, place, result_file
 
 MOST = 40  # images shown
 KINDS = ("sem_seg_out_dir", "cam_rib_out_dir", "cam_out_dir")  # what is compared, the first that both runs have

@@ -8,13 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data import camfile, insfile
 from data.base import Dataset
-from misc import camfile, insfile, viz
-from misc.files import load_json, load_mask
+from data.files import load_json, load_mask
 from misc.metrics import confusion, mean_iou
-from misc.report import pictures
+from misc.report import pictures, viz
 from misc.report.markup import Html, at, join, number, tag
-from misc.workdir import place, result_file
+from misc.run.workdir import place, result_file
 
 PER_GROUP, FROM_VAL = 6, 6  # images of each kind
 PER_CLASS = (0.5, 1.0, 0.0, 0.25)  # of every class the median, the worst, the best and the one between

@@ -3,13 +3,13 @@
 import json
 from pathlib import Path
 
-from data import preset
 from data.base import DataError
-from misc.errors import UserError
-from misc.files import load_json
-from misc.made_by import NAME, read
+from data.errors import UserError
+from data.files import load_json
 from misc.report.markup import Html, html, join, measured_cell, number, tag
-from misc.workdir import PLACES, beside
+from misc.run.made_by import NAME, read
+from misc.run.presets import preset
+from misc.run.workdir import PLACES, beside
 
 # Arguments that say where and how to run, not what is computed.
 ELSEWHERE = (

@@ -13,11 +13,12 @@ import numpy as np
 
 from data import dataset_module, image_names
 from data.base import Dataset
-from misc import made_by
-from misc.errors import UserError
-from misc.files import find_doubled, write_atomic
-from misc.resume import some_images
-from misc.workdir import place
+from data.errors import UserError
+from data.files import write_atomic
+from misc.run import made_by
+from misc.run.resume import some_images
+from misc.run.workdir import place
+from net.weights import find_doubled
 
 
 @dataclass(frozen=True)

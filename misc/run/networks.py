@@ -5,7 +5,7 @@ import argparse
 import torch
 
 from data.base import Dataset
-from misc.workdir import place
+from misc.run.workdir import place
 from net import deeplabv2, weights
 from net.resnet50_cam import CAM
 from net.resnet50_irn import EdgeDisplacement

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from tqdm import tqdm
 
-from misc.torchutils import rank
+from data.process import rank
 
 
 def bar(total: int, title: str, unit: str = "image") -> tqdm:

@@ -3,6 +3,9 @@
 Order of precedence: the command line, then `--config`, then the dataset's PRESET, then PUBLISHED.
 """
 
+from data import data_module
+from data.errors import UserError
+
 PUBLISHED: dict[str, tuple[object, str]] = {
     # classifier
     "cam_network": ("resnet50", "RIB, section 5.1"),
@@ -83,3 +86,12 @@ PUBLISHED: dict[str, tuple[object, str]] = {
     "eval_list": ("train", "the images on which seeds and pseudo masks are scored"),
     "val_list": ("val", "the images on which the segmentation network is scored"),
 }
+
+
+def preset(name: str) -> dict[str, tuple[object, str]]:
+    """The published constants with the dataset's own in place: argument -> (value, source)."""
+    own = data_module(name).PRESET
+    unknown = sorted(set(own) - set(PUBLISHED))
+    if unknown:
+        raise UserError(f"the PRESET of dataset {name} has {', '.join(unknown)}; there are {', '.join(PUBLISHED)}")
+    return {**PUBLISHED, **own}

@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from misc import stored
-from misc.errors import UserError
+from data.errors import UserError
 
 LOCK = ".lock"  # in the work_dir of a run
 
@@ -126,10 +125,7 @@ def save_json(path: Path, value: Any) -> None:
 
 
 def load_json(path: Path) -> dict:
-    """The mapping in a JSON file, {} where there is none; UserError if it is damaged or holds anything else.
-
-    Of the files that `misc.stored` knows by name the content is checked too.
-    """
+    """The mapping in a JSON file, {} where there is none; UserError if it is damaged or holds anything else."""
     path = Path(path)
     if not path.is_file():
         return {}
@@ -141,9 +137,6 @@ def load_json(path: Path) -> dict:
         raise UserError(f"{path} is not whole JSON ({error}); mend it, or move it away") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} holds a {type(value).__name__}, wanted a mapping; mend it, or move it away")
-    problem = stored.problem(path.name, value)
-    if problem:
-        raise UserError(f"{path} is damaged: {problem}; mend it, or move it away")
     return value
 
 
@@ -188,12 +181,6 @@ def load_mask(path: Path, size: tuple[int, int] | None = None, n_labels: int | N
             "classes: delete it and make it again"
         )
     return mask
-
-
-def find_doubled(path: Path) -> Path | None:
-    """`path`, or the doubled `.pth.pth` that the published scripts write, or None where neither is there."""
-    both = (Path(path), Path(f"{path}.pth"))
-    return next((candidate for candidate in both if candidate.is_file()), None)
 
 
 def save_torch(path: Path, value: Any) -> None:

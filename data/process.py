@@ -14,6 +14,16 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 GO_ON = "to resume, run the same command again"
 
 
+def rank() -> int:
+    """Rank of this process among those that torchrun started, 0 when there is one."""
+    return int(os.environ.get("RANK", 0))
+
+
+def world_size() -> int:
+    """Number of processes that torchrun started."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
 def in_notebook() -> bool:
     """Whether this process is a Jupyter kernel, which must survive an interrupt."""
     return "ipykernel" in sys.modules
@@ -84,8 +94,8 @@ def _wait(reader: socket.socket, owner: int, line: str | None) -> None:
 def _end(number: signal.Signals, line: str | None) -> None:
     from multiprocessing import active_children
 
-    from misc.files import discard_unfinished
-    from misc.lock import release_all
+    from data.files import discard_unfinished
+    from misc.run.lock import release_all
 
     with contextlib.suppress(OSError, ValueError):
         if line:
