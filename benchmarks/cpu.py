@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from benchmarks import reference
 from benchmarks.common import Row, measure, peak_extra_mb, photo, row, write
 from data import camfile
-from data.pool import chunks, map_items
+from data.progress import chunks, map_items
 from data.transforms import pyramid
 from misc import crf
 from misc.indexing import PathIndex, propagate_to_edge

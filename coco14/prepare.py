@@ -39,8 +39,7 @@ from data.base import DataError, voc_palette
 from data.errors import UserError
 from data.failures import one_line
 from data.files import load_json, save_json, save_mask, write_atomic
-from data.pool import chunks, map_items
-from data.progress import bar
+from data.progress import bar, chunks, map_items
 from data.reading import IGNORE, MAX_PIXELS, check_same_size, image_size, read_mask, shortened
 
 IMAGES_PER_CALL = 32

@@ -3,12 +3,10 @@
 import argparse
 import importlib
 import logging
-import weakref
 from pathlib import Path
 from types import ModuleType
 
 from data.base import DataError, Dataset, load_file
-from data.process import rank, world_size
 
 PURPOSES = ("train", "infer", "eval", "val")  # of image lists: `--PURPOSE_list`
 # name -> (module, one line). A module offers PRESET and open_dataset(args); see docs/adding_a_dataset.md.
@@ -20,10 +18,7 @@ DATASETS = {
 }
 
 
-_OPEN: dict[int, Dataset] = {}  # by the identity of the arguments, for as long as these live
-
-
-class Choices(tuple):
+class DatasetNames(tuple):
     """The names of the datasets; the path of a Python file that offers one is a choice too."""
 
     def __contains__(self, name: object) -> bool:
@@ -31,17 +26,14 @@ class Choices(tuple):
 
 
 def open_dataset(args: argparse.Namespace) -> Dataset:
-    """The dataset that the arguments name; for the same arguments the same one, so that a run reads its lists once."""
-    if id(args) not in _OPEN:
-        _OPEN[id(args)] = data_module(args.dataset).open_dataset(args)
-        weakref.finalize(args, _OPEN.pop, id(args), None)
-    return _OPEN[id(args)]
+    """The dataset that the arguments name."""
+    return data_module(args.dataset).open_dataset(args)
 
 
 def image_names(args: argparse.Namespace, dataset: Dataset, purpose: str) -> list[str]:
     """The images of a purpose ("train", "infer", "eval", "val"): `--PURPOSE_list`, the first `--limit` of them."""
     source = getattr(args, f"{purpose}_list")
-    names = [name for name in dataset.names_of(source) if name not in args.bad_images]
+    names = [name for name in dataset.names_of(source) if name not in dataset.bad_images]
     dataset.check_names(names, source)
     return names[: args.limit] if args.limit else names
 
@@ -59,21 +51,8 @@ def scored_names(args: argparse.Namespace, dataset: Dataset) -> list[str]:
     return scored
 
 
-def find_bad_images(args: argparse.Namespace) -> dict[str, str]:
-    """name -> what is wrong, over this rank's share of all the lists; for `--skip_bad`."""
-    from data.check import bad_images
-
-    dataset = open_dataset(args)
-    lists = (dataset.names_of(getattr(args, f"{purpose}_list"))[: args.limit] for purpose in PURPOSES)
-    return bad_images(dataset, sorted(set().union(*lists))[rank() :: world_size()], args.num_workers)
-
-
-def dataset_module(name: str) -> tuple[tuple[str, ...], tuple[Path, ...]]:
-    """The module of a dataset of ours, or the file of a user's own; the other of the two is empty."""
-    return ((DATASETS[name][0],), ()) if name in DATASETS else ((), (Path(name).resolve(),))
-
-
 def data_module(name: str) -> ModuleType:
+    """The module of a dataset, by its name or its file; DataError if there is none."""
     if name in DATASETS:
         return importlib.import_module(DATASETS[name][0])
     if name.endswith(".py"):

@@ -4,10 +4,10 @@ import importlib.util
 import operator
 import sys
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 
 import numpy as np
 
@@ -34,6 +34,8 @@ class Dataset:
     # What `--check_data` reports besides what it finds by reading every image: problems to be mended, and mere notes.
     problems: Sequence[str] = ()
     notes: Sequence[str] = ()
+    # name -> what is wrong: the images that `--skip_bad` leaves out of every list.
+    bad_images: Mapping[str, str] = MappingProxyType({})
     # Folder, below that of the masks, in which the dataset's test server wants those of images without ground truth.
     submission = ""
 

@@ -9,8 +9,7 @@ import numpy as np
 
 from data.base import DataError, Dataset, MissingFile
 from data.errors import UserError
-from data.pool import chunks, map_items
-from data.progress import bar
+from data.progress import progress_map
 
 IMAGES_PER_CALL = 16
 SHOWN = 50  # problems that are listed one by one
@@ -36,20 +35,18 @@ def bad_images(dataset: Dataset, names: Sequence[str], num_workers: int) -> dict
 def findings(dataset: Dataset, names: Sequence[str], num_workers: int) -> Iterator[Finding]:
     """Reads every image with its label and mask; one Finding each, in order."""
     bad = 0
-    parts = chunks(names, IMAGES_PER_CALL)
-    with bar(len(names), "check images") as progress:
-        for part in map_items(partial(_read, dataset), parts, num_workers):
-            yield from part
-            bad += sum(bool(found.kind) for found in part)
-            progress.set_postfix_str(f"{bad} bad", refresh=False)
-            progress.update(len(part))
+    read = partial(_read, dataset)
+    for part in progress_map(
+        read, names, "check images", num_workers, batch=IMAGES_PER_CALL, status=lambda: f"{bad} bad"
+    ):
+        yield from part
+        bad += sum(bool(found.kind) for found in part)
 
 
-def check_data(args: argparse.Namespace) -> bool:
+def check_data(args: argparse.Namespace, dataset: Dataset) -> bool:
     """Reads everything that the lists name and prints what is there and what is wrong; whether nothing is wrong."""
-    from data import PURPOSES, open_dataset
+    from data import PURPOSES
 
-    dataset = open_dataset(args)
     lists: dict[str, list[str]] = {}
     problems: list[str] = []
     for purpose in PURPOSES:

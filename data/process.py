@@ -95,7 +95,6 @@ def _end(number: signal.Signals, line: str | None) -> None:
     from multiprocessing import active_children
 
     from data.files import discard_unfinished
-    from misc.run.lock import release_all
 
     with contextlib.suppress(OSError, ValueError):
         if line:
@@ -106,5 +105,4 @@ def _end(number: signal.Signals, line: str | None) -> None:
         with contextlib.suppress(OSError, ValueError):
             child.kill()
     discard_unfinished()
-    release_all()
     os._exit(128 + number)

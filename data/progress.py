@@ -1,18 +1,63 @@
-"""Progress bars: one per job, on rank 0, quiet when nobody watches a terminal."""
+"""Long work: a function over many items in worker processes, with one progress bar on rank 0."""
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from data.process import rank
+from data.process import in_worker, rank
 
 
 def bar(total: int, title: str, unit: str = "image") -> tqdm:
     """A bar with ETA and rate on standard error, shown by rank 0 on a terminal only."""
     hidden = rank() != 0 or not sys.stderr.isatty()
     return tqdm(total=total, desc=title, unit=unit, dynamic_ncols=True, disable=hidden, smoothing=0.1)
+
+
+def progress_map(
+    function: Callable[[Any], Any], items: Iterable, title: str, num_workers: int, total: int | None = None,
+    batch: int = 1, status: Callable[[], str] | None = None,
+) -> Iterator:  # fmt: skip
+    """function(item) for every item, in order, by `num_workers` processes (0: in this one), under one bar.
+
+    items: a few are drawn ahead of need, so they may be a generator; then give their number as `total`. batch: the
+    function takes lists of so many items. status: text behind the bar, asked for once a result has been used.
+    """
+    if batch > 1:
+        items = list(items)
+        total, items = len(items), [items[i : i + batch] for i in range(0, len(items), batch)]
+    sizes = map(len, items) if batch > 1 else None
+    with bar(len(items) if total is None else total, title) as progress:
+        for result in map_items(function, items, num_workers):
+            yield result
+            if status is not None and not progress.disable:
+                progress.set_postfix_str(status(), refresh=False)
+            progress.update(next(sizes) if sizes else 1)
+
+
+def map_items(function: Callable[[Any], Any], items: Iterable, num_workers: int) -> Iterator:
+    """function(item) for every item, in order, by `num_workers` processes that are started once; without a bar."""
+    calls = _Calls(function)
+    yield from DataLoader(
+        calls, batch_size=None, sampler=items, num_workers=num_workers, collate_fn=_same, worker_init_fn=in_worker
+    )
+
+
+class _Calls(Dataset):
+    """A loader hands each item of its sampler to a worker as the "index" of this dataset."""
+
+    def __init__(self, function: Callable[[Any], Any]):
+        self.function = function
+
+    def __getitem__(self, item: Any) -> Any:
+        return self.function(item)
+
+
+def _same(value: Any) -> Any:
+    return value
 
 
 class Stopwatch:
@@ -35,6 +80,6 @@ class Stopwatch:
                 self.waited += time.perf_counter() - begin
             yield item
 
-    def share(self) -> float:
-        """Waiting as a share of all time, 0 to 1."""
+    def fraction(self) -> float:
+        """Waiting as a fraction of all time, 0 to 1."""
         return self.waited / max(1e-9, time.perf_counter() - self.begin)

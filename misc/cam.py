@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -35,3 +36,15 @@ def combine_scales(
         return torch.stack(resized).sum(0)[:, : size[0], : size[1]]
 
     return tuple(cam / (cam.amax((-2, -1), keepdim=True) + EPSILON) for cam in (summed(small), summed(large)))
+
+
+def hard_labels(cams: np.ndarray, threshold: float) -> np.ndarray:
+    """int64 [H, W]: argmax of [threshold, CAMs]; 0 is background, i + 1 the i-th CAM; ties go to background."""
+    # FIDELITY: background comes first, so that a tie is its.
+    background = np.full((1, *cams.shape[1:]), threshold, cams.dtype)
+    return np.concatenate([background, cams]).argmax(0)
+
+
+def cams_to_mask(cams: np.ndarray, keys: np.ndarray, threshold: float) -> np.ndarray:
+    """uint8 [H, W], 0 background, c + 1 class: the strongest of the CAMs [n, H, W] of classes `keys` [n], 0-based."""
+    return np.concatenate([[0], np.asarray(keys, np.int64) + 1]).astype(np.uint8)[hard_labels(cams, threshold)]

@@ -105,6 +105,20 @@ class ThresholdSweep:
         return out
 
 
+def sweep_thresholds(sweep: tuple[float, float, float], fixed: float) -> tuple[np.ndarray, np.ndarray]:
+    """float64 [T], ascending: the thresholds of a sweep (low, high, step) and the fixed one; bool [T]: of the sweep."""
+    low, high, step = sweep
+    swept = np.round(np.arange(low, high + step / 2, step), 6)
+    thresholds = np.unique(np.append(swept, fixed))
+    return thresholds, np.isin(thresholds, swept)
+
+
+def fixed_and_best(miou: np.ndarray, sweep: tuple[float, float, float], fixed: float) -> tuple[int, int]:
+    """Indices of the fixed threshold and of the best of the sweep. miou: [T], at those of `sweep_thresholds`."""
+    thresholds, swept = sweep_thresholds(sweep, fixed)
+    return int(np.flatnonzero(np.isclose(thresholds, fixed))[0]), int(np.flatnonzero(swept)[miou[swept].argmax()])
+
+
 def average_precision(truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """float64 [C]: per class the mean precision at the positives, ranked by score; NaN without a positive.
 

@@ -9,14 +9,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data import open_dataset, scored_names
+from data import scored_names
 from data.base import Dataset, rng
 from data.errors import UserError
 from data.files import load_json, save_json, write_atomic
 from data.progress import bar
 from misc import torchutils
-from misc.metrics import ThresholdSweep, mean_iou
-from misc.run.made_by import of_array
+from misc.metrics import ThresholdSweep, fixed_and_best, mean_iou, sweep_thresholds
+from misc.run.outputs import require
+from misc.run.provenance import digest_of_array
 from misc.run.recording import Recording, record
 from misc.run.studies import (
     STUDIES,
@@ -30,20 +31,17 @@ from misc.run.studies import (
     points_of,
     table,
 )
-from misc.run.workdir import require
-from step.eval_cam import fixed_and_best, thresholds_of
 
 RESULTS = "results.json"
 
 
-def run(args: argparse.Namespace) -> dict:
+def run(args: argparse.Namespace, dataset: Dataset) -> dict:
     """Writes results.json, table.txt and a plot per study below `ablate/`, and prints the table.
 
     Every point runs RIB on the same images, the first `--ablate_limit` of a seeded order of those that are scored; what
     it counts is kept per point and image, so that nothing is computed twice.
     """
     require(args, "cam_weights_name")
-    dataset = open_dataset(args)
     scored = scored_names(args, dataset)
     order = rng(args.seed, "ablate").permutation(len(scored))
     names = [scored[i] for i in order[: args.ablate_limit]]
@@ -91,7 +89,7 @@ def _measure(
     args = point.args
     if torchutils.rank() == 0:
         save_json(folder / "setting.json", point.setting)
-    thresholds = thresholds_of(args)
+    thresholds = _thresholds(args)
     total = np.zeros((args.RIB_iter + 1, *ThresholdSweep(thresholds, dataset.n_classes + 1).counts.shape), np.int64)
     ends = np.zeros(2, np.int64)
     todo = [name for name in names if not _counted(_counts_file(folder, name), dataset.mask(name))]
@@ -154,7 +152,7 @@ def _counted(path: Path, truth: np.ndarray) -> bool:
         return False
     try:
         with np.load(path, allow_pickle=False) as file:
-            return str(file["truth"]) == of_array(truth)
+            return str(file["truth"]) == digest_of_array(truth)
     except Exception:  # a damaged archive can raise anything; whoever adds it up names it
         return True
 
@@ -162,7 +160,7 @@ def _counted(path: Path, truth: np.ndarray) -> bool:
 def _save_counts(path: Path, counts: np.ndarray, end: np.ndarray, truth: np.ndarray) -> None:
     index = np.flatnonzero(counts)  # nearly all are 0
     arrays = {"index": index, "count": counts.reshape(-1)[index], "shape": counts.shape, "end": end}
-    arrays["truth"] = np.array(of_array(truth))
+    arrays["truth"] = np.array(digest_of_array(truth))
     write_atomic(path, lambda file: np.savez(file, **arrays))
 
 
@@ -179,17 +177,21 @@ def _add_counts(total: np.ndarray, ends: np.ndarray, path: Path) -> None:
 
 def _curve(args: argparse.Namespace, counts: np.ndarray) -> dict[str, list[float]]:
     """mIoU after every update at the best threshold, that threshold, mIoU at the fixed one. counts: [K + 1, ...]."""
-    thresholds = thresholds_of(args)
+    thresholds = _thresholds(args)
     curve: dict[str, list[float]] = {"best": [], "best_threshold": [], "fixed": []}
     for of_step in counts:
         sweep = ThresholdSweep(thresholds, len(of_step))
         sweep.counts = of_step
         miou = np.array([mean_iou(confusion) for confusion in sweep.confusions()])
-        fixed, best = fixed_and_best(args, miou)
+        fixed, best = fixed_and_best(miou, args.cam_eval_sweep, args.cam_eval_thres)
         curve["best"].append(float(miou[best]))
         curve["best_threshold"].append(float(thresholds[best]))
         curve["fixed"].append(float(miou[fixed]))
     return curve
+
+
+def _thresholds(args: argparse.Namespace) -> np.ndarray:
+    return sweep_thresholds(args.cam_eval_sweep, args.cam_eval_thres)[0]
 
 
 def _result(name: str, points: Sequence[Point], own: str, measured: dict, names: Sequence[str]) -> dict:
@@ -207,7 +209,7 @@ def _result(name: str, points: Sequence[Point], own: str, measured: dict, names:
         "words": study.argument is not None and not is_number(study, points[0]),
         "log": any(isinstance(value, Times) for values in study.overrides for value in values.values()),
         "names": list(names),
-        "sweep": thresholds_of(points[0].args)[[0, -1]].tolist(),
+        "sweep": _thresholds(points[0].args)[[0, -1]].tolist(),
         "points": listed,
     }
 

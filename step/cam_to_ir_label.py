@@ -5,32 +5,28 @@ from functools import partial
 
 import torch
 
-from data import camfile, image_names, open_dataset
+from data import camfile, image_names
 from data.base import Dataset, voc_palette
 from data.files import save_mask
-from data.pool import map_items
-from data.progress import bar
+from data.progress import progress_map
 from misc import crf, torchutils
-from misc.run.metricsfile import made
-from misc.run.resume import pending
-from misc.run.workdir import require, result_file, seeds_argument
+from misc.run.outputs import made, pending, require, result_file, seeds_argument
 
 
-def run(args: argparse.Namespace) -> dict:
+def run(args: argparse.Namespace, dataset: Dataset) -> dict:
     """Writes `ir_label/NAME.png` for every image of the inference list."""
-    dataset = open_dataset(args)
     names = image_names(args, dataset, "infer")
     require(args, seeds_argument(args), names)
-    todo = pending(args, "ir_label_out_dir", names, ".png")
+    todo = pending(args, dataset, "ir_label_out_dir", names, ".png")
     device = crf.resolve_backend(args.crf_backend, torchutils.resolve_device(args.device))
-    # A GPU does one image after another in this process; processors share them out.
+    # A GPU does one image after another in this process; on a CPU worker processes share them.
     workers = 0 if device is not None and device.type == "cuda" else args.num_workers
-    shares = []
-    with bar(len(todo), "cam_to_ir_label") as progress:
-        for share in map_items(partial(_label, args, dataset, device), todo, workers):
-            shares.append(share)
-            progress.set_postfix_str(f"{sum(shares) / len(shares):.0%} ignored", refresh=False)
-            progress.update()
+    ignored = []
+    label = partial(_label, args, dataset, device)
+    for fraction in progress_map(
+        label, todo, "cam_to_ir_label", workers, status=lambda: f"{sum(ignored) / len(ignored):.0%} ignored"
+    ):
+        ignored.append(fraction)
     return made(todo, names)
 
 

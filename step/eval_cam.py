@@ -7,41 +7,36 @@ from functools import partial
 
 import numpy as np
 
-from data import camfile, open_dataset, scored_names
+from data import camfile, scored_names
 from data.base import Dataset
-from data.pool import chunks, map_items
-from data.progress import bar
+from data.progress import progress_map
 from misc import torchutils
-from misc.metrics import ThresholdSweep, foreground, iou_table, mean_iou
-from misc.run.workdir import require, result_file
+from misc.metrics import ThresholdSweep, fixed_and_best, foreground, iou_table, mean_iou, sweep_thresholds
+from misc.run.outputs import require, result_file
 
 IMAGES_PER_CALL = 16
 
 
-def run(args: argparse.Namespace, folder: str = "cam_out_dir") -> dict:
+def run(args: argparse.Namespace, dataset: Dataset, folder: str = "cam_out_dir") -> dict:
     """Returns the scores at the fixed and the best threshold, and the mIoU of every threshold of the sweep.
 
     folder: the argument that names the folder of CAM files to score. The confusion is that at the best threshold.
     """
-    dataset = open_dataset(args)
     names = scored_names(args, dataset)
     require(args, folder, names)
-    thresholds = thresholds_of(args)
-    mine = torchutils.shard(names)
+    sweep = (args.cam_eval_sweep, args.cam_eval_thres)
+    thresholds, swept = sweep_thresholds(*sweep)
     total = ThresholdSweep(thresholds, dataset.n_classes + 1)
     count = partial(_count, args, dataset, folder, thresholds)
-    parts = chunks(mine, IMAGES_PER_CALL)
-    with bar(len(mine), f"eval {folder.removesuffix('_out_dir')}") as progress:
-        for chunk, counts in zip(parts, map_items(count, parts, args.num_workers), strict=True):
-            total.counts += counts
-            if not progress.disable:
-                best = max(mean_iou(confusion) for confusion in total.confusions())
-                progress.set_postfix_str(f"best mIoU {100 * best:.1f}", refresh=False)
-            progress.update(len(chunk))
+    for counts in progress_map(
+        count, torchutils.shard(names), f"eval {folder.removesuffix('_out_dir')}", args.num_workers,
+        batch=IMAGES_PER_CALL, status=lambda: f"best mIoU {100 * max(map(mean_iou, total.confusions())):.1f}",
+    ):  # fmt: skip
+        total.counts += counts
     total.counts = torchutils.all_reduce_sum(total.counts)
     confusions = total.confusions()
     miou = np.array([mean_iou(confusion) for confusion in confusions])
-    fixed, best = fixed_and_best(args, miou)
+    fixed, best = fixed_and_best(miou, *sweep)
     summary = {
         key: {
             "threshold": float(thresholds[i]),
@@ -56,29 +51,8 @@ def run(args: argparse.Namespace, folder: str = "cam_out_dir") -> dict:
         "seed mIoU %.1f at the best threshold %.2f, %.1f at the fixed %.2f",
         100 * miou[best], thresholds[best], 100 * miou[fixed], thresholds[fixed],
     )  # fmt: skip
-    in_sweep = _in_sweep(args)
-    sweep = {f"{t:g}": value for t, value in zip(thresholds[in_sweep], miou[in_sweep], strict=True)}
-    return {"images": len(names), **summary, "sweep": sweep}
-
-
-def thresholds_of(args: argparse.Namespace) -> np.ndarray:
-    """float64 [T], ascending: the thresholds of `--cam_eval_sweep` and `--cam_eval_thres`."""
-    return np.unique(np.append(_swept(args), args.cam_eval_thres))
-
-
-def fixed_and_best(args: argparse.Namespace, miou: np.ndarray) -> tuple[int, int]:
-    """Indices of the fixed threshold and of the best of the sweep. miou: [T], of every threshold of `thresholds_of`."""
-    best = int(np.flatnonzero(_in_sweep(args))[miou[_in_sweep(args)].argmax()])
-    return int(np.flatnonzero(np.isclose(thresholds_of(args), args.cam_eval_thres))[0]), best
-
-
-def _swept(args: argparse.Namespace) -> np.ndarray:
-    low, high, step = args.cam_eval_sweep
-    return np.round(np.arange(low, high + step / 2, step), 6)
-
-
-def _in_sweep(args: argparse.Namespace) -> np.ndarray:
-    return np.isin(thresholds_of(args), _swept(args))
+    by_threshold = {f"{t:g}": value for t, value in zip(thresholds[swept], miou[swept], strict=True)}
+    return {"images": len(names), **summary, "sweep": by_threshold}
 
 
 def _count(

@@ -9,13 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data import cocojson, image_names, insfile, open_dataset
+from data import cocojson, image_names, insfile
 from data.base import Dataset
-from data.pool import chunks, map_items
-from data.progress import bar
+from data.progress import progress_map
 from misc import torchutils
 from misc.metrics import COCO_IOUS, InstanceAP, Matches, match_instances, mean_ap
-from misc.run.workdir import require, result_file
+from misc.run.outputs import require, result_file
 
 IMAGES_PER_CALL = 16
 
@@ -30,26 +29,20 @@ class Scored(NamedTuple):
     truth: list[dict]
 
 
-def run(args: argparse.Namespace) -> dict:
+def run(args: argparse.Namespace, dataset: Dataset) -> dict:
     """Returns mAP at IoU 0.5, 0.7 and the mean over 0.5:0.95, and AP per class, over the images with true instances."""
-    dataset = open_dataset(args)
     names = image_names(args, dataset, "eval")
     require(args, "ins_seg_out_dir", names)
-    mine = torchutils.shard(names)
     ids = cocojson.image_ids(names) if args.coco_json else None
-    parts = chunks(mine, IMAGES_PER_CALL)
     scored: list[Scored] = []
-    found = 0
-    with bar(len(mine), "eval_ins_seg") as progress:
-        for part, some in zip(
-            parts, map_items(partial(_score, args, dataset, ids), parts, args.num_workers), strict=True
-        ):
-            scored += some
-            found += sum(len(image.matches.scores) for image in some)
-            progress.set_postfix_str(f"{found / max(1, len(scored)):.1f} detections an image", refresh=False)
-            progress.update(len(part))
-    place = {name: i for i, name in enumerate(names)}
-    scored = sorted(torchutils.gather(scored), key=lambda image: place[image.name])  # for any number of ranks
+    score = partial(_score, args, dataset, ids)
+    for part in progress_map(
+        score, torchutils.shard(names), "eval_ins_seg", args.num_workers, batch=IMAGES_PER_CALL,
+        status=lambda: f"{sum(len(image.matches.scores) for image in scored)} detections",
+    ):  # fmt: skip
+        scored += part
+    order = {name: i for i, name in enumerate(names)}
+    scored = sorted(torchutils.gather(scored), key=lambda image: order[image.name])  # for any number of ranks
     if not scored:
         logging.warning("%s has no true instances for --eval_list %s: nothing is scored", dataset.name, args.eval_list)
         return {}

@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,29 +9,24 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data import image_names, open_dataset
+from data import image_names
 from data.base import Dataset, voc_palette
 from data.files import save_mask
 from data.loaders import Pyramids, iterate_images
-from data.pool import map_items
-from data.progress import bar
+from data.progress import progress_map
 from misc import crf, torchutils
-from misc.run.metricsfile import metrics
+from misc.run.masks import count_masks, scores_of
 from misc.run.networks import load_seg
-from misc.run.resume import pending
-from misc.run.workdir import place, require
+from misc.run.outputs import SEG, metrics, path_of, pending, require
 from net.deeplabv2 import probabilities
-from step.eval_sem_seg import score
-from step.train_seg import LABELS
 
 
-def run(args: argparse.Namespace) -> dict:
+def run(args: argparse.Namespace, dataset: Dataset) -> dict:
     """Writes `seg/NAME.png` for every image of the validation list; returns mIoU and IoU, with and without the CRF.
 
     Networks that learnt from further `--seg_labels` are compared by their mIoU. Without ground truth there is no score,
     and the masks lie as the dataset's test server wants them.
     """
-    dataset = open_dataset(args)
     names = image_names(args, dataset, "val")
     scored = [name for name in names if dataset.has_mask(name)]
     if not scored:
@@ -46,7 +40,8 @@ def run(args: argparse.Namespace) -> dict:
         first = labels == args.seg_labels[0]
         folders = _segment(args, dataset, names, labels)
         title = _title(args, labels)
-        refined, *raw = (score(args, dataset, scored, folder, f"score {title}") for folder in folders)
+        counted = (count_masks(args, dataset, scored, folder, f"score {title}") for folder in folders)
+        refined, *raw = (scores_of(counts.confusion, dataset) for counts in counted)
         before = f", {100 * raw[0]['miou']:.1f} before the CRF" if raw else ""
         logging.info("segmentation learnt from %s: mIoU %.1f%s", title, 100 * refined["miou"], before)
         comparison[title] = refined["miou"]
@@ -69,28 +64,27 @@ def _segment(
 
     labels: what the network learnt from. below: folder of the masks, within that of `--seg_out_dir`.
     """
-    weights, out = LABELS[labels].weights, LABELS[labels].out
+    weights, out = SEG[labels].weights, SEG[labels].out
     require(args, weights)
-    root = place(args, out)
+    root = path_of(args, out)
     folders = [root / below]
     if args.seg_crf_iter:
-        beside = Path(os.path.abspath(root))  # `.` has no name of its own
-        folders.append(beside.parent / f"{beside.name}_before_crf")
+        folders.append(root.with_name(f"{root.name}_before_crf"))
     inside = f"{below}/" if below else ""
-    missing = set(pending(args, out, [inside + name for name in names], ".png"))
+    missing = set(pending(args, dataset, out, [inside + name for name in names], ".png"))
     todo = [
         name for name in torchutils.shard(names)
         if inside + name in missing or not (folders[-1] / f"{name}.png").is_file()
     ]  # fmt: skip
     device = torchutils.resolve_device(args.device)
     crf_device = crf.resolve_backend(args.crf_backend, device)
-    # A GPU refines one image after another in this process; processors share them out.
+    # A GPU refines one image after another in this process; on a CPU worker processes share them.
     workers = 0 if crf_device is not None and crf_device.type == "cuda" else args.num_workers
     model = load_seg(args, dataset, weights, device)
     predictions = _predict(args, dataset, model, todo, device)
-    with bar(len(todo), f"eval_seg, learnt from {labels}") as progress:
-        for _ in map_items(partial(_finish, args, dataset, crf_device, folders), predictions, workers):
-            progress.update()
+    finish = partial(_finish, args, dataset, crf_device, folders)
+    for _ in progress_map(finish, predictions, f"eval_seg, trained on {labels}", workers, total=len(todo)):
+        pass
     torchutils.barrier()
     return folders
 

@@ -7,27 +7,23 @@ from pathlib import Path
 
 import torch
 
-from data import camfile, cocojson, image_names, insfile, open_dataset
+from data import camfile, cocojson, image_names, insfile
 from data.base import Dataset
 from data.loaders import Pyramids, iterate_images
-from data.pool import map_items
-from data.progress import bar
+from data.progress import bar, progress_map
 from misc import torchutils
 from misc.instances import centroids, clusters, detect, instance_map
-from misc.run.metricsfile import made
 from misc.run.networks import load_irn
-from misc.run.resume import pending
-from misc.run.workdir import require, result_file, seeds_argument
+from misc.run.outputs import made, pending, require, result_file, seeds_argument
 
 
 @torch.inference_mode()
-def run(args: argparse.Namespace) -> dict:
+def run(args: argparse.Namespace, dataset: Dataset) -> dict:
     """Writes `ins_seg/NAME.npy` for every image of the inference list."""
     require(args, "irn_weights_name")
-    dataset = open_dataset(args)
     names = image_names(args, dataset, "infer")
     require(args, seeds_argument(args), names)
-    todo = pending(args, "ins_seg_out_dir", names, ".npy")
+    todo = pending(args, dataset, "ins_seg_out_dir", names, ".npy")
     device = torchutils.resolve_device(args.device)
     model = load_irn(args, device)
     with bar(len(todo), "make_ins_seg") as progress:
@@ -56,7 +52,7 @@ def _export(args: argparse.Namespace, dataset: Dataset, names: Sequence[str]) ->
     """Writes the instances of the whole inference list as a COCO annotation file, to train other networks on."""
     ids = cocojson.image_ids(names)
     sizes, entries = {}, []
-    read = map_items(partial(_read, args, dataset, ids), names, args.num_workers)
+    read = progress_map(partial(_read, args, dataset, ids), names, "write pseudo.json", args.num_workers)
     for name, (size, found) in zip(names, read, strict=True):
         sizes[name] = size
         entries += found

@@ -4,23 +4,21 @@ import argparse
 
 import torch
 
-from data import camfile, image_names, open_dataset
+from data import camfile, image_names
+from data.base import Dataset
 from data.errors import UserError
 from data.progress import bar
 from misc import torchutils
 from misc.cam import combine_scales
-from misc.run.metricsfile import made
+from misc.run.outputs import made, pending, require, result_file
 from misc.run.recording import open_rib
-from misc.run.resume import pending
-from misc.run.workdir import require, result_file
 
 
-def run(args: argparse.Namespace) -> dict:
+def run(args: argparse.Namespace, dataset: Dataset) -> dict:
     """Writes `cam_rib/NAME.npy` for every image of the inference list; returns how many steps the images took."""
     require(args, "cam_weights_name")
-    dataset = open_dataset(args)
     names = image_names(args, dataset, "infer")
-    todo = pending(args, "cam_rib_out_dir", names, ".npy")
+    todo = pending(args, dataset, "cam_rib_out_dir", names, ".npy")
     device = torchutils.resolve_device(args.device)
     rib, items, watch = open_rib(args, dataset, todo, device)
     steps = []
@@ -49,9 +47,9 @@ def run(args: argparse.Namespace) -> dict:
             )
             steps.append(entered)
             progress.set_postfix_str(
-                f"{sum(steps) / len(steps):.1f} RIB steps an image, {watch.share():.0%} waiting", refresh=False
+                f"{sum(steps) / len(steps):.1f} RIB steps an image, {watch.fraction():.0%} waiting", refresh=False
             )
             progress.update()
     steps = torchutils.gather(steps)
     counts = {str(n): steps.count(n) for n in sorted(set(steps))}
-    return {**made(todo, names), "RIB_steps": counts, "waiting_share": round(watch.share(), 4)}
+    return {**made(todo, names), "RIB_steps": counts, "waiting_share": round(watch.fraction(), 4)}

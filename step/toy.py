@@ -21,7 +21,7 @@ from data.progress import bar
 from misc import torchutils
 from misc.hgr import COMPARED, finetune, gradient_maps, high_gradient_ratio
 from misc.report import toyplots, toytable
-from misc.run import made_by
+from misc.run.provenance import code_version, differences
 from net import weights
 from net.toy import LAYERS, ToyNet
 
@@ -41,10 +41,8 @@ def run(args: argparse.Namespace) -> dict:
     seeds = [args.seed + i for i in range(args.toy_seeds)]
     if args.overwrite:  # all at once, so that a run that is cut off goes on without it
         torchutils.on_first_rank(lambda: [_result_file(folder, seed).unlink(missing_ok=True) for seed in seeds])
-    files = [file(folder, seed) for seed in seeds for file in (_result_file, _weights_file)]
-    whole = torchutils.on_first_rank(lambda: all(file.is_file() for file in files))
     for seed in torchutils.shard(seeds):
-        _one_seed(args, folder, seed, whole)
+        _one_seed(args, folder, seed)
     torchutils.barrier()
     if torchutils.rank() != 0:
         return {}
@@ -78,14 +76,11 @@ def run(args: argparse.Namespace) -> dict:
     }
 
 
-def _one_seed(args: argparse.Namespace, folder: Path, seed: int, whole: bool) -> None:
-    """Trains and measures one seed, as far as that was not done with the same settings.
-
-    whole: whether all seeds are there; those of other code stay only then, and are not mixed with new ones.
-    """
+def _one_seed(args: argparse.Namespace, folder: Path, seed: int) -> None:
+    """Trains and measures one seed, as far as that was not done with the same settings."""
     file, made = _result_file(folder, seed), _made_by(args, seed)
     device, net = torchutils.resolve_device(args.device), _untrained(seed)
-    stored = _stored(args, folder, seed, made, net, whole)
+    stored = _stored(args, folder, seed, made, net)
     if {*_thresholds(args)} <= {*stored.get("thresholds", ())}:
         logging.info("toy: %s is there already", file)
         return
@@ -100,31 +95,24 @@ def _one_seed(args: argparse.Namespace, folder: Path, seed: int, whole: bool) ->
     save_json(file, {"made_by": made, **measured})
 
 
-def _stored(args: argparse.Namespace, folder: Path, seed: int, made: dict, net: ToyNet, whole: bool) -> dict:
+def _stored(args: argparse.Namespace, folder: Path, seed: int, made: dict, net: ToyNet) -> dict:
     """What a stored seed tells, its weights loaded into `net`; {} where it is not there.
 
-    UserError if it was made with other settings, or is damaged, or by other code where more is to be made.
+    UserError if it was made with other settings, or is damaged.
     """
     file, weights_file = _result_file(folder, seed), _weights_file(folder, seed)
     try:
         stored = load_json(file)
         if not stored or not weights_file.is_file():
             return {}
-        before = stored.get("made_by")
-        if not isinstance(before, dict):
-            raise UserError(f"{file} does not say what made it; delete it")
-        found = made_by.differences(before, made)
-        if found.values:
-            raise UserError(f"{file} was made otherwise: {found}; give the same again, or choose another --work_dir")
-        if found.code and whole and {*_thresholds(args)} <= {*stored.get("thresholds", ())}:
-            logging.warning("toy: %s was made by other code and is kept: %s", file, found)
-        elif found.code:
-            raise UserError(f"{file} was made by other code ({found}), and more is to be made")
+        changed = differences(stored.get("made_by") or {}, made)
+        if changed:
+            raise UserError(f"{file} was created with {'; '.join(changed)}; choose another --work_dir")
         if not {*MEASURED} <= stored.keys():
             raise UserError(f"{file} is not whole; delete it")
         weights.load(net, weights_file)
     except UserError as error:
-        raise UserError(f"toy: {error}; or make the seeds anew with --overwrite") from error
+        raise UserError(f"toy: {error}; or make the seeds again with --overwrite") from error
     return stored
 
 
@@ -250,7 +238,7 @@ def _made_by(args: argparse.Namespace, seed: int) -> dict:
     for name in ("toy_seeds", "toy_threshold"):
         del values[name]
     arguments = {"seed": seed, "mnist_root": str(args.mnist_root), **values}
-    return {"arguments": arguments, "inputs": {}, "code": made_by.of_code(("step.toy",))}
+    return {"arguments": arguments, "inputs": {}, "code": code_version()}
 
 
 def _weights_file(folder: Path, seed: int) -> Path:

@@ -2,29 +2,27 @@
 
 import argparse
 import logging
-import time
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from data import image_names, open_dataset
+from data import image_names
 from data.base import Dataset
 from data.loaders import Pyramids, TrainingCrops, iterate_images
 from data.progress import bar
 from misc import torchutils
 from misc.metrics import average_precision
-from misc.run.trainloop import begin, finish, fit, loader_by_epoch, to_train
+from misc.run.trainloop import Training, fit, loader_by_epoch
 from net import weights
 from net.resnet50_cam import Net
 
 
-def run(args: argparse.Namespace) -> dict:
+def run(args: argparse.Namespace, dataset: Dataset) -> dict:
     """Writes `sess/res50_cam.pth`; returns the loss of every epoch and the average precision per class."""
-    start = time.perf_counter()
-    if not to_train(args, "cam_weights_name"):
+    training = Training(args, dataset, "cam_weights_name")
+    if training.finished:
         return {}
-    dataset = open_dataset(args)
     names = image_names(args, dataset, "train")
     device = torchutils.resolve_device(args.device)
     crops = TrainingCrops(dataset, args.cam_resize_long, args.cam_crop_size, args.seed)
@@ -45,11 +43,10 @@ def run(args: argparse.Namespace) -> dict:
             logits = model(images)
         return F.multilabel_soft_margin_loss(logits.float(), labels)
 
-    checkpoint, settings = begin(args, "cam_weights_name")
-    losses = fit(model, loss_of, optimizer, loader, checkpoint, "train_cam", settings, scheduler)
+    losses = fit(model, loss_of, optimizer, loader, training, "train_cam", scheduler)
     precision = _validate(args, model, dataset, device)
     values = {"images": len(names), "loss": losses, "average_precision": precision}
-    finish(args, "cam_weights_name", model, settings, values, start)
+    training.finish(model, values)
     return values
 
 

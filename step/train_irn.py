@@ -1,31 +1,29 @@
 """Trains the boundary and displacement branches on the CRF labels (IRN, step/train_irn.py)."""
 
 import argparse
-import time
 from functools import partial
 
 import numpy as np
 import torch
 
-from data import image_names, open_dataset
+from data import image_names
 from data.base import Dataset
 from data.files import load_mask
 from data.loaders import AffinityCrops, Loader, TopLeftCrops
 from data.progress import bar
 from misc import torchutils
 from misc.indexing import PathIndex
-from misc.run.trainloop import begin, finish, fit, loader_by_epoch, to_train
-from misc.run.workdir import place, require, result_file
+from misc.run.outputs import path_of, require, result_file
+from misc.run.trainloop import Training, fit, loader_by_epoch
 from net import weights
 from net.resnet50_irn import AffinityDisplacementLoss, total_loss
 
 
-def run(args: argparse.Namespace) -> dict:
+def run(args: argparse.Namespace, dataset: Dataset) -> dict:
     """Writes `sess/res50_irn.pth`; returns the loss of every epoch."""
-    start = time.perf_counter()
-    if not to_train(args, "irn_weights_name"):
+    training = Training(args, dataset, "irn_weights_name")
+    if training.finished:
         return {}
-    dataset = open_dataset(args)
     names = image_names(args, dataset, "infer")
     require(args, "ir_label_out_dir", names, ".png")
     device = torchutils.resolve_device(args.device)
@@ -37,7 +35,7 @@ def run(args: argparse.Namespace) -> dict:
     model = AffinityDisplacementLoss(PathIndex(args.irn_radius, (side, side)), args.cam_network)
     if args.irn_backbone == "cam":
         require(args, "cam_weights_name")
-        weights.load_backbone(model, str(place(args, "cam_weights_name")))
+        weights.load_backbone(model, str(path_of(args, "cam_weights_name")))
     else:
         weights.load_backbone(model, args.irn_backbone)
     model.to(device, memory_format=torch.channels_last)
@@ -50,12 +48,11 @@ def run(args: argparse.Namespace) -> dict:
         with torchutils.autocast(device, args.precision):
             return total_loss(model(images, labels))
 
-    checkpoint, settings = begin(args, "irn_weights_name")
-    losses = fit(model, loss_of, optimizer, loader, checkpoint, "train_irn", settings)
+    losses = fit(model, loss_of, optimizer, loader, training, "train_irn")
     shift = _mean_displacement(args, model, dataset, names, device)
     model.mean_shift.running_mean.copy_(shift)
     values = {"images": len(names), "loss": losses, "mean_displacement": shift.tolist()}
-    finish(args, "irn_weights_name", model, settings, values, start)
+    training.finish(model, values)
     return values
 
 

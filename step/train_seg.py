@@ -2,61 +2,43 @@
 
 import argparse
 import logging
-import time
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from data import image_names, open_dataset
+from data import image_names
 from data.base import DataError, Dataset
 from data.errors import UserError
 from data.files import load_mask
 from data.loaders import SegmentationCrops
 from misc import torchutils
-from misc.run.metricsfile import metrics
+from misc.run.masks import make_pseudo_masks
 from misc.run.networks import build_seg
-from misc.run.trainloop import begin, finish, fit, loader_by_iteration, to_train
-from misc.run.workdir import place, require, result_file
+from misc.run.outputs import SEG, metrics, path_of, require, result_file
+from misc.run.trainloop import Training, fit, loader_by_iteration
 from net.deeplabv2 import DeepLab, segmentation_loss
 from net.weights import load_backbone
-from step import make_sem_seg
 
-
-class Labels(NamedTuple):
-    """Arguments of places: the masks to learn from (None: those of the dataset), the weights, the masks then made."""
-
-    masks: str | None
-    weights: str
-    out: str
-
-
-LABELS = {  # by the words of `--seg_labels`
-    "pseudo": Labels("sem_seg_out_dir", "seg_weights_name", "seg_out_dir"),
-    "cam": Labels("sem_seg_cam_out_dir", "seg_cam_weights_name", "seg_cam_out_dir"),
-    "truth": Labels(None, "seg_truth_weights_name", "seg_truth_out_dir"),
-}
 DECAY_EVERY = 10  # iterations between two steps of the learning rate
 
 
-def run(args: argparse.Namespace) -> dict:
+def run(args: argparse.Namespace, dataset: Dataset) -> dict:
     """Writes the weights for each of `--seg_labels`; returns the mean loss of every stretch between checkpoints.
 
     Losses of networks that earlier runs trained on other labels stay in metrics.json.
     """
-    dataset = open_dataset(args)
     names = image_names(args, dataset, "infer")
-    start, values = time.perf_counter(), {}
+    values: dict = {}
     for labels in args.seg_labels:
-        values = _train(args, dataset, names, labels, start) or values
+        values = _train(args, dataset, names, labels) or values
     return values
 
 
-def _train(args: argparse.Namespace, dataset: Dataset, names: list[str], labels: str, start: float) -> dict:
+def _train(args: argparse.Namespace, dataset: Dataset, names: list[str], labels: str) -> dict:
     """Trains on one kind of labels; what metrics.json is to hold, nothing where that was done before."""
-    weights = LABELS[labels].weights
-    if not to_train(args, weights):
+    training = Training(args, dataset, SEG[labels].weights)
+    if training.finished:
         return {}
     n_images = len(names)
     names = _labelled(args, dataset, names, labels)
@@ -78,12 +60,11 @@ def _train(args: argparse.Namespace, dataset: Dataset, names: list[str], labels:
         return segmentation_loss(outputs, truth, args.seg_loss)
 
     title = f"train_seg on {labels}"
-    checkpoint, settings = begin(args, weights)
-    losses = fit(model, loss_of, optimizer, loader, checkpoint, title, settings, scheduler, args.seg_accumulate)
+    losses = fit(model, loss_of, optimizer, loader, training, title, scheduler, args.seg_accumulate)
     before = metrics(args).get("train_seg", {}).get("loss")
     values = {"images": n_images, "loss": {**(before if isinstance(before, dict) else {}), labels: losses}}
-    finish(args, weights, model, settings, values, start)
-    logging.info("%s: loss %.3f over the last iterations, %s", title, losses[-1], place(args, weights))
+    training.finish(model, values)
+    logging.info("%s: loss %.3f over the last iterations, %s", title, losses[-1], training.weights)
     return values
 
 
@@ -99,7 +80,7 @@ def _network(args: argparse.Namespace, dataset: Dataset) -> DeepLab:
     model = build_seg(args, dataset)
     if args.seg_init == "cam":
         require(args, "cam_weights_name")
-        load_backbone(model.backbone, str(place(args, "cam_weights_name")))
+        load_backbone(model.backbone, str(path_of(args, "cam_weights_name")))
     elif args.seg_init != "scratch":
         load_backbone(model.backbone, args.seg_init)
     return model
@@ -120,9 +101,9 @@ def optimize(
 
 def _labelled(args: argparse.Namespace, dataset: Dataset, names: list[str], labels: str) -> list[str]:
     """The names to learn from; their masks are there. The plain CAM's pseudo masks are made here, by the same walk."""
-    folder = LABELS[labels].masks
+    folder = SEG[labels].masks
     if labels == "cam":
-        make_sem_seg.run(args, "cam_out_dir", folder)
+        make_pseudo_masks(args, dataset, "cam_out_dir", folder)
         torchutils.barrier()
     if folder:
         require(args, folder, names, ".png")
@@ -138,7 +119,7 @@ def _labelled(args: argparse.Namespace, dataset: Dataset, names: list[str], labe
 def _read_label(
     args: argparse.Namespace, dataset: Dataset, labels: str, name: str, size: tuple[int, int]
 ) -> np.ndarray:
-    folder = LABELS[labels].masks
+    folder = SEG[labels].masks
     if folder:
         return load_mask(result_file(args, folder, name, ".png"), size, dataset.n_classes + 1)
     return dataset.mask(name)

@@ -11,8 +11,7 @@ from data.files import save_grey, save_json, save_mask
 from misc.report.page import build
 from misc.run import metricsfile, workdir
 from misc.run.provenance import provenance
-from misc.run.runner import parse
-from misc.run.steps import choose
+from misc.run.runner import choose, parse
 from run_sample import STEPS, add_arguments
 
 SIZE = ["--shapes_train", "12", "--shapes_val", "4", "--shapes_size", "32", "--limit", "12", "--num_workers", "0"]

@@ -18,7 +18,7 @@ from data.base import voc_palette
 from data.errors import UserError
 from data.failures import explain
 from data.files import FileError, save_json, save_mask, save_torch, sweep, write_atomic
-from data.pool import map_items
+from data.progress import map_items
 from misc.run.runner import _LogFile
 from net.resnet50_cam import Net
 from tests.folder_mini import make_folder

@@ -14,9 +14,8 @@ import torch
 import yaml
 
 from data.errors import UserError
-from misc.run.presets import preset
-from misc.run.runner import main, parse
-from misc.run.steps import Step, choose
+from misc.run.options import preset
+from misc.run.runner import Step, choose, main, parse
 from run_sample import STEPS, add_arguments
 from tests.helpers import ROOT, run_cli
 

@@ -16,7 +16,7 @@ import data
 from data.base import DataError, Dataset, voc_palette
 from data.files import save_mask
 from data.folder import PRESET, Folder
-from misc.run.presets import PUBLISHED
+from misc.run.options import PUBLISHED
 from misc.run.runner import main
 from run_sample import STEPS, add_arguments
 from tests.folder_mini import CLASSES, TURNED, make_folder
@@ -123,7 +123,7 @@ def test_splits(mini):
 
 def test_names_with_folders_and_spaces_become_files_below_the_results(mini):
     args = argparse.Namespace(work_dir=str(mini.root / "work"), cam_out_dir=None, bad_images={}, limit=None)
-    from misc.run.workdir import result_file
+    from misc.run.outputs import result_file
 
     path = result_file(args, "cam_out_dir", "sub/deep er/picture", ".npy")
     assert path == mini.root / "work/cam/sub/deep er/picture.npy"

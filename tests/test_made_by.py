@@ -14,7 +14,7 @@ from data.base import DataError
 from data.errors import UserError
 from data.folder import Folder
 from misc.run import made_by, metricsfile, resume, workdir
-from misc.run.presets import preset
+from misc.run.options import preset
 from misc.run.trainloop import begin, finish, to_train
 from run_sample import STEPS
 from tests.folder_mini import make_folder

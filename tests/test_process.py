@@ -13,7 +13,7 @@ from tests.helpers import ROOT
 
 PROGRAM = """
 import sys
-from misc.run.steps import Step
+from misc.run.runner import Step
 from run_sample import add_arguments, main
 sys.exit(main((Step(1, "own", "own_step", "nothing", "nothing", needs_dataset=False),), add_arguments, sys.argv[1:]))
 """

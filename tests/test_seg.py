@@ -12,7 +12,7 @@ from data.base import Dataset
 from data.errors import UserError
 from data.loaders import SegmentationCrops, TrainingLoader, stream_batches
 from misc.metrics import confusion, mean_iou
-from misc.run.presets import preset
+from misc.run.options import preset
 from misc.run.runner import main
 from misc.run.trainloop import fit, loader_by_iteration
 from net import deeplabv2, weights

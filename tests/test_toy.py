@@ -17,8 +17,7 @@ from data.digits import DIGITS, MARK_GAP, MARK_PX, REGIONS, SIDE, compose, draw_
 from misc.hgr import COMPARED, CONTROL, fall, finetune, gradient_maps, high_gradient_ratio
 from misc.report import toyplots, toytable
 from misc.rib import ACTIVATIONS
-from misc.run.runner import main, parse
-from misc.run.steps import choose
+from misc.run.runner import choose, main, parse
 from net.toy import LAYERS, ToyNet
 from run_sample import STEPS, add_arguments
 from step import toy

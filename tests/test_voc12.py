@@ -14,7 +14,7 @@ from PIL import Image
 import data
 from data.base import DataError, Dataset
 from data.reading import image_size, read_image, read_mask
-from misc.run.presets import PUBLISHED
+from misc.run.options import PUBLISHED
 from tests.voc_devkit import make_devkit, write_png
 from voc12 import CLASSES, PRESET, VOC12
 

@@ -15,7 +15,7 @@ from misc.report.gallery import gallery
 from misc.report.markup import Html, at, html, join, measured_cell, number, tag
 from misc.report.published import UNCHECKED, reference
 from misc.report.stages import INSTANCES, Stage, instance_text, scored, variants
-from misc.run.resume import outdated
+from misc.run.outputs import outdated
 
 FOLDER = Path(__file__).parent
 BY_EPOCH = ("train_cam", "train_irn")

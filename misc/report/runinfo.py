@@ -7,9 +7,8 @@ from data.base import DataError
 from data.errors import UserError
 from data.files import load_json
 from misc.report.markup import Html, html, join, measured_cell, number, tag
-from misc.run.made_by import NAME, read
-from misc.run.presets import preset
-from misc.run.workdir import PLACES, beside
+from misc.run.options import preset
+from misc.run.outputs import OUTPUTS
 
 # Arguments that say where and how to run, not what is computed.
 ELSEWHERE = (
@@ -59,10 +58,12 @@ def settings(folder: Path) -> dict[str, object]:
 def _told(folder: Path) -> dict[str, dict[str, object]]:
     """Argument -> the results below `folder` that were made with it, and its value there."""
     found: dict[str, dict[str, object]] = {}
-    for argument, entry in PLACES.items():
+    for argument, entry in OUTPUTS.items():
         path = Path(folder) / entry.path
         try:
-            record = read(path / NAME if argument.endswith("_out_dir") else beside(path, NAME))
+            record = load_json(
+                path / ".made_by.json" if argument.endswith("_out_dir") else path.with_suffix(".made_by.json")
+            )
         except UserError:  # damaged
             continue
         for key, value in (record or {}).get("arguments", {}).items():

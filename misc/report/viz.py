@@ -14,7 +14,7 @@ from data import camfile, insfile
 from data.base import Dataset, voc_palette
 from data.errors import UserError
 from data.files import load_mask, write_atomic
-from misc.run.workdir import result_file
+from misc.run.outputs import result_file
 
 TILE = 144  # height of a picture in the overview
 GAP = 4

@@ -1,4 +1,4 @@
-"""The command line: which steps, which values and where they come from; one line for a user's mistake."""
+"""The program: which steps run, in a locked and logged `--work_dir`; one line for a user's mistake."""
 
 import argparse
 import contextlib
@@ -8,55 +8,83 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from data import open_dataset
+import filelock
+
+from data import PURPOSES, image_names, open_dataset
+from data.base import Dataset
 from data.errors import UserError
 from data.failures import explain, prepare_process
 from data.process import GO_ON, end_process, in_notebook, on_signals
 from misc.run import board
 from misc.run.arguments import parse
-from misc.run.provenance import provenance
-from misc.run.steps import Step, choose, table
+
+LOCK_S = 5.0  # how long the workers of a killed run may still hold its lock
 
 
-def main(steps: Sequence[Step], add_arguments: Callable, argv: Sequence[str] | None = None) -> int:
-    """Runs the chosen steps; returns the exit code: 0 done, 2 the user's to mend, 1 anything else, 130 interrupted."""
+@dataclass(frozen=True)
+class Step:
+    """One step: its number and name, the module whose run(args, dataset, **options) does it, what it reads and writes.
+
+    number: None for a step that stands apart from the chain and runs only where it is asked for by its name.
+    needs_masks: it is left out for a dataset without ground truth. needs_dataset: without it, run(args) is called.
+    """
+
+    number: int | None
+    name: str
+    module: str
+    reads: str
+    writes: str
+    options: dict = field(default_factory=dict)
+    needs_masks: bool = False
+    needs_dataset: bool = True
+
+    @property
+    def title(self) -> str:
+        """Number and name."""
+        return self.name if self.number is None else f"{self.number} {self.name}"
+
+
+def main(steps: Sequence[Step], argv: Sequence[str] | None = None) -> int:
+    """Runs the chosen steps; returns the exit code: 0 done, 2 the user's to fix, 1 anything else, 130 interrupted."""
     argv = list(sys.argv[1:] if argv is None else argv)
     prepare_process()
     # Several processes share the cores: threads that wait must not spin. Read by OpenMP when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("KMP_BLOCKTIME", "0")
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
     try:
-        args, sources, _ = parse(steps, add_arguments, argv)
+        args, sources = parse([step.name for step in steps], argv)
         if args.list_steps:
             print(table(steps))
             return 0
-        looks = args.check_data or args.compare or args.preview is not None
-        again = "give the same command again" if looks else GO_ON
-        if args.overwrite:
-            again = again.replace("command", "command without --overwrite")
+        again = GO_ON.replace("command", "command without --overwrite") if args.overwrite else GO_ON
         with on_signals(os.environ.get("RANK", "0") == "0", again):
-            return _look(args, sources) if looks else _run(args, sources, choose(steps, args), argv)
+            if args.check_data or args.compare or args.preview is not None:
+                return _look(args, sources)
+            _run(args, sources, choose(steps, args), argv)
     except (Exception, KeyboardInterrupt) as error:
-        explained = explain(error)
-        one_of_several = int(os.environ.get("WORLD_SIZE", 1)) > 1
         if isinstance(error, KeyboardInterrupt) and in_notebook():
             raise
+        explained = explain(error)
         if explained is None:
-            if not one_of_several:
+            if not several:
                 raise
             traceback.print_exc()
-        text, code = explained or ("", 1)
-        if text:
-            print(f"run_sample.py: {text}", file=sys.stderr)
-        if one_of_several:  # the others may be waiting for this rank; torchrun ends them
+        text, code = explained or ("an error in the program, see above", 1)
+        print(f"run_sample.py: {text}", file=sys.stderr)
+        if several:  # the others may be waiting for this rank; torchrun ends them
             board.stop()
             end_process(code)
         return code
     finally:
         board.stop()
+    if several:
+        end_process(0)
+    return 0
 
 
 def _look(args: argparse.Namespace, sources: dict[str, str]) -> int:
@@ -64,7 +92,7 @@ def _look(args: argparse.Namespace, sources: dict[str, str]) -> int:
     if args.check_data:
         from data.check import check_data
 
-        return 0 if check_data(args) else 2
+        return 0 if check_data(args, open_dataset(args)) else 2
     if args.compare:
         from misc.report.compare import compare
 
@@ -74,156 +102,195 @@ def _look(args: argparse.Namespace, sources: dict[str, str]) -> int:
     from step.strips import preview
 
     torchutils.set_precision(args.precision)
-    args.bad_images = {}
-    for path in preview(args):
+    for path in preview(args, open_dataset(args)):
         print(path)
     return 0
 
 
-def _run(args: argparse.Namespace, sources: dict[str, str], chosen: Sequence[Step], argv: Sequence[str]) -> int:
+def _run(args: argparse.Namespace, sources: dict[str, str], chosen: Sequence[Step], argv: Sequence[str]) -> None:
     if args.dry_run:
         print(f"dataset {args.dataset}, results in {args.work_dir}\n{table(chosen)}")
-        return 0
-    from misc import torchutils
-    from misc.run import lock, resume
+        return
+    import torch
 
+    from misc import torchutils
+    from misc.run.trainloop import check_batches
+
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda, but PyTorch sees no GPU; check nvidia-smi, or use --device cpu")
     torchutils.init_ranks(args.device)
     torchutils.set_precision(args.precision)
-    _check_batches(args, chosen)
     work_dir, first = Path(args.work_dir), torchutils.rank() == 0
     try:
         work_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--work_dir {work_dir} cannot be written: {error.strerror}; choose another") from error
-    with lock.held(work_dir) if first else contextlib.nullcontext():  # one for all ranks of a job
+    with locked(work_dir) if first else contextlib.nullcontext():  # one for all ranks of a job
         torchutils.barrier()
         _start_log(work_dir, first)
         if first:
             _begin(args, sources, argv)
-            if args.tensorboard:
-                board.start(work_dir / "tensorboard")
-        possible = _possible(args, chosen)
-        with resume.overwriting(args, [step.name for step in possible]):
-            _run_steps(args, possible)
-    if torchutils.world_size() > 1:
+        dataset = open_dataset(args) if any(step.needs_dataset for step in chosen) else None
+        if dataset is not None:
+            chosen = _possible(args, dataset, chosen)
+            if args.skip_bad:
+                _skip_bad_images(args, dataset)
+        names = [step.name for step in chosen]
+        if args.overwrite and first:
+            from misc.run.outputs import remove_results
+
+            remove_results(args, names)
         torchutils.barrier()
-        board.stop()
-        end_process(0)
-    return 0
+        torchutils.on_first_rank(lambda: check_batches(args, names))
+        for step in chosen:
+            _run_step(args, dataset, step)
+        for name, problem in (dataset.bad_images if dataset else {}).items():
+            logging.warning("left out %s: %s", name, problem)
+        torchutils.barrier()
 
 
-def _check_batches(args: argparse.Namespace, chosen: Sequence[Step]) -> None:
-    """UserError if the ranks cannot share the batches of one of the chosen steps."""
-    from misc.run.resume import used
-    from misc.run.trainloop import BATCHES, check_batches
-    from misc.run.workdir import PLACES
-    from misc.torchutils import on_first_rank
+def _run_step(args: argparse.Namespace, dataset: Dataset | None, step: Step) -> None:
+    from misc import torchutils
+    from misc.run.outputs import record
 
-    training = BATCHES.keys() & {step.name for step in chosen}
-    weights = [name for name, entry in PLACES.items() if entry.step in training and name.endswith("_weights_name")]
-    on_first_rank(lambda: check_batches(args, [name for name in weights if used(args, name)]))
+    logging.info("step %s", step.title)
+    begin = time.perf_counter()
+    try:
+        inputs = (args, dataset) if step.needs_dataset else (args,)
+        values = importlib.import_module(step.module).run(*inputs, **step.options)
+    except (UserError, OSError) as error:
+        if step.needs_dataset and args.data_root and not Path(args.data_root).is_dir():
+            raise UserError(f"{explain(error)[0]}; --data_root {args.data_root} is gone (is it mounted?)") from error
+        raise
+    torchutils.barrier()
+    seconds = time.perf_counter() - begin
+    if values:
+        record(args, step.name, {"seconds": round(seconds, 2), **values})
+        board.scores(step.name, values)
+    logging.info("step %s took %.1f s", step.title, seconds)
+
+
+@contextlib.contextmanager
+def locked(work_dir: Path) -> Iterator[None]:
+    """Holds the lock of a folder; UserError if another run has it. The system releases it when a process is killed."""
+    lock = filelock.FileLock(work_dir / ".lock")
+    try:
+        lock.acquire(timeout=LOCK_S)
+    except filelock.Timeout as error:
+        raise UserError(
+            f"--work_dir {work_dir} is in use by another run; wait for it or stop it, or choose another --work_dir"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _begin(args: argparse.Namespace, sources: dict[str, str], argv: Sequence[str]) -> None:
-    """Clears away what a killed run left half done, and stores what this one is."""
-    from data.files import load_json, save_json
-    from misc.run.workdir import sweep_temporaries
+    """Removes what a killed run left unfinished, and stores what this one is."""
+    from data.files import load_json, save_json, sweep
+    from misc.run.provenance import describe_call
 
-    removed = sweep_temporaries(args)
-    if removed:
-        logging.info("%d unfinished files of a run that was killed are removed", removed)
+    sweep(Path(args.work_dir))
     path = Path(args.work_dir) / "args.json"
     last = load_json(path)
     earlier = [*last.pop("earlier", []), last] if last else []
-    save_json(path, {**provenance(args, sources, argv), "earlier": earlier})
-
-
-def _run_steps(args: argparse.Namespace, chosen: Sequence[Step]) -> None:
-    from misc import torchutils
-    from misc.run import metricsfile
-
-    reading = any(step.needs_dataset for step in chosen)
-    args.bad_images = _bad_images(args) if args.skip_bad and reading else {}
-    for step in chosen:
-        logging.info("step %s", step.title)
-        begin = time.perf_counter()
-        try:
-            values = importlib.import_module(step.module).run(args, **step.options)
-        except (UserError, OSError) as error:
-            if step.needs_dataset and args.data_root and not Path(args.data_root).is_dir():
-                gone = f"--data_root {args.data_root} is gone: bring it back (is it mounted?); {GO_ON}"
-                raise UserError(f"{explain(error)[0]}; {gone}") from error
-            raise
-        torchutils.barrier()
-        seconds = time.perf_counter() - begin
-        if values:
-            metricsfile.record(args, step.name, {"seconds": round(seconds, 2), **values})
-            board.scores(step.name, values)
-        logging.info("step %s took %.1f s", step.title, seconds)
-    for name, problem in args.bad_images.items():
-        logging.warning("left out %s: %s", name, problem)
-
-
-def _possible(args: argparse.Namespace, chosen: Sequence[Step]) -> Sequence[Step]:
-    """The chosen steps without those that the dataset has no ground truth for; UserError if none is left."""
-    if not any(step.needs_dataset for step in chosen):
-        return chosen
-    dataset = open_dataset(args)
-    for note in dataset.notes:
-        logging.warning(note)
-    scoring = [step.name for step in chosen if step.needs_masks]
-    if not scoring:
-        return chosen
-    lacks = f"dataset {args.dataset} has no masks"
-    if dataset.has_masks:
-        if any(map(dataset.has_mask, dataset.names_of(args.eval_list)[: args.limit])):
-            return chosen
-        lacks += f" for --eval_list {args.eval_list}"
-    if len(scoring) == len(chosen):
-        raise UserError(f"{lacks}, and all of these steps need some: {', '.join(scoring)}")
-    logging.warning("%s: left out %s", lacks, ", ".join(scoring))
-    return [step for step in chosen if not step.needs_masks]
-
-
-def _bad_images(args: argparse.Namespace) -> dict[str, str]:
-    """The images that `--skip_bad` leaves out, also stored in bad_images.json."""
-    from data import find_bad_images
-    from data.files import save_json
-    from misc import torchutils
-
-    args.bad_images = {}
-    bad = dict(torchutils.gather(list(find_bad_images(args).items())))  # every rank has read its share
-    if torchutils.rank() == 0:
-        save_json(Path(args.work_dir) / "bad_images.json", bad)
-    logging.info("%d images cannot be read and are left out", len(bad))
-    return bad
+    save_json(path, {**describe_call(args, sources, argv), "earlier": earlier})
+    if args.tensorboard:
+        board.start(Path(args.work_dir) / "tensorboard")
 
 
 def _start_log(work_dir: Path, first: bool) -> None:
     """Messages to standard error and to log.txt, from rank 0 only."""
     handlers: list[logging.Handler] = [logging.StreamHandler()]
     if first:
-        try:
-            handlers.append(_LogFile(work_dir / "log.txt", encoding="utf-8"))
-        except OSError as error:
-            raise UserError(f"--work_dir {work_dir} cannot be written: {error.strerror}; choose another") from error
+        handlers.append(logging.FileHandler(work_dir / "log.txt", encoding="utf-8"))
     level = logging.INFO if first else logging.WARNING
     logging.basicConfig(
         level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=handlers, force=True
     )
 
 
-class _LogFile(logging.FileHandler):
-    """A log that ends with one line where its disk is full; the run may do without it."""
+def _possible(args: argparse.Namespace, dataset: Dataset, chosen: Sequence[Step]) -> Sequence[Step]:
+    """The chosen steps without those that the dataset has no ground truth for; UserError if none is left."""
+    for note in dataset.notes:
+        logging.warning(note)
+    scoring = [step.name for step in chosen if step.needs_masks]
+    lacks = f"dataset {args.dataset} has no masks"
+    if dataset.has_masks:
+        if not scoring or any(map(dataset.has_mask, image_names(args, dataset, "eval"))):
+            return chosen
+        lacks += f" for --eval_list {args.eval_list}"
+    if not scoring:
+        return chosen
+    if len(scoring) == len(chosen):
+        raise UserError(f"{lacks}, and all of these steps need some: {', '.join(scoring)}")
+    logging.warning("%s: left out %s", lacks, ", ".join(scoring))
+    return [step for step in chosen if not step.needs_masks]
 
-    def handleError(self, record: logging.LogRecord) -> None:
-        error = sys.exc_info()[1]
-        if not isinstance(error, OSError):
-            super().handleError(record)
-        elif self.level <= logging.CRITICAL:
-            self.setLevel(logging.CRITICAL + 1)
-            print(f"run_sample.py: {self.baseFilename} cannot be written any more: {error.strerror}", file=sys.stderr)
 
-    def close(self) -> None:
-        with contextlib.suppress(OSError):  # what is left in the buffer of a full disk
-            super().close()
+def _skip_bad_images(args: argparse.Namespace, dataset: Dataset) -> None:
+    """For `--skip_bad`: the dataset leaves out what cannot be read, also stored in bad_images.json."""
+    from data.check import bad_images
+    from data.files import save_json
+    from misc import torchutils
+
+    names = sorted({name for purpose in PURPOSES for name in image_names(args, dataset, purpose)})
+    bad = bad_images(dataset, torchutils.shard(names), args.num_workers)
+    dataset.bad_images = dict(torchutils.gather(list(bad.items())))  # every rank has read its share
+    if torchutils.rank() == 0:
+        save_json(Path(args.work_dir) / "bad_images.json", dataset.bad_images)
+    logging.info("%d images cannot be read and are left out", len(dataset.bad_images))
+
+
+# which steps
+
+
+def choose(steps: Sequence[Step], args: argparse.Namespace) -> list[Step]:
+    """The steps to run, in order. UserError for a step that there is not."""
+    flags = {step.name: getattr(args, f"{step.name}_pass") for step in steps}
+    if args.steps is not None:
+        chosen = _select(steps, args.steps)
+        chosen |= {name for name, flag in flags.items() if flag}
+    elif any(flags.values()):
+        chosen = {name for name, flag in flags.items() if flag}
+    else:
+        chosen = {step.name for step in steps if step.number is not None}
+    plan = [step for step in steps if step.name in chosen and flags[step.name] is not False]
+    if not plan:
+        raise UserError("no step is left to run: every one that was asked for is also switched off")
+    return plan
+
+
+def _select(steps: Sequence[Step], text: str) -> set[str]:
+    keys = {key: i for i, step in enumerate(steps) for key in (_number(step), step.name) if key}
+
+    def index(key: str) -> int:
+        if key not in keys:
+            known = ", ".join(step.title for step in steps)
+            raise UserError(f"--steps: there is no step {key!r}; there are {known}")
+        return keys[key]
+
+    chosen: set[str] = set()
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        first, dash, last = part.partition("-")
+        begin, end = index(first.strip()), index((last if dash else first).strip())
+        if begin > end:
+            raise UserError(f"--steps: {part} runs backwards; steps always run in their own order")
+        if dash and None in (steps[begin].number, steps[end].number):
+            raise UserError(f"--steps: {part} is no range; a step without a number is asked for by its name alone")
+        chosen |= {step.name for step in steps[begin : end + 1]}
+    if not chosen:
+        raise UserError("--steps names no step; see --list_steps")
+    return chosen
+
+
+def _number(step: Step) -> str:
+    return "" if step.number is None else str(step.number)
+
+
+def table(steps: Sequence[Step]) -> str:
+    """The steps as text."""
+    rows = [("", "step", "reads", "writes"), *((_number(s), s.name, s.reads, s.writes) for s in steps)]
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)

@@ -11,13 +11,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data import dataset_module, image_names
+from data import image_names
 from data.base import Dataset
 from data.errors import UserError
 from data.files import write_atomic
-from misc.run import made_by
-from misc.run.resume import some_images
-from misc.run.workdir import place
+from misc.run.outputs import path_of
+from misc.run.provenance import digest_of_array, digest_of_file, digest_of_names
 from net.weights import find_doubled
 
 
@@ -88,15 +87,13 @@ def chosen_studies(text: str | None) -> list[str]:
 
 
 def inputs_of(args: argparse.Namespace, dataset: Dataset) -> dict[str, object]:
-    """What the results of every point depend on besides the arguments: SHA-256 of classifier and code, the dataset."""
-    module, file = dataset_module(args.dataset)
+    """What the results of every point depend on besides the arguments: the classifier, the dataset, its labels."""
     names = image_names(args, dataset, "train")
     return {
-        "classifier_sha256": made_by.of_file(find_doubled(place(args, "cam_weights_name"))),
-        "code_sha256": made_by.of_record({"code": made_by.of_code(("step.ablate", *module), file)}),
+        "classifier": digest_of_file(find_doubled(path_of(args, "cam_weights_name"))),
         "identity": dataset.identity,
-        "train": [made_by.of_names(names), made_by.of_array(dataset.labels(names))],
-        "images": some_images(args, dataset, "train"),
+        "train": [digest_of_names(names), digest_of_array(dataset.labels(names))],
+        "bad_images": sorted(dataset.bad_images),
     }
 
 
@@ -123,7 +120,7 @@ def make_point(overrides: dict[str, object], args: argparse.Namespace, inputs: d
     setting = {name: getattr(changed, name) for name in kept if not name.endswith("_pass")}
     if setting.get("RIB_companions") == "fresh":
         setting.pop("RIB_pool_size", None)
-    setting |= {"bad_images": sorted(args.bad_images), **inputs}
+    setting |= inputs
     key = hashlib.sha256(json.dumps(setting, sort_keys=True).encode()).hexdigest()[:16]
     label = ", ".join(f"{name}={v:g}" if isinstance(v, float) else f"{name}={v}" for name, v in values.items())
     return Point(label or "as it is", changed, setting, key)

@@ -6,23 +6,21 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from data.base import Dataset
 from data.errors import UserError
-from data.files import look_anew, save_json, save_torch
+from data.files import save_json, save_torch
 from data.loaders import SegmentationCrops, TrainingCrops, TrainingLoader, epoch_batches, stream_batches
 from data.progress import bar
 from misc import torchutils
 from misc.run import board
-from misc.run.made_by import differences
-from misc.run.metricsfile import record
-from misc.run.resume import begun, check_weights, marked, what_makes
-from misc.run.workdir import PLACES, beside, place, record_path
+from misc.run.outputs import OUTPUTS, check_provenance, path_of, provenance, record, record_file
+from misc.run.provenance import differences
 from net.weights import find_doubled
 
 BATCHES = {  # training step -> arguments: images of one step over all ranks, and the parts in which it is computed
@@ -37,24 +35,21 @@ def fit(
     loss_of: Callable[[nn.Module, tuple], torch.Tensor],
     optimizer: torch.optim.Optimizer,
     loader: TrainingLoader,
-    checkpoint: Path,
+    training: "Training",
     title: str,
-    settings: dict,
     scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
     accumulate: int = 1,
 ) -> list[float]:
     """Trains `model` in place and returns the mean loss of every epoch.
 
-    loss_of(model, batch): the loss of a batch as the loader gives it. checkpoint: where the state after each epoch is
-    kept, so that a run that was cut off goes on there; removed by the caller once the result is stored. settings: the
-    record of what makes the weights; UserError if that of the checkpoint differs. accumulate: batches whose mean
-    gradient makes one step; an epoch holds whole steps. FloatingPointError if a loss is not finite, on every rank.
+    loss_of(model, batch): the loss of a batch as the loader gives it. training: its files; the state after each epoch
+    is kept there, so that an interrupted run resumes bit by bit. accumulate: batches whose mean gradient makes one
+    step; an epoch holds whole steps. FloatingPointError if a loss is not finite, on every rank.
     """
     first, losses, batches = 0, [], 0
-    if torchutils.on_first_rank(checkpoint.is_file):
-        look_anew(checkpoint.parent)
-        first, losses, batches = _resume(checkpoint, settings, model, optimizer, scheduler)
-        _check_same_epoch(checkpoint, first)
+    if torchutils.on_first_rank(training.checkpoint.is_file):
+        first, losses, batches = _resume(training, model, optimizer, scheduler)
+        logging.info("%s: resuming after epoch %d", title, first)
     model.train()
     parallel = _parallel(model)
     with bar(total=0, title=title, unit="batch") as progress:
@@ -90,10 +85,10 @@ def fit(
                 "epoch": epoch + 1,
                 "losses": losses,
                 "batches": batches,
-                "settings": settings,
+                "settings": training.provenance,
             }
             if torchutils.rank() == 0:
-                save_torch(checkpoint, state)
+                save_torch(training.checkpoint, state)
             torchutils.barrier()
     return losses
 
@@ -140,15 +135,15 @@ def loader_by_iteration(
     return TrainingLoader(crops, batches_of, -(-iterations // every), args.num_workers, pin_memory)
 
 
-def check_batches(args: argparse.Namespace, weights: Sequence[str]) -> None:
-    """UserError if the ranks cannot share the batches of a training that is still to come.
+def check_batches(args: argparse.Namespace, steps: Sequence[str]) -> None:
+    """UserError if the ranks cannot share the batches of one of these steps whose weights are still missing.
 
-    weights: arguments of the weights files that the chosen steps make. For before the first step: the training itself
-    would only find it after days of other steps.
+    For before the first step: the training itself would only find it after days of other steps.
     """
-    for argument in weights:
-        if _missing(args, argument):
-            batch_size, *parts = BATCHES[PLACES[argument].step]
+    for argument, entry in OUTPUTS.items():
+        wanted = entry.step in steps and entry.step in BATCHES and entry.seg_labels in (None, *args.seg_labels)
+        if wanted and find_doubled(path_of(args, argument)) is None:
+            batch_size, *parts = BATCHES[entry.step]
             _check_shares(getattr(args, batch_size), *(getattr(args, name) for name in parts), what=f"--{batch_size}")
 
 
@@ -161,74 +156,54 @@ def _check_shares(batch_size: int, parts: int = 1, what: str = "a batch of") -> 
         )
 
 
-def to_train(args: argparse.Namespace, argument: str) -> bool:
-    """Whether the weights file is still to be made. A file that the user named is never replaced.
+class Training:
+    """The files of one training: whether it is still to do, its checkpoint, and at its end its weights and figures.
 
-    UserError if it is there and was made with other arguments or from other inputs.
+    argument: of the weights file in OUTPUTS. UserError if the file exists and was made by something else, unless the
+    user named it.
     """
-    if torchutils.on_first_rank(lambda: _missing(args, argument)):
+
+    def __init__(self, args: argparse.Namespace, dataset: Dataset, argument: str):
+        self.args, self.argument, self.start = args, argument, time.perf_counter()
+        self.weights = path_of(args, argument)
+        self.checkpoint = self.weights.with_suffix(".checkpoint")
+        self.provenance = provenance(args, dataset, argument)
+        self.finished = torchutils.on_first_rank(self._is_finished)
+
+    def _is_finished(self) -> bool:
+        if find_doubled(self.weights) is None:
+            return False
+        logging.info("%s exists, skipping the training", self.weights)
+        if not getattr(self.args, self.argument):
+            check_provenance(self.args, self.argument, self.provenance)
         return True
-    there = torchutils.on_first_rank(lambda: find_doubled(place(args, argument)))
-    logging.info("%s is there already%s", there, " and was named: it is not replaced" if args.overwrite else "")
-    torchutils.on_first_rank(lambda: check_weights(args, argument))
-    return False
 
-
-def _missing(args: argparse.Namespace, argument: str) -> bool:
-    """Whether the weights file is not there, or is to be replaced."""
-    return find_doubled(place(args, argument)) is None or (not getattr(args, argument) and marked(args, argument))
-
-
-def begin(args: argparse.Namespace, argument: str) -> tuple[Path, dict]:
-    """The checkpoint beside the weights file and the record of what makes them; with `--overwrite` removes the old."""
-    torchutils.on_first_rank(lambda: _remove_old(args, argument))
-    return beside(place(args, argument), ".checkpoint"), what_makes(args, argument)
-
-
-def _remove_old(args: argparse.Namespace, argument: str) -> None:
-    """Removes what is to be made anew, now: a run that is cut off and goes on must not take the old for its own."""
-    if marked(args, argument):
-        target = place(args, argument)
-        beside(target, ".checkpoint").unlink(missing_ok=True)
-        while (old := find_doubled(target)) is not None:
-            old.unlink()
-        begun(args, argument)
-
-
-def finish(
-    args: argparse.Namespace, argument: str, model: nn.Module, settings: dict, values: dict, start: float
-) -> None:
-    """Stores the trained weights and the record of what made them, and removes the checkpoint.
-
-    values: what the training measured, for metrics.json: stored before the weights, for once these are there nobody
-    trains again. start: of the step, by time.perf_counter().
-    """
-    target = place(args, argument)
-    record(args, PLACES[argument].step, {"seconds": round(time.perf_counter() - start, 2), **values})
-    if torchutils.rank() == 0:
-        save_json(record_path(args, argument), settings)
-        save_torch(target, model.cpu().state_dict())
-        beside(target, ".checkpoint").unlink(missing_ok=True)
-    torchutils.barrier()
+    def finish(self, model: nn.Module, values: dict) -> None:
+        """Stores weights, provenance and figures (values: for metrics.json), and removes the checkpoint."""
+        # The figures first: once the weights exist nobody trains again.
+        step = OUTPUTS[self.argument].step
+        record(self.args, step, {"seconds": round(time.perf_counter() - self.start, 2), **values})
+        if torchutils.rank() == 0:
+            save_json(record_file(self.args, self.argument), self.provenance)
+            save_torch(self.weights, model.cpu().state_dict())
+            self.checkpoint.unlink(missing_ok=True)
+        torchutils.barrier()
 
 
 def _resume(
-    checkpoint: Path,
-    settings: dict,
+    training: Training,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     scheduler: torch.optim.lr_scheduler.LRScheduler | None,
 ) -> tuple[int, list[float], int]:
-    """Takes up a run that was cut off: the next epoch, the losses and the number of batches so far.
+    """Takes up a run that was interrupted: the next epoch, the losses and the number of batches so far.
 
-    UserError if the checkpoint is damaged or was made with other settings; what the system or the memory refuses says
-    nothing of the file and goes through.
+    UserError if the checkpoint is damaged or was made with other settings.
     """
-    redo = f"delete {checkpoint} to begin anew, or add --overwrite"
     try:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        changed = differences(state["settings"], settings)
-        if not any(changed):
+        state = torch.load(training.checkpoint, map_location="cpu", weights_only=True)
+        changed = differences(state["settings"], training.provenance)
+        if not changed:
             model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
             if scheduler is not None:
@@ -237,18 +212,10 @@ def _resume(
     except (OSError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # a damaged file can raise anything
-        raise UserError(f"{checkpoint} is not a whole checkpoint; {redo}") from error
-    raise UserError(f"{checkpoint} was made otherwise: {changed}. Give the same again, or {redo}")
-
-
-def _check_same_epoch(checkpoint: Path, epoch: int) -> None:
-    """UserError on every rank if one goes on at another epoch: over a network it may have read an older file."""
-    epochs = torchutils.gather([epoch])
-    if len(set(epochs)) > 1:
-        raise UserError(
-            f"the ranks read {checkpoint} as of epochs {', '.join(map(str, epochs))}: the disk shows some of them an "
-            "older file; wait a minute, then the same command goes on"
-        )
+        raise UserError(f"{training.checkpoint} is damaged; delete it, or use --overwrite, to start again") from error
+    raise UserError(
+        f"{training.checkpoint} was created with {'; '.join(changed)}. Use --overwrite or another --work_dir."
+    )
 
 
 def _parallel(model: nn.Module) -> nn.Module:
