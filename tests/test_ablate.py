@@ -3,9 +3,6 @@
 import argparse
 import json
 import logging
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -478,21 +475,3 @@ def test_mistakes_get_one_line(tmp_path, capsys):
     mini = make_folder(tmp_path / "data", masks=False)
     assert ablate(tmp_path, "--dataset", "folder", "--data_root", mini.root) == 2
     assert "has no masks, and all of these steps need some: ablate" in capsys.readouterr().err
-
-
-def test_two_ranks_give_what_one_gives(work_dir):
-    assert ablate(work_dir, "--ablate", "steps", images=3) == 0
-    one = results(work_dir)
-    for path in work_dir.rglob("train_*.npz"):
-        path.unlink()
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "run_sample.py", *SMALL,
-        "--work_dir", str(work_dir), "--steps", "ablate", "--ablate", "steps", "--ablate_limit", "3",
-    ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    two = results(work_dir)
-    assert len(list(work_dir.rglob("train_*.npz"))) == 3
-    for key, values in one["steps"]["points"][0]["curve"].items():
-        assert two["steps"]["points"][0]["curve"][key] == pytest.approx(values, abs=0.01)
