@@ -1,9 +1,11 @@
 """What holds for all tests, and the finished runs that they share."""
 
 import os
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -34,32 +36,37 @@ def pytest_terminal_summary(terminalreporter, config):
 
 @pytest.fixture(scope="session")
 def once(tmp_path_factory):
-    """once(name, make): a folder that make(folder) has filled, once for all processes of this session.
+    """once(name, make): a folder that make(folder) has filled, and what make returned.
 
-    Nobody may change it: tests that do take a copy.
+    Made once for all processes of this session, so nobody may change it: tests that do take a copy.
     """
     base = tmp_path_factory.getbasetemp()
     base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
-    def folder_of(name: str, make: Callable[[Path], object]) -> Path:
-        folder, finished = base / f"once_{name}", base / f"once_{name}.finished"
+    def made(name: str, make: Callable[[Path], Any]) -> tuple[Path, Any]:
+        folder, returned = base / f"once_{name}", base / f"once_{name}.pickle"
         with FileLock(base / f"once_{name}.lock"):
-            if not finished.exists():
+            if not returned.exists():
                 shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir()
-                make(folder)
-                finished.touch()
-        return folder
+                returned.write_bytes(pickle.dumps(make(folder)))
+        return folder, pickle.loads(returned.read_bytes())
 
-    return folder_of
+    return made
 
 
 @pytest.fixture(scope="session")
-def small_run(once):
-    """The folder of a run of the whole small pipeline; its classifier has learnt something. Not to be changed.
+def small_run_said(once):
+    """The folder of a run of the whole small pipeline, and what it said. Not to be changed.
 
-    What the run said lies beside it, `small_run.with_suffix(".txt")`.
+    Its classifier has learnt something.
     """
     from tests.helpers import said, small_arguments
 
-    return once("small", lambda folder: folder.with_suffix(".txt").write_text(said(*small_arguments(folder))))
+    return once("small", lambda folder: said(*small_arguments(folder)))
+
+
+@pytest.fixture(scope="session")
+def small_run(small_run_said):
+    """The folder of `small_run_said`."""
+    return small_run_said[0]

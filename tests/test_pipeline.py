@@ -26,17 +26,12 @@ def run(work_dir, *arguments, code=0):
     return said(*small_arguments(work_dir, *arguments), code=code)
 
 
-@pytest.fixture(scope="module")
-def finished(small_run):
-    return small_run, small_run.with_suffix(".txt").read_text()
-
-
 def files(folder):
     return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def test_every_step_leaves_its_files(finished):
-    folder, _ = finished
+def test_every_step_leaves_its_files(small_run_said):
+    folder, _ = small_run_said
     suffixes = {
         "cam": ".npy",
         "cam_rib": ".npy",
@@ -52,13 +47,14 @@ def test_every_step_leaves_its_files(finished):
         assert sorted(path.name for path in (folder / kind).iterdir()) == wanted
     for name in ("sess/res50_cam.pth", "sess/res50_irn.pth", *PICTURES, "args.json", "log.txt"):
         assert (folder / name).stat().st_size > 0
-    assert Image.open(folder / "overview.png").width == 7 * (viz.TILE + viz.GAP)  # the last column shows instances
+    with Image.open(folder / "overview.png") as overview:
+        assert overview.width == 7 * (viz.TILE + viz.GAP)  # the last column shows instances
     left = ("*.tmp", "*.checkpoint", ".lock")
     assert not [path for pattern in left for path in folder.rglob(pattern)]
 
 
-def test_files_hold_what_they_should(finished):
-    folder, _ = finished
+def test_files_hold_what_they_should(small_run_said):
+    folder, _ = small_run_said
     for name in NAMES:
         for kind in ("cam", "cam_rib"):
             file = camfile.load(folder / kind / f"{name}.npy")
@@ -75,8 +71,8 @@ def test_files_hold_what_they_should(finished):
         assert {*found["class"] + 1} <= classes and found["score"].max(initial=0) <= 1
 
 
-def test_metrics_and_provenance(finished):
-    folder, printed = finished
+def test_metrics_and_provenance(small_run_said):
+    folder, printed = small_run_said
     metrics = json.loads((folder / "metrics.json").read_text())
     steps = [step.name for step in STEPS if step.number is not None and step.name != "report"]
     assert [step for step in metrics if step != "report"] == ["schema", *steps]
@@ -135,16 +131,16 @@ def patterns(metrics):
             yield f"EVAL.{'.'.join(last)}" if step in evaluations and not path.startswith("STEP") else path
 
 
-def test_every_key_of_the_metrics_is_documented(finished):
-    metrics = json.loads((finished[0] / "metrics.json").read_text())
+def test_every_key_of_the_metrics_is_documented(small_run_said):
+    metrics = json.loads((small_run_said[0] / "metrics.json").read_text())
     assert metrics["schema"] == 1
     apart = ("toy.", "ablate.", "strips.")  # not of the pipeline
     found, said = set(patterns(metrics)), [key for key in documented() if not key.startswith(apart)]
     assert found == set(said) and len(said) == len(set(said))
 
 
-def test_foreground_and_labels_are_scored(finished):
-    folder, _ = finished
+def test_foreground_and_labels_are_scored(small_run_said):
+    folder, _ = small_run_said
     metrics = json.loads((folder / "metrics.json").read_text())
     masks = metrics["eval_sem_seg"]
     for values in (masks, masks["ir_label"], metrics["eval_cam"]["best"], metrics["eval_rib_cam"]["best"]):
@@ -161,8 +157,8 @@ def test_foreground_and_labels_are_scored(finished):
     assert per_image["sem_seg"][NAMES[0]] == round(mean_iou(first), 4)
 
 
-def test_finished_files_are_not_made_again(finished, tmp_path):
-    folder = Path(shutil.copytree(finished[0], tmp_path / "work"))
+def test_finished_files_are_not_made_again(small_run_said, tmp_path):
+    folder = Path(shutil.copytree(small_run_said[0], tmp_path / "work"))
     before = files(folder)
     times = {path: path.stat().st_mtime_ns for path in folder.rglob("*.npy")}
     (folder / "cam" / f"{NAMES[3]}.npy").unlink()
@@ -173,8 +169,8 @@ def test_finished_files_are_not_made_again(finished, tmp_path):
     assert changed == [f"{NAMES[3]}.npy"]
 
 
-def test_same_bytes_for_any_number_of_workers(finished, tmp_path):
-    folder, _ = finished
+def test_same_bytes_for_any_number_of_workers(small_run_said, tmp_path):
+    folder, _ = small_run_said
     (tmp_path / "sess").mkdir()
     for name in ("res50_cam.pth", "res50_irn.pth"):
         (tmp_path / "sess" / name).write_bytes((folder / "sess" / name).read_bytes())

@@ -26,7 +26,10 @@ MSC, RATES = (1.0, 0.75, 0.5), (6, 12, 18, 24)
 NAMES = [f"image{i}" for i in range(7)]
 
 
-@pytest.mark.parametrize("name", ["deeplabv2_resnet101", "deeplabv2_resnet14", "deeplabv3_resnet50"])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param("deeplabv2_resnet101", marks=pytest.mark.slow), "deeplabv2_resnet14", "deeplabv3_resnet50"],
+)
 def test_logits_have_stride_8(name):
     torch.manual_seed(0)
     model = build(name, 5, MSC, RATES).eval()

@@ -72,6 +72,7 @@ DAMAGE = {
 CASES = [(file, *case) for file, cases in DAMAGE.items() for case in cases]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("file", "at", "value", "message"), CASES)
 def test_damaged_json_is_named_by_the_report_and_the_comparison(run, whole, tmp_path, file, at, value, message):
     put(run, file, at, value)
@@ -84,6 +85,7 @@ def test_damaged_json_is_named_by_the_report_and_the_comparison(run, whole, tmp_
             compare(run, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "spoilt"),
     [
@@ -100,6 +102,7 @@ def test_a_comparison_with_arguments_of_no_run(run, whole, tmp_path, arguments, 
         compare(run, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -134,6 +137,7 @@ def places(value, at=()):
         yield from places(value[key], (*at, key))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(40))
 def test_any_value_in_any_place_is_reported_or_refused(run, seed, capsys):
     """No mutation of bytes gets there: the file stays JSON."""
