@@ -2,15 +2,12 @@
 
 import argparse
 import importlib
-import importlib.util
 import logging
-import sys
 import weakref
-from functools import cache
 from pathlib import Path
 from types import ModuleType
 
-from data.base import DataError, Dataset
+from data.base import DataError, Dataset, load_file
 
 PURPOSES = ("train", "infer", "eval", "val")  # of image lists: `--PURPOSE_list`
 # name -> (module, one line). A module offers PRESET and open_dataset(args); see docs/adding_a_dataset.md.
@@ -91,22 +88,15 @@ def _module(name: str) -> ModuleType:
     if name in DATASETS:
         return importlib.import_module(DATASETS[name][0])
     if name.endswith(".py"):
-        return _from_file(Path(name).resolve())
+        return _own_module(Path(name))
     raise DataError(f"--dataset is {name!r}; there are {', '.join(DATASETS)}, or the path of a Python file")
 
 
-@cache
-def _from_file(path: Path) -> ModuleType:
+def _own_module(path: Path) -> ModuleType:
     """The module of a user's own dataset; DataError if it cannot be run or lacks what a dataset module offers."""
     if not path.is_file():
         raise DataError(f"--dataset {path} does not exist; wanted a Python file, or one of {', '.join(DATASETS)}")
-    spec = importlib.util.spec_from_file_location(f"dataset_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where pickle finds its classes
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # the user's code
-        raise DataError(f"--dataset {path} cannot be loaded: {type(error).__name__}: {error}") from error
+    module = load_file(path.resolve())
     missing = [name for name in ("PRESET", "open_dataset") if not hasattr(module, name)]
     if missing:
         raise DataError(f"--dataset {path} offers no {' and no '.join(missing)}; see docs/adding_a_dataset.md")

@@ -1,7 +1,12 @@
 """What a dataset is: names, images, image-level labels and, where there are any, masks."""
 
+import importlib.util
+import operator
+import sys
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
@@ -30,6 +35,14 @@ class Dataset:
     notes: Sequence[str] = ()
     # Folder, below that of the masks, in which the dataset's test server wants those of images without ground truth.
     submission = ""
+
+    def __reduce_ex__(self, protocol: int) -> tuple:
+        """For worker processes that inherit no modules: a user's own dataset file is loaded there before anything."""
+        file = getattr(sys.modules.get(type(self).__module__), "DATASET_FILE", None)
+        if file is None:
+            return super().__reduce_ex__(protocol)
+        state = self.__getstate__() if hasattr(self, "__getstate__") else self.__dict__
+        return _blank, (file, type(self).__qualname__), state
 
     @property
     def n_classes(self) -> int:
@@ -102,6 +115,26 @@ class Dataset:
         return (
             np.stack([self.label(name) for name in names]) if len(names) else np.zeros((0, self.n_classes), np.float32)
         )
+
+
+@cache
+def load_file(path: Path) -> ModuleType:
+    """The module of a user's Python file; DataError if it cannot be run."""
+    spec = importlib.util.spec_from_file_location(f"dataset_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    module.DATASET_FILE = path
+    sys.modules[spec.name] = module  # where pickle looks for its classes
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # the user's code
+        raise DataError(f"--dataset {path} cannot be loaded: {type(error).__name__}: {error}") from error
+    return module
+
+
+def _blank(file: Path, name: str) -> Dataset:
+    """An object of the class `name` of a user's file, before its state is put in."""
+    kind = operator.attrgetter(name)(load_file(file))
+    return kind.__new__(kind)
 
 
 def read_list(path: Path, name_of: Callable[[str], str] | None = None) -> list[str]:

@@ -1,5 +1,6 @@
 """The torch Datasets and their order. Every draw depends on (seed, image name, epoch or step) only."""
 
+import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -11,10 +12,10 @@ from torch.utils.data import DataLoader, get_worker_info
 from data.base import Dataset
 from data.transforms import crop_box, normalize, paste, pyramid, rescale_size, resize, training_crop
 from misc.progress import Stopwatch, bar
+from misc.stopping import in_worker
 from misc.torchutils import rank, rng, world_size
 
 POOL_BATCH = 16  # crops that go through the lower layers at once
-WAIT_S = 3600  # for an item; longer means that its worker has lost it
 SHARED_MEMORY = "/dev/shm"
 LONG_LIST = 20_000  # names from which on companions are drawn without going through all of them
 
@@ -116,24 +117,42 @@ class Pyramids(torch.utils.data.Dataset):
 class Loader:
     """What torch's DataLoader gives, also where shared memory is too small for it, as the 64 MB of a container.
 
-    There it would lose the item, say so in a traceback of its worker and wait for ever; here the item takes the slower
-    way through a pipe. options: of the DataLoader; batches are of tensors or of tuples of tensors.
+    There it would lose the item and wait for ever; here the item takes the slower way through a pipe. options: of the
+    DataLoader; batches are of tensors or of tuples of tensors.
     """
 
     def __init__(self, dataset: torch.utils.data.Dataset, num_workers: int, batched: bool = True, **options: Any):
-        options |= {
-            "num_workers": num_workers,
-            "collate_fn": _Collate(batched),
-            "timeout": WAIT_S if num_workers else 0,
-        }
-        self.loader = DataLoader(dataset, **options)
-
-    def __len__(self) -> int:
-        return len(self.loader)
+        self.loader = DataLoader(
+            dataset, num_workers=num_workers, collate_fn=_Collate(batched), worker_init_fn=in_worker, **options
+        )
 
     def __iter__(self) -> Iterator:
         for item in self.loader:
             yield _map(item, np.ndarray, torch.from_numpy)
+
+
+class TrainingLoader:
+    """The batches of a whole training, epoch after epoch, read ahead by workers that live as long as it does.
+
+    batches_of(epoch): the items of every batch, which must depend on nothing but the epoch. What counts by iterations
+    calls the iterations between two checkpoints an epoch.
+    """
+
+    def __init__(
+        self, crops: TrainingCrops | SegmentationCrops, batches_of: Callable[[int], list[list[tuple]]], n_epochs: int,
+        num_workers: int, pin_memory: bool,
+    ):  # fmt: skip
+        self.crops, self.batches_of, self.n_epochs = crops, batches_of, n_epochs
+        self.options = {"num_workers": num_workers, "pin_memory": pin_memory}
+
+    def epochs(self, first: int) -> Iterator[tuple[int, int, Iterator]]:
+        """(epoch, number of batches, batches) for every epoch from `first` on."""
+        items = itertools.chain.from_iterable(map(self.batches_of, range(first, self.n_epochs)))
+        batches = iter(Loader(self.crops, batch_sampler=items, **self.options))
+        for epoch in range(first, self.n_epochs):
+            torch.manual_seed(int(rng(self.crops.seed, "epoch", epoch, rank()).integers(2**62)))  # dropout
+            n_batches = len(self.batches_of(epoch))
+            yield epoch, n_batches, itertools.islice(batches, n_batches)
 
 
 class _Collate:

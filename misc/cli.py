@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,15 +15,16 @@ from data import open_dataset
 from misc import board
 from misc.arguments import parse
 from misc.errors import UserError
-from misc.failures import explain
+from misc.failures import explain, prepare_process
 from misc.provenance import provenance
 from misc.steps import Step, choose, table
-from misc.stopping import GO_ON, on_signals
+from misc.stopping import GO_ON, end_process, in_notebook, on_signals
 
 
 def main(steps: Sequence[Step], add_arguments: Callable, argv: Sequence[str] | None = None) -> int:
     """Runs the chosen steps; returns the exit code: 0 done, 2 the user's to mend, 1 anything else, 130 interrupted."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    prepare_process()
     # Several processes share the cores: threads that wait must not spin. Read by OpenMP when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("KMP_BLOCKTIME", "0")
@@ -39,24 +41,22 @@ def main(steps: Sequence[Step], add_arguments: Callable, argv: Sequence[str] | N
             return _look(args, sources) if looks else _run(args, sources, choose(steps, args), argv)
     except (Exception, KeyboardInterrupt) as error:
         explained = explain(error)
-        if explained is None:
+        one_of_several = int(os.environ.get("WORLD_SIZE", 1)) > 1
+        if isinstance(error, KeyboardInterrupt) and in_notebook():
             raise
-        text, code = explained
-        print(f"run_sample.py: {text}", file=sys.stderr)
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-            _end_rank(code)
+        if explained is None:
+            if not one_of_several:
+                raise
+            traceback.print_exc()
+        text, code = explained or ("", 1)
+        if text:
+            print(f"run_sample.py: {text}", file=sys.stderr)
+        if one_of_several:  # the others may be waiting for this rank; torchrun ends them
+            board.stop()
+            end_process(code)
         return code
     finally:
         board.stop()
-
-
-def _end_rank(code: int) -> None:
-    """Ends a rank that the others may be waiting for: it cannot leave them in order, so torchrun has to end them."""
-    board.stop()
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 def _look(args: argparse.Namespace, sources: dict[str, str]) -> int:
@@ -104,7 +104,10 @@ def _run(args: argparse.Namespace, sources: dict[str, str], chosen: Sequence[Ste
         possible = _possible(args, chosen)
         with resume.overwriting(args, [step.name for step in possible]):
             _run_steps(args, possible)
-    torchutils.leave_ranks()
+    if torchutils.world_size() > 1:
+        torchutils.barrier()
+        board.stop()
+        end_process(0)
     return 0
 
 

@@ -1,5 +1,6 @@
 """Errors as a user is to see them: one line, what was refused and what to do; a traceback is for bugs alone."""
 
+import multiprocessing
 import os
 import re
 import sys
@@ -9,7 +10,7 @@ from misc.errors import UserError, without_traceback
 from misc.files import refusal
 from misc.stopping import GO_ON, on_signals
 
-_KILLED = re.compile(r"DataLoader worker .*(killed by signal|exited unexpectedly)", re.DOTALL)
+_KILLED = re.compile(r"DataLoader worker .*?(killed by signal: [\w ]+|exited unexpectedly)", re.DOTALL)
 _LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|peer|store|socket", re.IGNORECASE)
 
 
@@ -33,21 +34,31 @@ def explain(error: BaseException) -> tuple[str, int] | None:
         first = text.splitlines()[0] if text else "out of memory"
         return f"{first}; lower the batch size, the crop size or --num_workers, then {GO_ON}", 1
     if isinstance(error, RuntimeError) and _KILLED.search(text):
-        reason = " ".join(text.split())
-        return f"{reason}; out of memory? Lower --num_workers, then {GO_ON}", 1
-    if isinstance(error, RuntimeError) and "DataLoader timed out" in text:
-        return (
-            f"no image came from the workers for an hour; is shared memory full? Use --num_workers 0, then {GO_ON}",
-            1,
-        )
+        return f"a worker process ended: {_KILLED.search(text)[0]}; {GO_ON}", 1
     if isinstance(error, RuntimeError) and int(os.environ.get("WORLD_SIZE", 1)) > 1 and _LOST.search(text):
         rank = os.environ.get("RANK", "?")
-        return f"rank {rank} has lost the others, one of them has ended: see its own message; {GO_ON}", 1
+        first = text.splitlines()[0] if text else type(error).__name__
+        return f"rank {rank} lost the other ranks ({first}); if one of them failed, see its message; {GO_ON}", 1
     return None
+
+
+def prepare_process() -> None:
+    """For every command: text that the terminal cannot show is escaped, workers of a fork server start quickly.
+
+    Ends with one line on Windows, whose processes and signals differ.
+    """
+    if sys.platform == "win32":
+        raise SystemExit("This program needs Linux or macOS; on Windows, run it in WSL.")
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    # Python 3.14 forks its workers from a server: what takes seconds to import is imported there, once.
+    multiprocessing.set_forkserver_preload(["torch", "torch.utils.data", "cv2", "scipy.sparse", "PIL.Image"])
 
 
 def one_line(program: str, work: Callable[[], None]) -> int:
     """Does the work of a command; its exit code, after one line where it fails. Signals end it with such a line too."""
+    prepare_process()
     try:
         with on_signals(first=True, program=program):
             work()

@@ -1,17 +1,22 @@
 """A function over many items in worker processes, results in order."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
+from misc.stopping import in_worker
 
-def map_items(function: Callable[[Any], Any], items: Sequence, num_workers: int) -> Iterator:
+
+def map_items(function: Callable[[Any], Any], items: Iterable, num_workers: int) -> Iterator:
     """function(item) for every item, in order, by `num_workers` processes (0: in this one).
 
-    The loader of torch does the work: it hands out, reads ahead, passes errors on and ends its workers with us.
+    Items are drawn a few ahead of need, so they may be a generator; the workers are started once for all of them.
     """
-    yield from DataLoader(_Calls(function, items), batch_size=None, num_workers=num_workers, collate_fn=_same)
+    calls = _Calls(function)
+    yield from DataLoader(
+        calls, batch_size=None, sampler=items, num_workers=num_workers, collate_fn=_same, worker_init_fn=in_worker
+    )
 
 
 def chunks(items: Sequence, size: int) -> list[Sequence]:
@@ -20,14 +25,13 @@ def chunks(items: Sequence, size: int) -> list[Sequence]:
 
 
 class _Calls(Dataset):
-    def __init__(self, function: Callable[[Any], Any], items: Sequence):
-        self.function, self.items = function, items
+    """A loader hands each item of its sampler to a worker as the "index" of this dataset."""
 
-    def __len__(self) -> int:
-        return len(self.items)
+    def __init__(self, function: Callable[[Any], Any]):
+        self.function = function
 
-    def __getitem__(self, i: int) -> Any:
-        return self.function(self.items[i])
+    def __getitem__(self, item: Any) -> Any:
+        return self.function(item)
 
 
 def _same(value: Any) -> Any:

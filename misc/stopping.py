@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C end a run at once, whatever it is doing, with one line that says how to go on."""
+"""SIGTERM and Ctrl-C end a run at once, whatever it is doing, with one line that says how to resume."""
 
 import contextlib
 import ctypes
@@ -8,25 +8,28 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
-from functools import lru_cache
 
-PR_SET_PDEATHSIG = 1  # Linux: the signal that a process gets when its parent dies, be it by -9
+PR_SET_PDEATHSIG = 1  # Linux: the signal that a process gets when its parent dies, even by kill -9
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-GO_ON = "the same command goes on where it stopped"
+GO_ON = "to resume, run the same command again"
+
+
+def in_notebook() -> bool:
+    """Whether this process is a Jupyter kernel, which must survive an interrupt."""
+    return "ipykernel" in sys.modules
 
 
 @contextlib.contextmanager
 def on_signals(first: bool, again: str = GO_ON, program: str = "run_sample.py") -> Iterator[None]:
-    """While it lasts, SIGTERM and SIGINT end this process with exit code 143 or 130.
+    """While it lasts, SIGTERM and SIGINT end this process with exit code 143 or 130; not in a Jupyter kernel.
 
-    first: says so in one line of `program`; `again` is what that line advises. Every file is whole or not there at any
-    moment, so nothing has to be unwound: a thread that the kernel's own handler wakes ends the process, also while the
-    main thread waits for other ranks or computes outside Python.
+    first: print one line of `program`, with the advice `again`. Every file is complete or absent at any moment, so
+    nothing needs unwinding: a thread, woken by Python's own handler, ends the process even while the main thread waits
+    for other ranks or computes outside Python.
     """
-    if threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread() or in_notebook():
         yield
         return
-    _watch_forks()
     line = f"\n{program}: {{}}; {again}" if first else None
     reader, writer = socket.socketpair()
     writer.setblocking(False)
@@ -46,31 +49,30 @@ def on_signals(first: bool, again: str = GO_ON, program: str = "run_sample.py") 
         reader.close()
 
 
-@lru_cache(maxsize=1)
-def _watch_forks() -> None:
-    library = ctypes.CDLL(None) if sys.platform == "linux" else None
-    parent: list[int] = []
-    os.register_at_fork(
-        before=lambda: parent.append(os.getpid()),
-        after_in_parent=parent.pop,
-        after_in_child=lambda: _in_child(library, parent.pop()),
-    )
+def in_worker(worker_id: int = 0) -> None:
+    """What every worker process does first: it dies with its parent, and Ctrl-C is its parent's business.
+
+    For `worker_init_fn` of a DataLoader, under any start method.
+    """
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
 
 
-def _in_child(library: ctypes.CDLL | None, parent: int) -> None:
-    """A worker process has no such thread: it ends with its parent, and a signal of its own must not reach that."""
-    if signal.getsignal(signal.SIGTERM) is _nothing:
-        if library is not None:
-            library.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
-            if os.getppid() != parent:  # it was gone before it could be asked for
-                os._exit(1)
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+def end_process(code: int) -> None:
+    """Ends this process for good, without what the interpreter and C++ threads do while they shut down."""
+    import logging
+
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def _nothing(number: int, frame: object) -> None:
-    """A handler of Python's must be there for its wakeup to be; the thread does the work."""
+    """A Python handler must exist for the wakeup to work; the thread does the work."""
 
 
 def _wait(reader: socket.socket, owner: int, line: str | None) -> None:

@@ -159,10 +159,3 @@ def init_ranks(device_name: str) -> None:
         # Ranks finish their shares of a step at different times; a rank that dies is torchrun's to notice.
         backend, patience = ("nccl" if device else "gloo"), datetime.timedelta(days=1)
         dist.init_process_group(backend, timeout=patience, device_id=device)
-
-
-def leave_ranks() -> None:
-    """Leaves the process group once all ranks are here. Its threads would crash a process that ends without that."""
-    if dist.is_initialized():
-        barrier()
-        dist.destroy_process_group()

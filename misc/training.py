@@ -6,6 +6,7 @@ import inspect
 import logging
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from data.loaders import Loader, epoch_batches, stream_batches
+from data.loaders import SegmentationCrops, TrainingCrops, TrainingLoader, epoch_batches, stream_batches
 from misc import board, torchutils
 from misc.errors import UserError
 from misc.files import find_doubled, look_anew, save_json, save_torch
@@ -34,8 +35,7 @@ def fit(
     model: nn.Module,
     loss_of: Callable[[nn.Module, tuple], torch.Tensor],
     optimizer: torch.optim.Optimizer,
-    loader_of: Callable[[int], Loader],
-    epochs: int,
+    loader: TrainingLoader,
     checkpoint: Path,
     title: str,
     settings: dict,
@@ -44,12 +44,11 @@ def fit(
 ) -> list[float]:
     """Trains `model` in place and returns the mean loss of every epoch.
 
-    loss_of(model, batch): the loss of a batch as the loader gives it. loader_of(epoch): that epoch's batches, which
-    must depend on nothing but the epoch. checkpoint: where the state after each epoch is kept, so that a run that was
-    cut off goes on there; removed by the caller once the result is stored. settings: the record of what makes the
-    weights (`misc.made_by`); UserError if that of the checkpoint differs. accumulate: batches whose mean gradient makes
-    one step; an epoch holds whole steps. FloatingPointError if a loss is not finite, on every rank at once. What counts
-    by iterations calls the iterations between two checkpoints an epoch (`loader_by_iteration`).
+    loss_of(model, batch): the loss of a batch as the loader gives it. checkpoint: where the state after each epoch is
+    kept, so that a run that was cut off goes on there; removed by the caller once the result is stored. settings: the
+    record of what makes the weights (`misc.made_by`); UserError if that of the checkpoint differs. accumulate: batches
+    whose mean gradient makes one step; an epoch holds whole steps. FloatingPointError if a loss is not finite, on every
+    rank at once.
     """
     first, losses, batches = 0, [], 0
     if torchutils.on_first_rank(checkpoint.is_file):
@@ -59,12 +58,11 @@ def fit(
     model.train()
     parallel = _parallel(model)
     with bar(total=0, title=title, unit="batch") as progress:
-        for epoch in range(first, epochs):
-            loader = loader_of(epoch)
+        for epoch, n_batches, epoch_batches in loader.epochs(first):
             total = torch.zeros(())
             if epoch == first:  # one bar for the whole step, from the epoch on at which it is
-                progress.reset((epochs - first) * len(loader))
-            for i, batch in enumerate(loader):
+                progress.reset((loader.n_epochs - first) * n_batches)
+            for i, batch in enumerate(epoch_batches):
                 if i % accumulate == 0:
                     optimizer.zero_grad(set_to_none=True)
                 complete = (i + 1) % accumulate == 0
@@ -83,8 +81,8 @@ def fit(
                 total += value
                 board.scalars(title, {"loss": value, "learning_rate": optimizer.param_groups[0]["lr"]}, batches)
                 batches += 1
-                _show(progress, f"epoch {epoch + 1}/{epochs}, loss {total.item() / (i + 1):.4f}", batch)
-            losses.append(total.item() / max(1, len(loader)))
+                _show(progress, f"epoch {epoch + 1}/{loader.n_epochs}, loss {total.item() / (i + 1):.4f}", batch)
+            losses.append(total.item() / max(1, n_batches))
             state = {
                 "model": model.state_dict(),
                 "optimizer": optimizer.state_dict(),
@@ -110,41 +108,36 @@ def _show(progress: tqdm, text: str, batch: Sequence) -> None:
 
 
 def loader_by_epoch(
-    crops: torch.utils.data.Dataset, names: Sequence[str], batch_size: int, args: argparse.Namespace, pin_memory: bool
-) -> tuple[Callable[[int], Loader], int]:
-    """The loader of every epoch for `fit`, and the steps of one epoch; UserError where a batch cannot be filled.
+    crops: TrainingCrops | SegmentationCrops, names: Sequence[str], batch_size: int, n_epochs: int,
+    args: argparse.Namespace, pin_memory: bool,
+) -> tuple[TrainingLoader, int]:  # fmt: skip
+    """The loader of a training for `fit`, and the steps of one epoch; UserError where a batch cannot be filled.
 
     batch_size: images of one step over all ranks.
     """
     if len(names) < batch_size:
         raise UserError(f"{len(names)} images do not fill one batch of {batch_size}; lower the batch size")
     _check_shares(batch_size)
-
-    def loader_of(epoch: int) -> Loader:
-        batches = epoch_batches(names, batch_size, args.seed, epoch)
-        return Loader(crops, args.num_workers, batch_sampler=batches, pin_memory=pin_memory)
-
-    return loader_of, len(names) // batch_size
+    batches_of = partial(epoch_batches, names, batch_size, args.seed)
+    return TrainingLoader(crops, batches_of, n_epochs, args.num_workers, pin_memory), len(names) // batch_size
 
 
 def loader_by_iteration(
-    crops: torch.utils.data.Dataset, names: Sequence[str], batch_size: int, parts: int, iterations: int, every: int,
+    crops: SegmentationCrops, names: Sequence[str], batch_size: int, parts: int, iterations: int, every: int,
     args: argparse.Namespace, pin_memory: bool,
-) -> tuple[Callable[[int], Loader], int]:  # fmt: skip
-    """The loader of every block of `every` iterations for `fit`, and the number of blocks; the last may be shorter.
+) -> TrainingLoader:  # fmt: skip
+    """The loader for `fit` of blocks of `every` iterations, the last of which may be shorter.
 
-    batch_size: images of one step over all ranks and `parts`. Which images an iteration sees and every draw within a
-    block depend on the seed and their numbers alone, so that going on needs no more than the number of the block.
+    batch_size: images of one step over all ranks and `parts`. Which images an iteration sees depends on the seed and
+    its number alone, so that resuming needs no more than the number of the block.
     """
     _check_shares(batch_size, parts)
 
-    def loader_of(block: int) -> Loader:
+    def batches_of(block: int) -> list[list[tuple]]:
         first = block * every
-        torchutils.seed_everything(int(torchutils.rng(args.seed, "block", block, torchutils.rank()).integers(2**62)))
-        batches = stream_batches(names, batch_size, parts, args.seed, first, min(first + every, iterations))
-        return Loader(crops, args.num_workers, batch_sampler=batches, pin_memory=pin_memory)
+        return stream_batches(names, batch_size, parts, args.seed, first, min(first + every, iterations))
 
-    return loader_of, -(-iterations // every)
+    return TrainingLoader(crops, batches_of, -(-iterations // every), args.num_workers, pin_memory)
 
 
 def check_batches(args: argparse.Namespace, weights: Sequence[str]) -> None:

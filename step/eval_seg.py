@@ -3,10 +3,11 @@
 import argparse
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from data import image_names, open_dataset
@@ -15,7 +16,7 @@ from data.loaders import Pyramids, iterate_images
 from misc import crf, torchutils
 from misc.files import save_mask
 from misc.metricsfile import metrics
-from misc.pool import chunks, map_items
+from misc.pool import map_items
 from misc.progress import bar
 from misc.resume import pending
 from misc.workdir import place, require
@@ -23,8 +24,6 @@ from net.deeplabv2 import probabilities
 from net.loading import load_seg
 from step.eval_sem_seg import score
 from step.train_seg import LABELS
-
-IMAGES_PER_ROUND = 32  # whose logits are held in memory until they are all refined
 
 
 def run(args: argparse.Namespace) -> dict:
@@ -88,19 +87,24 @@ def _segment(
     # A GPU refines one image after another in this process; processors share them out.
     workers = 0 if crf_device is not None and crf_device.type == "cuda" else args.num_workers
     model = load_seg(args, dataset, weights, device)
-    views = 2 if args.seg_test_mirror else 1
+    predictions = _predict(args, dataset, model, todo, device)
     with bar(len(todo), f"eval_seg, learnt from {labels}") as progress:
-        for part in chunks(todo, IMAGES_PER_ROUND):
-            pyramids = Pyramids(dataset, part, args.seg_test_scales, labelled=False)
-            predicted = []
-            for name, size, levels, _ in iterate_images(pyramids, args.num_workers):
-                with torchutils.autocast(device, args.precision):
-                    logits = [model(level[:views].to(device)).float().cpu() for level in levels]
-                predicted.append((name, size, logits))
-            for _ in map_items(partial(_finish, args, dataset, crf_device, folders), predicted, workers):
-                progress.update()
+        for _ in map_items(partial(_finish, args, dataset, crf_device, folders), predictions, workers):
+            progress.update()
     torchutils.barrier()
     return folders
+
+
+def _predict(
+    args: argparse.Namespace, dataset: Dataset, model: torch.nn.Module, names: Sequence[str], device: torch.device
+) -> Iterator[tuple[str, tuple[int, int], list[np.ndarray]]]:
+    """(name, (H, W), logits per scale) of every image, a few ahead of those that refine them."""
+    views = 2 if args.seg_test_mirror else 1
+    pyramids = Pyramids(dataset, names, args.seg_test_scales, labelled=False)
+    for name, size, levels, _ in iterate_images(pyramids, args.num_workers):
+        with torch.inference_mode(), torchutils.autocast(device, args.precision):
+            logits = [model(level[:views].to(device)).float().cpu().numpy() for level in levels]
+        yield name, size, logits
 
 
 def _finish(
@@ -108,11 +112,11 @@ def _finish(
     dataset: Dataset,
     crf_device: torch.device | None,
     folders: Sequence[Path],
-    prediction: tuple[str, tuple[int, int], list[torch.Tensor]],
+    prediction: tuple[str, tuple[int, int], list[np.ndarray]],
 ) -> None:
     """Stores the masks of one image (name, (H, W), logits per scale) in each of the folders, the refined one last."""
     name, size, logits = prediction
-    shares = probabilities(logits, size)
+    shares = probabilities([torch.from_numpy(part) for part in logits], size)
     masks = [shares.argmax(0).numpy()]
     if args.seg_crf_iter:
         kernels = crf.Kernels(*args.seg_crf)

@@ -28,14 +28,15 @@ def run(args: argparse.Namespace) -> dict:
     names = image_names(args, dataset, "train")
     device = torchutils.resolve_device(args.device)
     crops = TrainingCrops(dataset, args.cam_resize_long, args.cam_crop_size, args.seed)
-    loader_of, steps = loader_by_epoch(crops, names, args.cam_batch_size, args, device.type == "cuda")
+    epochs = args.cam_num_epoches
+    loader, steps = loader_by_epoch(crops, names, args.cam_batch_size, epochs, args, device.type == "cuda")
     scratch = args.cam_init == "scratch"
     torchutils.seed_everything(args.seed)
     model = Net(dataset.n_classes, args.cam_network, scratch=scratch)
     if not scratch:
         weights.load_backbone(model, args.cam_init)
     model.to(device, memory_format=torch.channels_last)
-    optimizer, scheduler = _optimizer(args, model, steps * args.cam_num_epoches)
+    optimizer, scheduler = _optimizer(args, model, steps * epochs)
 
     def loss_of(model: torch.nn.Module, batch: tuple) -> torch.Tensor:
         images = batch[0].to(device, non_blocking=True, memory_format=torch.channels_last)
@@ -45,9 +46,7 @@ def run(args: argparse.Namespace) -> dict:
         return F.multilabel_soft_margin_loss(logits.float(), labels)
 
     checkpoint, settings = begin(args, "cam_weights_name")
-    losses = fit(
-        model, loss_of, optimizer, loader_of, args.cam_num_epoches, checkpoint, "train_cam", settings, scheduler
-    )
+    losses = fit(model, loss_of, optimizer, loader, checkpoint, "train_cam", settings, scheduler)
     precision = _validate(args, model, dataset, device)
     values = {"images": len(names), "loss": losses, "average_precision": precision}
     finish(args, "cam_weights_name", model, settings, values, start)

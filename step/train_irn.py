@@ -30,7 +30,8 @@ def run(args: argparse.Namespace) -> dict:
     require(args, "ir_label_out_dir", names, ".png")
     device = torchutils.resolve_device(args.device)
     crops = AffinityCrops(dataset, partial(_read_label, args, dataset), args.irn_rescale, args.irn_crop_size, args.seed)
-    loader_of, steps = loader_by_epoch(crops, names, args.irn_batch_size, args, device.type == "cuda")
+    epochs = args.irn_num_epoches
+    loader, steps = loader_by_epoch(crops, names, args.irn_batch_size, epochs, args, device.type == "cuda")
     torchutils.seed_everything(args.seed)
     side = args.irn_crop_size // 4
     model = AffinityDisplacementLoss(PathIndex(args.irn_radius, (side, side)), args.cam_network)
@@ -41,9 +42,7 @@ def run(args: argparse.Namespace) -> dict:
         weights.load_backbone(model, args.irn_backbone)
     model.to(device, memory_format=torch.channels_last)
     groups = model.parameter_groups(args.irn_learning_rate, args.irn_displacement_lr, args.irn_weight_decay)
-    optimizer = torchutils.PolyOptimizer(
-        groups, args.irn_learning_rate, args.irn_weight_decay, max_step=steps * args.irn_num_epoches
-    )
+    optimizer = torchutils.PolyOptimizer(groups, args.irn_learning_rate, args.irn_weight_decay, max_step=steps * epochs)
 
     def loss_of(model: torch.nn.Module, batch: tuple) -> torch.Tensor:
         images = batch[0].to(device, non_blocking=True, memory_format=torch.channels_last)
@@ -52,7 +51,7 @@ def run(args: argparse.Namespace) -> dict:
             return total_loss(model(images, labels))
 
     checkpoint, settings = begin(args, "irn_weights_name")
-    losses = fit(model, loss_of, optimizer, loader_of, args.irn_num_epoches, checkpoint, "train_irn", settings)
+    losses = fit(model, loss_of, optimizer, loader, checkpoint, "train_irn", settings)
     shift = _mean_displacement(args, model, dataset, names, device)
     model.mean_shift.running_mean.copy_(shift)
     values = {"images": len(names), "loss": losses, "mean_displacement": shift.tolist()}

@@ -64,7 +64,7 @@ def _train(args: argparse.Namespace, dataset: Dataset, names: list[str], labels:
     crops = SegmentationCrops(
         dataset, partial(_read_label, args, dataset, labels), args.seg_scales, args.seg_crop_size, args.seed
     )
-    loader_of, blocks = loader_by_iteration(
+    loader = loader_by_iteration(
         crops, names, args.seg_batch_size, args.seg_accumulate, args.seg_iter, args.seg_checkpoint_every, args,
         device.type == "cuda",
     )  # fmt: skip
@@ -79,9 +79,7 @@ def _train(args: argparse.Namespace, dataset: Dataset, names: list[str], labels:
 
     title = f"train_seg on {labels}"
     checkpoint, settings = begin(args, weights)
-    losses = fit(
-        model, loss_of, optimizer, loader_of, blocks, checkpoint, title, settings, scheduler, args.seg_accumulate
-    )
+    losses = fit(model, loss_of, optimizer, loader, checkpoint, title, settings, scheduler, args.seg_accumulate)
     before = metrics(args).get("train_seg", {}).get("loss")
     values = {"images": n_images, "loss": {**(before if isinstance(before, dict) else {}), labels: losses}}
     finish(args, weights, model, settings, values, start)

@@ -212,9 +212,8 @@ def test_a_run_sweeps_what_a_killed_one_left(tmp_path, trained):
         (OSError("2048 requested and 512 written"), "2048 requested and 512 written; mend that and give the same", 2),
         (MemoryError(), "out of memory; lower the batch size", 1),
         (torch.OutOfMemoryError("CUDA out of memory.\nTried to"), "CUDA out of memory.; lower the batch size", 1),
-        (RuntimeError("DataLoader timed out after 3600 seconds"), "is shared memory full? Use --num_workers 0", 1),
-        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), "signal: Killed.; out of", 1),
-        (KeyboardInterrupt(), "interrupted; the same command goes on", 130),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), "a worker process ended: DataL", 1),
+        (KeyboardInterrupt(), "interrupted; to resume, run the same command again", 130),
     ],
 )  # fmt: skip
 def test_an_error_is_one_line(error, text, code):
@@ -228,7 +227,7 @@ def test_bugs_keep_their_traceback(monkeypatch):
     assert explain(lost) is None  # there is one rank only
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
-    assert explain(lost)[0].startswith("rank 1 has lost the others")
+    assert explain(lost)[0].startswith("rank 1 lost the other ranks ([../gloo")
 
 
 def _fail_in_worker(error: OSError) -> None:

@@ -392,7 +392,7 @@ def test_a_mistake_found_by_a_step_ends_with_code_2(ran, tmp_path, capsys):
 
 def test_an_interrupt_ends_with_code_130(ran, tmp_path, capsys):
     assert run_made_up(tmp_path, one=KeyboardInterrupt()) == 130
-    assert "goes on where it stopped" in capsys.readouterr().err.splitlines()[-1]
+    assert "to resume, run the same command again" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_batches_that_ranks_cannot_share_are_refused_before_the_first_step(ran, tmp_path, capsys, monkeypatch):

@@ -76,7 +76,7 @@ def test_a_killed_worker_is_one_line(tmp_path, program):
     process = begin(tmp_path, program)
     time.sleep(0.2)
     os.kill(children(process)[0], signal.SIGKILL)
-    ended(process, 1, f"{program}: DataLoader worker")
+    ended(process, 1, f"{program}: a worker process ended: DataLoader worker")
 
 
 @pytest.mark.slow

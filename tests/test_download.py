@@ -463,4 +463,4 @@ def test_interruption_by_the_user_ends_with_code_130(tmp_path, monkeypatch, caps
 
     monkeypatch.setattr(download, "fetch", interrupted)
     assert main(["sbd", "--data_root", str(tmp_path)]) == 130
-    assert capsys.readouterr().err == "data.download: interrupted; the same command goes on where it stopped\n"
+    assert capsys.readouterr().err == "data.download: interrupted; to resume, run the same command again\n"

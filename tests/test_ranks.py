@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from misc.stopping import GO_ON
 from net.resnet50_cam import Net
 from tests.folder_mini import make_folder
 from tests.helpers import ROOT, small_command
@@ -95,7 +96,7 @@ def test_sigterm_to_torchrun_ends_all_ranks_with_one_line(tmp_path, trained):
     code, said = finish(job)
     assert code not in (0, None)
     ours = [line for line in said.splitlines() if line.startswith("run_sample.py: ")]
-    assert ours == ["run_sample.py: stopped by SIGTERM; the same command goes on where it stopped"]
+    assert ours == [f"run_sample.py: stopped by SIGTERM; {GO_ON}"]
     assert not (tmp_path / ".lock").exists() and not list(tmp_path.rglob("*.tmp"))
 
 

@@ -8,10 +8,9 @@ import torch
 import torch.nn.functional as F
 import torchvision
 
-import step.train_seg
 from data import preset
 from data.base import Dataset
-from data.loaders import SegmentationCrops, stream_batches
+from data.loaders import SegmentationCrops, TrainingLoader, stream_batches
 from misc.cli import main
 from misc.errors import UserError
 from misc.metrics import confusion, mean_iou
@@ -269,6 +268,19 @@ def test_ranks_share_a_batch(monkeypatch):
 # training
 
 
+class InMemory:
+    """Two epochs of the same batches."""
+
+    n_epochs = 2
+
+    def __init__(self, batches):
+        self.batches = batches
+
+    def epochs(self, first):
+        for epoch in range(first, self.n_epochs):
+            yield epoch, len(self.batches), iter(self.batches)
+
+
 def test_accumulated_parts_are_the_whole_batch(tmp_path):
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(4, 3, 32, 32, generator=generator)
@@ -278,16 +290,13 @@ def test_accumulated_parts_are_the_whole_batch(tmp_path):
         torch.manual_seed(0)
         model = build("deeplabv2_resnet14", 3, (1.0, 0.5), (1, 2))
         part = 4 // accumulate
-        parts = [(images[i : i + part], labels[i : i + part]) for i in range(0, 4, part)]
+        loader = InMemory([(images[i : i + part], labels[i : i + part]) for i in range(0, 4, part)])
         optimizer = torch.optim.SGD(model.parameter_groups(1e-3, 5e-4), 1e-3, momentum=0.9)
 
         def loss_of(model, batch):
             return segmentation_loss(model(batch[0]), batch[1], "balanced")
 
-        fit(
-            model, loss_of, optimizer, lambda _, parts=parts: parts, 2, tmp_path / f"{accumulate}", "train", {},
-            accumulate=accumulate,
-        )  # fmt: skip
+        fit(model, loss_of, optimizer, loader, tmp_path / f"{accumulate}", "train", {}, accumulate=accumulate)
         states.append(model.state_dict())
     for name, value in states[0].items():
         torch.testing.assert_close(states[1][name], value, rtol=1e-4, atol=1e-6)
@@ -317,16 +326,30 @@ def test_four_images_are_learnt_by_heart():
     assert mean_iou(confusion(masks, labels, 5)) > 0.95
 
 
-def test_draws_within_a_block_depend_on_its_number():
-    args = argparse.Namespace(seed=3, num_workers=0)
-    loader_of, blocks = loader_by_iteration(None, NAMES, 4, 1, 5, 2, args, False)
-    assert blocks == 3
-    drawn, lengths = [], []
-    for block in (0, 1, 2, 1):
-        lengths.append(len(loader_of(block)))
-        drawn.append(torch.rand(4).tolist())  # what dropout would draw
-    assert lengths == [2, 2, 1, 2]
-    assert drawn[1] == drawn[3] and len({tuple(values) for values in drawn}) == 3
+class Numbers(torch.utils.data.Dataset):
+    """Items that say which they are, and whose reader draws as dropout would."""
+
+    seed = 3
+
+    def __getitem__(self, item):
+        return torch.tensor([NAMES.index(item[0]), item[1]])
+
+
+def test_batches_and_draws_of_a_block_depend_on_its_number():
+    loader = loader_by_iteration(Numbers(), NAMES, 4, 1, 5, 2, argparse.Namespace(seed=3, num_workers=0), False)
+    assert loader.n_epochs == 3
+
+    def blocks(first):
+        return [
+            (block, n_batches, torch.rand(4).tolist(), torch.stack(list(batches)).tolist())
+            for block, n_batches, batches in loader.epochs(first)
+        ]
+
+    whole = blocks(0)
+    assert [(block, n_batches) for block, n_batches, *_ in whole] == [(0, 2), (1, 2), (2, 1)]
+    assert [len(batches) for *_, batches in whole] == [2, 2, 1]
+    assert blocks(1) == whole[1:] and blocks(2) == whole[2:]
+    assert len({tuple(draws) for _, _, draws, _ in whole}) == 3
 
 
 @pytest.mark.parametrize("model", ["deeplabv2_resnet14", pytest.param("deeplabv3_resnet50", marks=pytest.mark.slow)])
@@ -340,22 +363,16 @@ def test_going_on_gives_the_same_bits(tmp_path, monkeypatch, model):
         return main(STEPS, add_arguments, arguments.split())
 
     assert run(tmp_path / "whole") == 0
-    real = step.train_seg.loader_by_iteration
+    real = TrainingLoader.epochs
 
-    def cut(*arguments):
-        loader_of, blocks = real(*arguments)
+    def cut(loader, first):
+        yield next(real(loader, first))
+        raise KeyboardInterrupt
 
-        def until_the_second(block):
-            if block == 1:
-                raise KeyboardInterrupt
-            return loader_of(block)
-
-        return until_the_second, blocks
-
-    monkeypatch.setattr(step.train_seg, "loader_by_iteration", cut)
+    monkeypatch.setattr(TrainingLoader, "epochs", cut)
     assert run(tmp_path / "cut") == 130
     assert not (tmp_path / "cut/sess/deeplabv2_truth.pth").exists()
-    monkeypatch.setattr(step.train_seg, "loader_by_iteration", real)
+    monkeypatch.setattr(TrainingLoader, "epochs", real)
     torch.manual_seed(12345)  # whatever happened in between
     assert run(tmp_path / "cut") == 0
     whole, again = (

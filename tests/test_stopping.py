@@ -13,6 +13,7 @@ import pytest
 
 from data.shapes import Shapes
 from misc import camfile, crf
+from misc.stopping import GO_ON
 from tests.helpers import small_command
 
 ROOT = Path(__file__).parent.parent
@@ -71,7 +72,7 @@ def stop(work_dir, number, workers, arguments, sign):
     seconds = time.monotonic() - begin
     code, how = {signal.SIGINT: (130, "interrupted"), signal.SIGTERM: (143, "stopped by SIGTERM")}[number]
     assert process.returncode == code
-    assert said.splitlines()[-1] == f"run_sample.py: {how}; the same command goes on where it stopped"
+    assert said.splitlines()[-1] == f"run_sample.py: {how}; {GO_ON}"
     assert "Traceback" not in said
     assert not [path for path in work_dir.rglob("*") if path.suffix == ".tmp" or path.name == ".lock"]
     return seconds
@@ -99,10 +100,11 @@ def test_a_signal_ends_the_run_in_time(tmp_path, number, workers, arguments, sig
 
 FORKS = """
 import os, sys, time
-from misc.stopping import on_signals
+from misc.stopping import in_worker, on_signals
 with on_signals(first=True):
     for _ in range(3):
         if os.fork() == 0:
+            in_worker()
             time.sleep(600)
             os._exit(0)
     print("forked", file=sys.stderr, flush=True)
@@ -164,17 +166,18 @@ def test_the_crf_of_pydensecrf_lets_signals_be_noticed():
 
 FORKED = """
 import os, signal, sys, time
-from misc.stopping import on_signals
+from misc.stopping import in_worker, on_signals
 with on_signals(first=True):
     child = os.fork()
     if child == 0:
+        in_worker()
         time.sleep(60)
         os._exit(0)
     time.sleep(0.5)
     os.kill(child, signal.SIGINT)  # ignored: Ctrl-C reaches the parent too, which ends it
     time.sleep(0.2)
     assert os.waitpid(child, os.WNOHANG) == (0, 0)
-    os.kill(child, signal.SIGTERM)
+    os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     print(os.WTERMSIG(status), file=sys.stderr)
     time.sleep(0.5)  # the parent lives on
@@ -189,4 +192,4 @@ print(signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, file=sys.stderr)
 
 def test_the_signals_of_workers_are_their_own():
     done = subprocess.run([sys.executable, "-c", FORKED], cwd=ROOT, capture_output=True, text=True, timeout=WAIT_S)
-    assert (done.returncode, done.stderr) == (0, f"{int(signal.SIGTERM)}\nTrue\n")
+    assert (done.returncode, done.stderr) == (0, f"{int(signal.SIGKILL)}\nTrue\n")

@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
 
 from misc.errors import UserError
 from misc.torchutils import PolyOptimizer
@@ -26,29 +25,24 @@ def train(checkpoint, kind, cut_before=None, settings=None, bad_batch=None):
         optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
         scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=EPOCHS * STEPS)
 
-    def loader_of(epoch):
-        if epoch == cut_before:
-            raise KeyboardInterrupt
-        generator = torch.Generator().manual_seed(epoch)
-        images = torch.randn(6, 3, 6, 6, generator=generator)
-        if bad_batch is not None:
-            images[2 * bad_batch] = float("nan")
-        return DataLoader(TensorDataset(images, (images.mean((1, 2, 3)) > 0).long()), batch_size=2)
+    class Loader:
+        n_epochs = EPOCHS
+
+        def epochs(self, first):
+            for epoch in range(first, EPOCHS):
+                if epoch == cut_before:
+                    raise KeyboardInterrupt
+                images = torch.randn(2 * STEPS, 3, 6, 6, generator=torch.Generator().manual_seed(epoch))
+                if bad_batch is not None:
+                    images[2 * bad_batch] = float("nan")
+                labels = (images.mean((1, 2, 3)) > 0).long()
+                yield epoch, STEPS, zip(images.split(2), labels.split(2), strict=True)
 
     def loss_of(model, batch):
         return F.cross_entropy(model(batch[0]), batch[1])
 
-    losses = fit(
-        model,
-        loss_of,
-        optimizer,
-        loader_of,
-        EPOCHS,
-        checkpoint,
-        "train",
-        settings or {"arguments": {"a": 1}},
-        scheduler,
-    )
+    settings = settings or {"arguments": {"a": 1}}
+    losses = fit(model, loss_of, optimizer, Loader(), checkpoint, "train", settings, scheduler)
     return model.state_dict(), losses
 
 
@@ -101,10 +95,10 @@ def test_a_loss_that_is_not_finite_stops(tmp_path):
 def test_batches_that_cannot_be_filled_or_shared(monkeypatch):
     args = argparse.Namespace(seed=0, num_workers=0)
     with pytest.raises(UserError, match="3 images do not fill one batch of 4"):
-        loader_by_epoch(None, ["a", "b", "c"], 4, args, False)
+        loader_by_epoch(None, ["a", "b", "c"], 4, 1, args, False)
     monkeypatch.setattr("misc.torchutils.world_size", lambda: 2)
     with pytest.raises(UserError, match="cannot be shared equally by 2 ranks"):
-        loader_by_epoch(None, ["a", "b", "c"], 3, args, False)
+        loader_by_epoch(None, ["a", "b", "c"], 3, 1, args, False)
 
 
 def test_batches_are_checked_for_what_is_still_to_be_trained(tmp_path, monkeypatch):
