@@ -277,7 +277,8 @@ def test_ablate_gives_what_the_steps_give(work_dir, capsys):
     assert undocumented("ablate", metrics) == []
     assert metrics["studies"]["steps"] == {**own["curve"], "ended_early": 0, "not_finite": 0}
     for name, size in (("steps", (768, 480)), ("activation", (1440, 720))):
-        assert Image.open(work_dir / "ablate" / f"{name}.png").size == size
+        with Image.open(work_dir / "ablate" / f"{name}.png") as image:
+            assert image.size == size
         assert (work_dir / "ablate" / f"{name}.svg").read_text().count("</svg>") == 1
 
 

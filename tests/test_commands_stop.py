@@ -85,5 +85,5 @@ def test_a_killed_worker_is_one_line(tmp_path, program):
 def test_workers_end_with_a_killed_command(tmp_path, program):
     process = begin(tmp_path, program)
     process.kill()
-    process.wait(WAIT_S)
+    process.communicate(timeout=WAIT_S)
     assert group_is_gone(process.pid)

@@ -36,11 +36,10 @@ with lock.held(Path(sys.argv[1])):
 def holder(tmp_path):
     """Another process that holds the lock of `tmp_path`."""
     command = [sys.executable, "-c", HOLD, str(tmp_path)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True)
-    assert process.stdout.readline() == "held\n"
-    yield process
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        assert process.stdout.readline() == "held\n"
+        yield process
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def take(folder):
@@ -92,7 +91,7 @@ def test_two_runs_that_start_at_once_do_not_both_get_it(tmp_path):
     lines = [process.stdout.readline() for process in processes]
     for process in processes:
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        process.communicate()
     assert sorted(lines) == [b"", b"", b"held\n"]
 
 

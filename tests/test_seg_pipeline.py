@@ -78,8 +78,8 @@ def test_scores_are_those_of_the_files(finished):
     assert {kind: len(losses) for kind, losses in metrics(finished)["train_seg"]["loss"].items()} == {
         "pseudo": 1, "truth": 1
     }  # fmt: skip
-    png = Image.open(finished / "seg" / "val_00000.png")
-    assert png.mode == "P" and png.getpalette()[:6] == voc_palette()[:2].flatten().tolist()
+    with Image.open(finished / "seg" / "val_00000.png") as png:
+        assert png.mode == "P" and png.getpalette()[:6] == voc_palette()[:2].flatten().tolist()
     assert sorted(path.name for path in (finished / "sess").iterdir()) == [
         "deeplabv2.made_by.json", "deeplabv2.pth", "deeplabv2_truth.made_by.json", "deeplabv2_truth.pth"
     ]  # fmt: skip

@@ -118,7 +118,7 @@ def test_workers_end_with_their_parent(number):
     process = start([sys.executable, "-c", FORKS])
     assert process.stderr.readline() == "forked\n"
     process.send_signal(number)
-    process.wait(WAIT_S)
+    process.communicate(timeout=WAIT_S)
     assert group_is_gone(process.pid)
 
 
