@@ -235,7 +235,8 @@ def work_dir(tmp_path):
 
 @pytest.fixture
 def runs(monkeypatch):
-    """The number of images that RIB ran on; `runs.stop_at` interrupts it."""
+    """The number of images that RIB ran on; `runs.stop_at` interrupts it. Without plots, which take half the time."""
+    monkeypatch.setattr("step.ablate.plot", lambda *_: None)
     plain = RIB.run
     state = argparse.Namespace(count=0, stop_at=None)
 
@@ -306,11 +307,12 @@ def test_ablate_computes_nothing_twice(work_dir, runs, capsys):
 
 
 def test_overwriting_that_is_cut_off_goes_on_without(work_dir, runs):
-    assert ablate(work_dir) == 0
-    runs.count, runs.stop_at = 0, 3
-    assert ablate(work_dir, "--overwrite") == 130
+    steps = ("--ablate", "steps")
+    assert ablate(work_dir, *steps, images=3) == 0
+    runs.count, runs.stop_at = 0, 2
+    assert ablate(work_dir, *steps, "--overwrite", images=3) == 130
     runs.stop_at = None
-    assert ablate(work_dir) == 0 and runs.count == 2 * POINTS
+    assert ablate(work_dir, *steps, images=3) == 0 and runs.count == 3
 
 
 def test_images_are_counted_again_where_their_truth_has_changed(work_dir, runs, monkeypatch):
@@ -321,7 +323,7 @@ def test_images_are_counted_again_where_their_truth_has_changed(work_dir, runs, 
     assert runs.count == 4 and results(work_dir)["steps"]["points"][0]["curve"]["best"] != before
 
 
-def test_metrics_hold_what_a_run_measured_on_images_of_earlier_runs(work_dir):
+def test_metrics_hold_what_a_run_measured_on_images_of_earlier_runs(work_dir, runs):
     assert ablate(work_dir, "--ablate", "activation") == 0
     before = json.loads((work_dir / "metrics.json").read_text())["ablate"]
     assert ablate(work_dir, "--ablate", "steps", images=1) == 0
@@ -346,7 +348,7 @@ def test_counts_of_other_code_or_another_dataset_are_not_taken(work_dir, runs, m
     assert runs.count == 4 and len(list(work_dir.rglob("setting.json"))) == 2
 
 
-def test_a_damaged_file_is_named(work_dir, capsys):
+def test_a_damaged_file_is_named(work_dir, runs, capsys):
     assert ablate(work_dir, "--ablate", "steps") == 0
     path = sorted(work_dir.rglob("train_*.npz"))[0]
     path.write_bytes(path.read_bytes()[:100])
@@ -397,7 +399,7 @@ def test_a_recording_equals_separate_runs_of_fewer_steps(work_dir):
     assert relative_error(written[0], 4 * recording.sums[0][0]) > 0.1  # the weights do move
 
 
-def test_images_that_end_early_or_overflow_are_counted(work_dir):
+def test_images_that_end_early_or_overflow_are_counted(work_dir, runs):
     for settings, wanted in (
         (["--stop_th", "1e-9"], {"ended_early": 2, "not_finite": 0}),
         (["--RIB_lr", "1e30"], {"ended_early": 0, "not_finite": 2}),
