@@ -4,9 +4,8 @@
 import argparse
 import sys
 
-from misc.argtypes import above_zero, boolean, finite, floats, integers, not_negative, positive, share, words
-from misc.cli import main
-from misc.steps import Step
+from misc.run.argtypes import above_zero, boolean, finite, floats, integers, not_negative, positive, share, words
+from misc.run.runner import Step, main
 
 RIB_SEEDS = {"folder": "cam_rib_out_dir"}
 STEPS = (

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import torch
 
-from misc.files import save_json, write_atomic
+from data.files import save_json, write_atomic
 
 
 @dataclass

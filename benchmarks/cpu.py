@@ -19,11 +19,12 @@ from torch.utils.data import DataLoader
 
 from benchmarks import reference
 from benchmarks.common import Row, measure, peak_extra_mb, photo, row, write
+from data import camfile
+from data.progress import chunks, map_items
 from data.transforms import pyramid
-from misc import camfile, crf
+from misc import crf
 from misc.indexing import PathIndex, propagate_to_edge
 from misc.metrics import ThresholdSweep
-from misc.pool import chunks, map_items
 from misc.rib import RIB
 from net.resnet50_cam import CAM
 from net.resnet50_irn import AffinityDisplacementLoss, total_loss

@@ -15,7 +15,7 @@ import numpy as np
 
 import run_sample
 from benchmarks.common import row, write
-from misc import camfile
+from data import camfile
 from misc.metrics import confusion, mean_iou
 from misc.report.gallery import seed_mask
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from misc.files import save_json, write_atomic
+from data.files import save_json, write_atomic
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = (

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from data.base import DataError, Dataset, MissingFile, read_list
+from data.files import write_atomic
 from data.reading import check_names, check_same_size, image_size, read_image, read_mask, visible_instances
-from misc.files import write_atomic
 
 # Official category id -> name, in the order of the official list; mask value i + 1 is the i-th of them.
 CATEGORIES = {

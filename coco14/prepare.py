@@ -36,12 +36,11 @@ from coco14.dataset import (
     name_of,
 )
 from data.base import DataError, voc_palette
+from data.errors import UserError
+from data.failures import one_line
+from data.files import load_json, save_json, save_mask, write_atomic
+from data.progress import bar, chunks, map_items
 from data.reading import IGNORE, MAX_PIXELS, check_same_size, image_size, read_mask, shortened
-from misc.errors import UserError
-from misc.failures import one_line
-from misc.files import load_json, save_json, save_mask, write_atomic
-from misc.pool import chunks, map_items
-from misc.progress import bar
 
 IMAGES_PER_CALL = 32
 MAX_OBJECTS = IGNORE - 1  # that a map of objects can tell apart; more than any image of COCO has

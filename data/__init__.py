@@ -31,7 +31,7 @@ class Choices(tuple):
 
 def preset(name: str) -> dict[str, tuple[object, str]]:
     """The published constants with the dataset's own in place: argument -> (value, source)."""
-    from data.presets import PUBLISHED
+    from misc.run.options import PUBLISHED
 
     own = _module(name).PRESET
     unknown = sorted(set(own) - set(PUBLISHED))

@@ -10,7 +10,7 @@ from types import ModuleType
 
 import numpy as np
 
-from misc.errors import UserError
+from data.errors import UserError
 
 
 class DataError(UserError):

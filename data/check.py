@@ -8,9 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from data.base import DataError, Dataset, MissingFile
-from misc.errors import UserError
-from misc.pool import chunks, map_items
-from misc.progress import bar
+from data.errors import UserError
+from data.progress import bar, chunks, map_items
 
 IMAGES_PER_CALL = 16
 SHOWN = 50  # problems that are listed one by one

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from data.base import DataError
-from misc.progress import bar
+from data.progress import bar
 from misc.torchutils import rng
 
 DIGITS = (2, 8)  # class 0, class 1 (RIB, section 3)

@@ -27,9 +27,9 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from data.base import DataError
-from misc.errors import UserError
-from misc.failures import one_line
-from misc.files import load_json, save_json
+from data.errors import UserError
+from data.failures import one_line
+from data.files import load_json, save_json
 
 RECORDS = ".downloads.json"
 TIMEOUT_S = 60  # without a byte for so long, a connection counts as broken

@@ -10,9 +10,9 @@ import torch
 from torch.utils.data import DataLoader, get_worker_info
 
 from data.base import Dataset
+from data.process import in_worker
+from data.progress import Stopwatch, bar
 from data.transforms import crop_box, normalize, paste, pyramid, rescale_size, resize, training_crop
-from misc.progress import Stopwatch, bar
-from misc.stopping import in_worker
 from misc.torchutils import rank, rng, world_size
 
 POOL_BATCH = 16  # crops that go through the lower layers at once

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from misc.errors import UserError
+from data.errors import UserError
 from misc.permutohedral import Lattice
 
 GT_PROB = 0.7

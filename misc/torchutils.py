@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from misc.errors import UserError
+from data.errors import UserError
 
 
 class PolyOptimizer(torch.optim.SGD):

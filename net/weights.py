@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from misc.errors import UserError
-from misc.files import find_doubled
+from data.errors import UserError
+from data.files import find_doubled
 
 IMAGENET = "IMAGENET1K_V1"  # what the published code was trained from
 COCO = "COCO_WITH_VOC_LABELS_V1"  # torchvision's DeepLab-v3, trained with COCO's masks

@@ -8,17 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from misc.run.outputs import require
 
-from data import open_dataset, scored_names
+from data import scored_names
 from data.base import Dataset
+from data.errors import UserError
+from data.files import load_json, save_json, write_atomic
+from data.progress import bar
 from misc import torchutils
-from misc.errors import UserError
-from misc.files import load_json, save_json, write_atomic
-from misc.made_by import of_array
 from misc.metrics import ThresholdSweep, mean_iou
-from misc.progress import bar
-from misc.recording import Recording, record
-from misc.studies import (
+from misc.run.made_by import of_array
+from misc.run.recording import Recording, record
+from misc.run.studies import (
     STUDIES,
     Point,
     Times,
@@ -30,20 +31,18 @@ from misc.studies import (
     points_of,
     table,
 )
-from misc.workdir import require
 from step.eval_cam import fixed_and_best, thresholds_of
 
 RESULTS = "results.json"
 
 
-def run(args: argparse.Namespace) -> dict:
+def run(args: argparse.Namespace, dataset: Dataset) -> dict:
     """Writes results.json, table.txt and a plot per study below `ablate/`, and prints the table.
 
     Every point runs RIB on the same images, the first `--ablate_limit` of a seeded order of those that are scored; what
     it counts is kept per point and image, so that nothing is computed twice.
     """
     require(args, "cam_weights_name")
-    dataset = open_dataset(args)
     scored = scored_names(args, dataset)
     order = torchutils.rng(args.seed, "ablate").permutation(len(scored))
     names = [scored[i] for i in order[: args.ablate_limit]]

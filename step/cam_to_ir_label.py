@@ -4,24 +4,20 @@ import argparse
 from functools import partial
 
 import torch
+from misc.run.outputs import made, pending, require, result_file, seeds_argument
 
-from data import image_names, open_dataset
+from data import camfile, image_names
 from data.base import Dataset, voc_palette
-from misc import camfile, crf, torchutils
-from misc.files import save_mask
-from misc.metricsfile import made
-from misc.pool import map_items
-from misc.progress import bar
-from misc.resume import pending
-from misc.workdir import require, result_file, seeds_argument
+from data.files import save_mask
+from data.progress import bar, map_items
+from misc import crf, torchutils
 
 
-def run(args: argparse.Namespace) -> dict:
+def run(args: argparse.Namespace, dataset: Dataset) -> dict:
     """Writes `ir_label/NAME.png` for every image of the inference list."""
-    dataset = open_dataset(args)
     names = image_names(args, dataset, "infer")
     require(args, seeds_argument(args), names)
-    todo = pending(args, "ir_label_out_dir", names, ".png")
+    todo = pending(args, dataset, "ir_label_out_dir", names, ".png")
     device = crf.resolve_backend(args.crf_backend, torchutils.resolve_device(args.device))
     # A GPU does one image after another in this process; processors share them out.
     workers = 0 if device is not None and device.type == "cuda" else args.num_workers

@@ -6,24 +6,22 @@ from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
+from misc.run.outputs import require, result_file
 
-from data import open_dataset, scored_names
+from data import camfile, scored_names
 from data.base import Dataset
-from misc import camfile, torchutils
+from data.progress import bar, chunks, map_items
+from misc import torchutils
 from misc.metrics import ThresholdSweep, foreground, iou_table, mean_iou
-from misc.pool import chunks, map_items
-from misc.progress import bar
-from misc.workdir import require, result_file
 
 IMAGES_PER_CALL = 16
 
 
-def run(args: argparse.Namespace, folder: str = "cam_out_dir") -> dict:
+def run(args: argparse.Namespace, dataset: Dataset, folder: str = "cam_out_dir") -> dict:
     """Returns the scores at the fixed and the best threshold, and the mIoU of every threshold of the sweep.
 
     folder: the argument that names the folder of CAM files to score. The confusion is that at the best threshold.
     """
-    dataset = open_dataset(args)
     names = scored_names(args, dataset)
     require(args, folder, names)
     thresholds = thresholds_of(args)

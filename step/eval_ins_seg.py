@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from misc.run.outputs import require, result_file
 
-from data import image_names, open_dataset
+from data import cocojson, image_names, insfile
 from data.base import Dataset
-from misc import cocojson, insfile, torchutils
+from data.progress import bar, chunks, map_items
+from misc import torchutils
 from misc.metrics import COCO_IOUS, InstanceAP, Matches, match_instances, mean_ap
-from misc.pool import chunks, map_items
-from misc.progress import bar
-from misc.workdir import require, result_file
 
 IMAGES_PER_CALL = 16
 
@@ -30,9 +29,8 @@ class Scored(NamedTuple):
     truth: list[dict]
 
 
-def run(args: argparse.Namespace) -> dict:
+def run(args: argparse.Namespace, dataset: Dataset) -> dict:
     """Returns mAP at IoU 0.5, 0.7 and the mean over 0.5:0.95, and AP per class, over the images with true instances."""
-    dataset = open_dataset(args)
     names = image_names(args, dataset, "eval")
     require(args, "ins_seg_out_dir", names)
     mine = torchutils.shard(names)

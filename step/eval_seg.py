@@ -9,30 +9,26 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from misc.run.outputs import metrics, path_of, pending, require
 
-from data import image_names, open_dataset
+from data import image_names
 from data.base import Dataset, voc_palette
+from data.files import save_mask
 from data.loaders import Pyramids, iterate_images
+from data.progress import bar, map_items
 from misc import crf, torchutils
-from misc.files import save_mask
-from misc.metricsfile import metrics
-from misc.pool import map_items
-from misc.progress import bar
-from misc.resume import pending
-from misc.workdir import place, require
+from misc.run.networks import load_seg
 from net.deeplabv2 import probabilities
-from net.loading import load_seg
 from step.eval_sem_seg import score
 from step.train_seg import LABELS
 
 
-def run(args: argparse.Namespace) -> dict:
+def run(args: argparse.Namespace, dataset: Dataset) -> dict:
     """Writes `seg/NAME.png` for every image of the validation list; returns mIoU and IoU, with and without the CRF.
 
     Networks that learnt from further `--seg_labels` are compared by their mIoU. Without ground truth there is no score,
     and the masks lie as the dataset's test server wants them.
     """
-    dataset = open_dataset(args)
     names = image_names(args, dataset, "val")
     scored = [name for name in names if dataset.has_mask(name)]
     if not scored:
@@ -71,13 +67,13 @@ def _segment(
     """
     weights, out = LABELS[labels].weights, LABELS[labels].out
     require(args, weights)
-    root = place(args, out)
+    root = path_of(args, out)
     folders = [root / below]
     if args.seg_crf_iter:
         beside = Path(os.path.abspath(root))  # `.` has no name of its own
         folders.append(beside.parent / f"{beside.name}_before_crf")
     inside = f"{below}/" if below else ""
-    missing = set(pending(args, out, [inside + name for name in names], ".png"))
+    missing = set(pending(args, dataset, out, [inside + name for name in names], ".png"))
     todo = [
         name for name in torchutils.shard(names)
         if inside + name in missing or not (folders[-1] / f"{name}.png").is_file()

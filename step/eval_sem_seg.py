@@ -8,16 +8,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from misc.run.outputs import SCHEMA, path_of, require, result_file
 
-from data import open_dataset, scored_names
+from data import scored_names
 from data.base import Dataset
+from data.files import load_mask, save_json
+from data.progress import bar, chunks, map_items
 from misc import torchutils
-from misc.files import load_mask, save_json
 from misc.metrics import confusion, foreground, iou_table, mean_iou
-from misc.metricsfile import SCHEMA
-from misc.pool import chunks, map_items
-from misc.progress import bar
-from misc.workdir import place, require, result_file
 
 IMAGES_PER_CALL = 16
 
@@ -30,15 +28,14 @@ class Counted(NamedTuple):
     miou: dict[str, float]  # of every image on its own
 
 
-def run(args: argparse.Namespace) -> dict:
+def run(args: argparse.Namespace, dataset: Dataset) -> dict:
     """Returns mIoU, IoU per class and the confusion of the pseudo masks; 255 in a mask counts as background.
 
     Where there are CRF labels they are scored too, without the pixels that they leave open. Writes `per_image.json`.
     """
-    dataset = open_dataset(args)
     names = scored_names(args, dataset)
     require(args, "sem_seg_out_dir", names, ".png")
-    masks = count(args, dataset, names, place(args, "sem_seg_out_dir"), "eval_sem_seg")
+    masks = count(args, dataset, names, path_of(args, "sem_seg_out_dir"), "eval_sem_seg")
     if torchutils.rank() == 0:
         by_name = {name: round(masks.miou[name], 4) for name in names}
         save_json(Path(args.work_dir) / "per_image.json", {"schema": SCHEMA, "sem_seg": by_name})
@@ -46,7 +43,7 @@ def run(args: argparse.Namespace) -> dict:
     values = {"images": len(names), **summary(masks.confusion, dataset)}
     labelled = [name for name in names if result_file(args, "ir_label_out_dir", name, ".png").is_file()]
     if labelled:
-        labels = count(args, dataset, labelled, place(args, "ir_label_out_dir"), "score CRF labels", skip_open=True)
+        labels = count(args, dataset, labelled, path_of(args, "ir_label_out_dir"), "score CRF labels", skip_open=True)
         ignored = labels.left_open / max(1, labels.left_open + int(labels.confusion.sum()))
         values["ir_label"] = {"images": len(labelled), "ignored": ignored, **summary(labels.confusion, dataset)}
     return values

@@ -3,25 +3,23 @@
 import argparse
 
 import torch
+from misc.run.outputs import made, pending, require, result_file
 
-from data import image_names, open_dataset
+from data import camfile, image_names
+from data.base import Dataset
 from data.loaders import Pyramids, iterate_images
-from misc import camfile, torchutils
+from data.progress import bar
+from misc import torchutils
 from misc.cam import combine_scales, merge_mirrors
-from misc.metricsfile import made
-from misc.progress import bar
-from misc.resume import pending
-from misc.workdir import require, result_file
-from net.loading import load_cam
+from misc.run.networks import load_cam
 
 
 @torch.inference_mode()
-def run(args: argparse.Namespace) -> dict:
+def run(args: argparse.Namespace, dataset: Dataset) -> dict:
     """Writes `cam/NAME.npy` for every image of the inference list."""
     require(args, "cam_weights_name")
-    dataset = open_dataset(args)
     names = image_names(args, dataset, "infer")
-    todo = pending(args, "cam_out_dir", names, ".npy")
+    todo = pending(args, dataset, "cam_out_dir", names, ".npy")
     device = torchutils.resolve_device(args.device)
     model = load_cam(args, dataset, device)
     with bar(len(todo), "make_cam") as progress:

@@ -6,28 +6,24 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from misc.run.outputs import made, pending, require, result_file, seeds_argument
 
-from data import image_names, open_dataset
+from data import camfile, cocojson, image_names, insfile
 from data.base import Dataset
 from data.loaders import Pyramids, iterate_images
-from misc import camfile, cocojson, insfile, torchutils
+from data.progress import bar, map_items
+from misc import torchutils
 from misc.instances import centroids, clusters, detect, instance_map
-from misc.metricsfile import made
-from misc.pool import map_items
-from misc.progress import bar
-from misc.resume import pending
-from misc.workdir import require, result_file, seeds_argument
-from net.loading import load_irn
+from misc.run.networks import load_irn
 
 
 @torch.inference_mode()
-def run(args: argparse.Namespace) -> dict:
+def run(args: argparse.Namespace, dataset: Dataset) -> dict:
     """Writes `ins_seg/NAME.npy` for every image of the inference list."""
     require(args, "irn_weights_name")
-    dataset = open_dataset(args)
     names = image_names(args, dataset, "infer")
     require(args, seeds_argument(args), names)
-    todo = pending(args, "ins_seg_out_dir", names, ".npy")
+    todo = pending(args, dataset, "ins_seg_out_dir", names, ".npy")
     device = torchutils.resolve_device(args.device)
     model = load_irn(args, device)
     with bar(len(todo), "make_ins_seg") as progress:

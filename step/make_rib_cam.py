@@ -3,24 +3,22 @@
 import argparse
 
 import torch
+from misc.run.outputs import made, pending, require, result_file
 
-from data import image_names, open_dataset
-from misc import camfile, torchutils
+from data import camfile, image_names
+from data.base import Dataset
+from data.errors import UserError
+from data.progress import bar
+from misc import torchutils
 from misc.cam import combine_scales
-from misc.errors import UserError
-from misc.metricsfile import made
-from misc.progress import bar
-from misc.recording import open_rib
-from misc.resume import pending
-from misc.workdir import require, result_file
+from misc.run.recording import open_rib
 
 
-def run(args: argparse.Namespace) -> dict:
+def run(args: argparse.Namespace, dataset: Dataset) -> dict:
     """Writes `cam_rib/NAME.npy` for every image of the inference list; returns how many steps the images took."""
     require(args, "cam_weights_name")
-    dataset = open_dataset(args)
     names = image_names(args, dataset, "infer")
-    todo = pending(args, "cam_rib_out_dir", names, ".npy")
+    todo = pending(args, dataset, "cam_rib_out_dir", names, ".npy")
     device = torchutils.resolve_device(args.device)
     rib, items, watch = open_rib(args, dataset, todo, device)
     steps = []

@@ -5,23 +5,21 @@ import argparse
 import numpy as np
 import torch
 import torch.nn.functional as F
+from misc.run.outputs import made, pending, require, result_file, seeds_argument
 
-from data import image_names, open_dataset
-from data.base import voc_palette
+from data import camfile, image_names
+from data.base import Dataset, voc_palette
+from data.files import save_grey, save_mask
 from data.loaders import Pyramids, iterate_images
-from misc import camfile, torchutils
-from misc.files import save_grey, save_mask
+from data.progress import bar
+from misc import torchutils
 from misc.indexing import propagate_to_edge
-from misc.metricsfile import made
-from misc.progress import bar
-from misc.resume import pending
-from misc.workdir import require, result_file, seeds_argument
-from net.loading import load_irn
+from misc.run.networks import load_irn
 from net.resnet50_irn import EdgeDisplacement
 
 
 @torch.inference_mode()
-def run(args: argparse.Namespace, seeds: str | None = None, out: str = "sem_seg_out_dir") -> dict:
+def run(args: argparse.Namespace, dataset: Dataset, seeds: str | None = None, out: str = "sem_seg_out_dir") -> dict:
     """Writes `sem_seg/NAME.png` and `edge/NAME.png` (boundary map, stride 4) for every image of the inference list.
 
     seeds, out: the arguments that name the folders of the seeds (default: as `--seeds` says) and of the masks. Masks of
@@ -29,10 +27,9 @@ def run(args: argparse.Namespace, seeds: str | None = None, out: str = "sem_seg_
     """
     seeds = seeds or seeds_argument(args)
     require(args, "irn_weights_name")
-    dataset = open_dataset(args)
     names = image_names(args, dataset, "infer")
     require(args, seeds, names)
-    todo = pending(args, out, names, ".png")
+    todo = pending(args, dataset, out, names, ".png")
     device = torchutils.resolve_device(args.device)
     model = load_irn(args, device)
     with bar(len(todo), "make_sem_seg") as progress:

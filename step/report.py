@@ -4,20 +4,21 @@ import argparse
 import logging
 from pathlib import Path
 
-from data import image_names, open_dataset
-from misc import torchutils, viz
-from misc.files import write_atomic
-from misc.metricsfile import metrics
+from misc.run.outputs import metrics, outdated
+
+from data import image_names
+from data.base import Dataset
+from data.files import write_atomic
+from misc import torchutils
+from misc.report import viz
 from misc.report.page import build
 from misc.report.stages import stage_table
-from misc.resume import outdated
 
 
-def run(args: argparse.Namespace) -> dict:
+def run(args: argparse.Namespace, dataset: Dataset) -> dict:
     """Writes `report.html`, `overview.png` and `thresholds.png`, prints the table of stages."""
     if torchutils.rank() != 0:
         return {}
-    dataset = open_dataset(args)
     folder = Path(args.work_dir)
     measured = metrics(args)
     names = image_names(args, dataset, "infer")

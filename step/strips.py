@@ -7,27 +7,26 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from misc.run.outputs import path_of, require, result_file
 
-from data import image_names, open_dataset
+from data import image_names
 from data.base import DataError, Dataset
+from data.errors import UserError
+from data.files import find_doubled, load_mask
+from data.progress import bar
 from misc import torchutils
-from misc.errors import UserError
-from misc.files import find_doubled, load_mask
-from misc.progress import bar
-from misc.recording import record
-from misc.strips import draw_strip, save_strip, shown_steps
-from misc.workdir import place, require, result_file
-from net.loading import load_irn
+from misc.report.strips import draw_strip, save_strip, shown_steps
+from misc.run.networks import load_irn
+from misc.run.recording import record
 from step.make_sem_seg import pseudo_mask
 
 
-def run(args: argparse.Namespace) -> dict:
+def run(args: argparse.Namespace, dataset: Dataset) -> dict:
     """Writes `strips/NAME.png` for the images of `--strips_images`: names, or so many of the inference list.
 
     They are few and always drawn anew: what is there may be of other weights or settings, or of `--preview`.
     """
     require(args, "cam_weights_name")
-    dataset = open_dataset(args)
     paths = list(_draw(args, dataset, torchutils.shard(_chosen(args, dataset)), "strips", with_masks=False))
     return {"images": len(torchutils.gather(paths))}
 
@@ -50,7 +49,6 @@ def preview(args: argparse.Namespace) -> list[Path]:
     They also have the CRF label, if there is a file of it, and the pseudo mask, if there is a boundary network.
     """
     require(args, "cam_weights_name")
-    dataset = open_dataset(args)
     return list(_draw(args, dataset, find_names(dataset, args.preview, "--preview"), "preview", with_masks=True))
 
 
@@ -85,7 +83,7 @@ def _draw(
         return
     device = torchutils.resolve_device(args.device)
     irn = None
-    if with_masks and find_doubled(place(args, "irn_weights_name")):
+    if with_masks and find_doubled(path_of(args, "irn_weights_name")):
         irn = load_irn(args, device)
     with bar(len(names), title) as progress:
         for recording in record(args, dataset, names, device):

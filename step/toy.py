@@ -14,11 +14,13 @@ import torch
 import torch.nn.functional as F
 
 from data.digits import DIGITS, REGIONS, Pictures, fetch_mnist, make_pictures
-from misc import made_by, torchutils, toyplots, toytable
-from misc.errors import UserError
-from misc.files import load_json, save_json, save_torch, write_atomic
+from data.errors import UserError
+from data.files import load_json, save_json, save_torch, write_atomic
+from data.progress import bar
+from misc import torchutils
 from misc.hgr import COMPARED, finetune, gradient_maps, high_gradient_ratio
-from misc.progress import bar
+from misc.report import toyplots, toytable
+from misc.run import made_by
 from misc.torchutils import rng
 from net import weights
 from net.toy import LAYERS, ToyNet

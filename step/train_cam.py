@@ -8,23 +8,22 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from data import image_names, open_dataset
+from data import image_names
 from data.base import Dataset
 from data.loaders import Pyramids, TrainingCrops, iterate_images
+from data.progress import bar
 from misc import torchutils
 from misc.metrics import average_precision
-from misc.progress import bar
-from misc.training import begin, finish, fit, loader_by_epoch, to_train
+from misc.run.trainloop import begin, finish, fit, loader_by_epoch, to_train
 from net import weights
 from net.resnet50_cam import Net
 
 
-def run(args: argparse.Namespace) -> dict:
+def run(args: argparse.Namespace, dataset: Dataset) -> dict:
     """Writes `sess/res50_cam.pth`; returns the loss of every epoch and the average precision per class."""
     start = time.perf_counter()
     if not to_train(args, "cam_weights_name"):
         return {}
-    dataset = open_dataset(args)
     names = image_names(args, dataset, "train")
     device = torchutils.resolve_device(args.device)
     crops = TrainingCrops(dataset, args.cam_resize_long, args.cam_crop_size, args.seed)

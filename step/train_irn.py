@@ -6,26 +6,25 @@ from functools import partial
 
 import numpy as np
 import torch
+from misc.run.outputs import path_of, require, result_file
 
-from data import image_names, open_dataset
+from data import image_names
 from data.base import Dataset
+from data.files import load_mask
 from data.loaders import AffinityCrops, Loader, TopLeftCrops
+from data.progress import bar
 from misc import torchutils
-from misc.files import load_mask
 from misc.indexing import PathIndex
-from misc.progress import bar
-from misc.training import begin, finish, fit, loader_by_epoch, to_train
-from misc.workdir import place, require, result_file
+from misc.run.trainloop import begin, finish, fit, loader_by_epoch, to_train
 from net import weights
 from net.resnet50_irn import AffinityDisplacementLoss, total_loss
 
 
-def run(args: argparse.Namespace) -> dict:
+def run(args: argparse.Namespace, dataset: Dataset) -> dict:
     """Writes `sess/res50_irn.pth`; returns the loss of every epoch."""
     start = time.perf_counter()
     if not to_train(args, "irn_weights_name"):
         return {}
-    dataset = open_dataset(args)
     names = image_names(args, dataset, "infer")
     require(args, "ir_label_out_dir", names, ".png")
     device = torchutils.resolve_device(args.device)
@@ -37,7 +36,7 @@ def run(args: argparse.Namespace) -> dict:
     model = AffinityDisplacementLoss(PathIndex(args.irn_radius, (side, side)), args.cam_network)
     if args.irn_backbone == "cam":
         require(args, "cam_weights_name")
-        weights.load_backbone(model, str(place(args, "cam_weights_name")))
+        weights.load_backbone(model, str(path_of(args, "cam_weights_name")))
     else:
         weights.load_backbone(model, args.irn_backbone)
     model.to(device, memory_format=torch.channels_last)

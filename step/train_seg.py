@@ -8,18 +8,17 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from misc.run.outputs import metrics, path_of, require, result_file
 
-from data import image_names, open_dataset
+from data import image_names
 from data.base import DataError, Dataset
+from data.errors import UserError
+from data.files import load_mask
 from data.loaders import SegmentationCrops
 from misc import torchutils
-from misc.errors import UserError
-from misc.files import load_mask
-from misc.metricsfile import metrics
-from misc.training import begin, finish, fit, loader_by_iteration, to_train
-from misc.workdir import place, require, result_file
+from misc.run.networks import build_seg
+from misc.run.trainloop import begin, finish, fit, loader_by_iteration, to_train
 from net.deeplabv2 import DeepLab, segmentation_loss
-from net.loading import build_seg
 from net.weights import load_backbone
 from step import make_sem_seg
 
@@ -40,12 +39,11 @@ LABELS = {  # by the words of `--seg_labels`
 DECAY_EVERY = 10  # iterations between two steps of the learning rate
 
 
-def run(args: argparse.Namespace) -> dict:
+def run(args: argparse.Namespace, dataset: Dataset) -> dict:
     """Writes the weights for each of `--seg_labels`; returns the mean loss of every stretch between checkpoints.
 
     Losses of networks that earlier runs trained on other labels stay in metrics.json.
     """
-    dataset = open_dataset(args)
     names = image_names(args, dataset, "infer")
     start, values = time.perf_counter(), {}
     for labels in args.seg_labels:
@@ -83,7 +81,7 @@ def _train(args: argparse.Namespace, dataset: Dataset, names: list[str], labels:
     before = metrics(args).get("train_seg", {}).get("loss")
     values = {"images": n_images, "loss": {**(before if isinstance(before, dict) else {}), labels: losses}}
     finish(args, weights, model, settings, values, start)
-    logging.info("%s: loss %.3f over the last iterations, %s", title, losses[-1], place(args, weights))
+    logging.info("%s: loss %.3f over the last iterations, %s", title, losses[-1], path_of(args, weights))
     return values
 
 
@@ -99,7 +97,7 @@ def _network(args: argparse.Namespace, dataset: Dataset) -> DeepLab:
     model = build_seg(args, dataset)
     if args.seg_init == "cam":
         require(args, "cam_weights_name")
-        load_backbone(model.backbone, str(place(args, "cam_weights_name")))
+        load_backbone(model.backbone, str(path_of(args, "cam_weights_name")))
     elif args.seg_init != "scratch":
         load_backbone(model.backbone, args.seg_init)
     return model

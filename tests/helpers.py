@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from misc.files import load_mask
+from data.files import load_mask
 
 RECORDED: list[tuple[str, float]] = []  # (test, relative error), for the table of `--golden_table`
 ROOT = Path(__file__).parent.parent
@@ -64,7 +64,7 @@ def relative_error(got, wanted) -> float:
 
 def run_cli(*argv: str) -> int:
     """run_sample.py without the start of a process: its exit code; logging is left as it was."""
-    from misc.cli import main
+    from misc.run.runner import main
     from run_sample import STEPS, add_arguments
 
     root = logging.getLogger()

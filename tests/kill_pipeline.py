@@ -20,7 +20,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
-from misc.metricsfile import WORK
+from misc.run.outputs import WORK
+
 from tests.helpers import MASKS, ROOT, assert_mixed, small_command
 
 AGAIN = (  # what every run writes, or steps that are not asked whether they have run

@@ -17,8 +17,7 @@ from multiprocessing import active_children
 from pathlib import Path
 from typing import NamedTuple
 
-from data import shapes
-from misc import progress
+from data import progress, shapes
 from tests.helpers import run_cli, write_networks
 
 RUN = (  # all steps that go through images, but for training

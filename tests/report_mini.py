@@ -5,14 +5,13 @@ from html.parser import HTMLParser
 
 import numpy as np
 
-from data import image_names, open_dataset
+from data import camfile, image_names, insfile, open_dataset
 from data.base import Dataset, voc_palette
-from misc import camfile, insfile, metricsfile, workdir
-from misc.cli import parse
-from misc.files import save_grey, save_json, save_mask
-from misc.provenance import provenance
+from data.files import save_grey, save_json, save_mask
 from misc.report.page import build
-from misc.steps import choose
+from misc.run import metricsfile, workdir
+from misc.run.provenance import provenance
+from misc.run.runner import choose, parse
 from run_sample import STEPS, add_arguments
 
 SIZE = ["--shapes_train", "12", "--shapes_val", "4", "--shapes_size", "32", "--limit", "12", "--num_workers", "0"]

@@ -11,14 +11,14 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
+from data import camfile
+from data.errors import UserError
 from data.shapes import Shapes
 from data.transforms import pyramid
-from misc import camfile
-from misc.errors import UserError
 from misc.metrics import ThresholdSweep, mean_iou
-from misc.recording import open_rib, record
 from misc.rib import ACTIVATIONS, RIB, gndrp
-from misc.studies import STUDIES, chosen_studies, plot, points_of, table
+from misc.run.recording import open_rib, record
+from misc.run.studies import STUDIES, chosen_studies, plot, points_of, table
 from misc.torchutils import PolyOptimizer
 from net.resnet50_cam import CAM
 from tests.folder_mini import make_folder
@@ -341,7 +341,7 @@ def test_counts_of_other_code_or_another_dataset_are_not_taken(work_dir, runs, m
     (setting,) = (json.loads(path.read_text()) for path in work_dir.rglob("setting.json"))
     assert len(setting["code_sha256"]) == 64 and setting["identity"]["--shapes_size"] == 48
     if of == "code":
-        monkeypatch.setattr("misc.made_by.of_code", lambda *_: {"step/ablate.py": "other"})
+        monkeypatch.setattr("misc.run.made_by.of_code", lambda *_: {"step/ablate.py": "other"})
     else:
         monkeypatch.setattr(Shapes, "identity", {"--dataset": "shapes", "classes": ["other"] * 6})
     assert ablate(work_dir, "--ablate", "steps") == 0

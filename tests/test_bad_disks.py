@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 
+from data import camfile
 from data.base import voc_palette
-from misc import camfile
-from misc.cli import _LogFile
-from misc.errors import UserError
-from misc.failures import explain
-from misc.files import FileError, save_json, save_mask, save_torch, sweep, write_atomic
-from misc.pool import map_items
+from data.errors import UserError
+from data.failures import explain
+from data.files import FileError, save_json, save_mask, save_torch, sweep, write_atomic
+from data.progress import map_items
+from misc.run.runner import _LogFile
 from net.resnet50_cam import Net
 from tests.folder_mini import make_folder
 from tests.helpers import ROOT, said, small_arguments, small_command

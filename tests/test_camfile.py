@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from misc import camfile
-from misc.camfile import CamFileError
+from data import camfile
+from data.camfile import CamFileError
 
 
 @pytest.fixture

@@ -13,9 +13,8 @@ import pytest
 import yaml
 
 from data import preset
-from misc.cli import main, parse
-from misc.errors import UserError
-from misc.steps import Step, choose
+from data.errors import UserError
+from misc.run.runner import Step, choose, main, parse
 from run_sample import STEPS, add_arguments
 from tests.helpers import ROOT
 
@@ -403,7 +402,7 @@ def test_batches_that_ranks_cannot_share_are_refused_before_the_first_step(ran, 
     (tmp_path / "out" / "sess").mkdir(parents=True)
     (tmp_path / "out" / "sess" / "deeplabv2_truth.pth").write_bytes(b"x")  # nothing left to train
     ended = []
-    monkeypatch.setattr("misc.cli.end_process", ended.append)  # as one of several ranks ends
+    monkeypatch.setattr("misc.run.runner.end_process", ended.append)  # as one of several ranks ends
     assert main(steps, add_arguments, argv) == 0 and len(ran) == 4 and ended == [0]
 
 

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from misc.stopping import GO_ON
+from data.process import GO_ON
 from tests.coco_mini import make_coco
 from tests.test_prepare_voc import write_mat
 from tests.test_stopping import WAIT_S, group_is_gone, start, wait_for

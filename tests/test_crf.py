@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from data.errors import UserError
 from misc import crf
-from misc.errors import UserError
 from misc.permutohedral import Lattice
 from tests.helpers import relative_error
 

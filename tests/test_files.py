@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from data.base import voc_palette
-from misc import metricsfile
-from misc.errors import UserError
-from misc.files import load_json, load_mask, save_json, save_mask, save_torch, sweep, write_atomic
+from data.errors import UserError
+from data.files import load_json, load_mask, save_json, save_mask, save_torch, sweep, write_atomic
+from misc.run import metricsfile
 
 
 def test_write_atomic_makes_folders_and_leaves_only_the_file(tmp_path):

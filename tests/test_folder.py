@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from misc.run.options import PUBLISHED
 from PIL import Image
 
 import data
 from data.base import DataError, Dataset, voc_palette
+from data.files import save_mask
 from data.folder import PRESET, Folder
-from data.presets import PUBLISHED
-from misc.cli import main
-from misc.files import save_mask
+from misc.run.runner import main
 from run_sample import STEPS, add_arguments
 from tests.folder_mini import CLASSES, TURNED, make_folder
 
@@ -123,7 +123,7 @@ def test_splits(mini):
 
 def test_names_with_folders_and_spaces_become_files_below_the_results(mini):
     args = argparse.Namespace(work_dir=str(mini.root / "work"), cam_out_dir=None, bad_images={}, limit=None)
-    from misc.workdir import result_file
+    from misc.run.outputs import result_file
 
     path = result_file(args, "cam_out_dir", "sub/deep er/picture", ".npy")
     assert path == mini.root / "work/cam/sub/deep er/picture.npy"
@@ -398,7 +398,7 @@ def test_results_of_a_dataset_file_lie_under_its_name(tmp_path, capsys):
 def test_masks_for_other_images_than_those_to_be_scored_leave_scoring_out(tmp_path, caplog):
     import argparse
 
-    from misc.cli import _possible
+    from misc.run.runner import _possible
     from run_sample import STEPS
 
     for name in ("a", "b"):

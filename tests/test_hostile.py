@@ -26,16 +26,17 @@ from scipy.io import savemat
 
 from coco14.dataset import Index
 from coco14.prepare import paint, prepare, read_annotations
+from data import camfile, insfile
 from data.base import read_list, voc_palette
 from data.download import unpack
+from data.errors import UserError
+from data.files import load_json, load_mask, save_json
 from data.folder import Folder
 from data.reading import image_size, read_image, read_mask
-from misc import camfile, insfile, made_by, metricsfile
-from misc.cli import parse
-from misc.errors import UserError
-from misc.files import load_json, load_mask, save_json
 from misc.report.compare import compare
-from misc.training import fit
+from misc.run import made_by, metricsfile
+from misc.run.runner import parse
+from misc.run.trainloop import fit
 from net import weights
 from run_sample import STEPS, add_arguments
 from step import ablate, report

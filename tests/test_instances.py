@@ -17,11 +17,13 @@ from pycocotools.cocoeval import COCOeval
 from scipy import ndimage
 
 from benchmarks.centroids import objects, plain_centroids, smooth
+from data import cocojson, insfile
+from data.camfile import CamFileError
 from data.shapes import Shapes
-from misc import cocojson, insfile, instances, metrics, viz
-from misc.camfile import CamFileError
+from misc import instances, metrics
 from misc.indexing import propagate_to_edge
 from misc.instances import centroids, clusters, detect, instance_map
+from misc.report import viz
 from step import eval_ins_seg
 from tests.helpers import golden
 
@@ -206,7 +208,8 @@ import sys
 import numpy as np, torch
 from benchmarks.common import max_rss_mb
 torch.set_num_threads(1)
-from misc import insfile, metrics
+from data import insfile
+from misc import metrics
 from misc.instances import centroids, clusters, detect, instance_map
 rng = np.random.default_rng(0)
 displacement = torch.from_numpy(rng.normal(0, 3, (2, 94, 125)).astype(np.float32))

@@ -7,7 +7,7 @@ import torch
 from data import loaders
 from data.base import Dataset
 from data.loaders import CompanionBatches, CompanionPool, CompanionStream, TrainingCrops, epoch_batches
-from misc.progress import Stopwatch
+from data.progress import Stopwatch
 
 NAMES = [f"n{i}" for i in range(10)]
 # Two classes of five images each, the last image of both; targets: class 0, class 1, both, none.
@@ -182,7 +182,7 @@ def test_a_pool_holds_every_image_equally_often_and_is_the_same_again():
 
 def test_a_stopwatch_counts_the_time_that_items_take(monkeypatch):
     clock = iter([0.0, 1.0, 3.0, 4.0, 4.5, 5.0, 5.0, 8.0])
-    monkeypatch.setattr("misc.progress.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("data.progress.time.perf_counter", lambda: next(clock))
     watch = Stopwatch()  # at 0; two items, arriving after 2 and 0.5 seconds; the end after none
     assert list(watch.iterate("ab")) == ["a", "b"]
     assert watch.waited == 2.5 and watch.share() == 2.5 / 8

@@ -13,16 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from misc import lock
-from misc.cli import main
-from misc.errors import UserError
+from data.errors import UserError
+from misc.run import lock
+from misc.run.runner import main
 from run_sample import STEPS, add_arguments
 
 ROOT = Path(__file__).parent.parent
 HOLD = """
 import os, sys, time
 from pathlib import Path
-from misc import lock
+from misc.run import lock
 with lock.held(Path(sys.argv[1])):
     if os.fork() == 0:
         time.sleep(60)  # a loader worker that outlives a killed run

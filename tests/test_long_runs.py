@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from misc import camfile
+from data import camfile
 from tests.helpers import MASKS, ROOT, assert_mixed
 from tests.kill_pipeline import Job, kill, kill_all
 from tests.memory import measure

@@ -12,10 +12,10 @@ from PIL import Image
 
 from data import preset
 from data.base import DataError
+from data.errors import UserError
 from data.folder import Folder
-from misc import made_by, metricsfile, resume, workdir
-from misc.errors import UserError
-from misc.training import begin, finish, to_train
+from misc.run import made_by, metricsfile, resume, workdir
+from misc.run.trainloop import begin, finish, to_train
 from run_sample import STEPS
 from tests.folder_mini import make_folder
 
@@ -425,7 +425,7 @@ def test_what_a_training_measured_is_stored_before_its_weights(tmp_path, monkeyp
     def killed(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("misc.training.save_torch", killed)
+    monkeypatch.setattr("misc.run.trainloop.save_torch", killed)
     with pytest.raises(KeyboardInterrupt):
         trained(arguments(tmp_path))
     assert metricsfile.metrics(arguments(tmp_path))["train_cam"]["loss"] == [0.5]

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from coco14.prepare import prepare
-from misc import camfile
+from data import camfile
 from run_sample import STEPS
 from tests.coco_mini import make_coco
 from tests.folder_mini import CLASSES, make_folder

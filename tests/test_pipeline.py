@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
+from data import camfile, insfile
 from data.shapes import Shapes
-from misc import camfile, insfile, viz
 from misc.metrics import confusion, mean_iou
+from misc.report import viz
 from run_sample import STEPS
 from tests.helpers import ROOT, said, small_arguments
 

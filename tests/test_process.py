@@ -8,12 +8,12 @@ import time
 
 import pytest
 
-from misc import failures
+from data import failures
 from tests.helpers import ROOT
 
 PROGRAM = """
 import sys
-from misc.steps import Step
+from misc.run.runner import Step
 from run_sample import add_arguments, main
 sys.exit(main((Step(1, "own", "own_step", "nothing", "nothing", needs_dataset=False),), add_arguments, sys.argv[1:]))
 """

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from misc.stopping import GO_ON
+from data.process import GO_ON
 from net.resnet50_cam import Net
 from tests.folder_mini import make_folder
 from tests.helpers import ROOT, small_command

@@ -10,14 +10,14 @@ import pytest
 from PIL import Image
 
 from data.base import Dataset, voc_palette
-from data.published import REFERENCES, reference
-from misc import made_by, metricsfile, workdir
-from misc.files import save_json, save_mask
+from data.files import save_json, save_mask
 from misc.report import experiments, gallery, pictures, runinfo
 from misc.report.charts import Line, confusion_table, line_chart
 from misc.report.markup import Html, at, tag
 from misc.report.page import FOLDER, build
+from misc.report.published import REFERENCES, reference
 from misc.report.stages import stage_table
+from misc.run import made_by, metricsfile, workdir
 from step import report
 from tests.report_mini import Page, arguments, finished, page_of
 

@@ -6,8 +6,8 @@ import shutil
 import pytest
 
 from data import image_names, open_dataset
-from misc import metricsfile
 from misc.report.page import build
+from misc.run import metricsfile
 from tests.report_mini import finished
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="the package selenium is not installed")

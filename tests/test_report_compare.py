@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from misc import board, metricsfile
-from misc.cli import main
-from misc.errors import UserError
-from misc.files import save_json
+from data.errors import UserError
+from data.files import save_json
 from misc.report.compare import compare
+from misc.run import board, metricsfile
+from misc.run.runner import main
 from run_sample import STEPS, add_arguments
 from tests.report_mini import Page, arguments, finished
 

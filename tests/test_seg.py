@@ -10,11 +10,11 @@ import torchvision
 
 from data import preset
 from data.base import Dataset
+from data.errors import UserError
 from data.loaders import SegmentationCrops, TrainingLoader, stream_batches
-from misc.cli import main
-from misc.errors import UserError
 from misc.metrics import confusion, mean_iou
-from misc.training import fit, loader_by_iteration
+from misc.run.runner import main
+from misc.run.trainloop import fit, loader_by_iteration
 from net import deeplabv2, weights
 from net.deeplabv2 import balanced_cross_entropy, build, cross_entropy, probabilities, segmentation_loss
 from run_sample import STEPS, add_arguments

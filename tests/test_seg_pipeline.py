@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 
 from data.base import voc_palette
+from data.files import save_mask
 from data.shapes import Shapes
 from misc import crf
-from misc.cli import main
-from misc.files import save_mask
+from misc.run.runner import main
 from run_sample import STEPS, add_arguments
 from tests.voc_devkit import make_devkit
 

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data import camfile
+from data.process import GO_ON
 from data.shapes import Shapes
-from misc import camfile, crf
-from misc.stopping import GO_ON
+from misc import crf
 from tests.helpers import small_command
 
 ROOT = Path(__file__).parent.parent
@@ -100,7 +101,7 @@ def test_a_signal_ends_the_run_in_time(tmp_path, number, workers, arguments, sig
 
 FORKS = """
 import os, sys, time
-from misc.stopping import in_worker, on_signals
+from data.process import in_worker, on_signals
 with on_signals(first=True):
     for _ in range(3):
         if os.fork() == 0:
@@ -124,7 +125,7 @@ def test_workers_end_with_their_parent(number):
 
 BUSY = """
 import hashlib, sys
-from misc.stopping import on_signals
+from data.process import on_signals
 with on_signals(first=True, again="go on"):
     print("busy", file=sys.stderr, flush=True)
     hashlib.pbkdf2_hmac("sha256", b"a", b"b", 2**31 - 1)  # hours outside Python
@@ -166,7 +167,7 @@ def test_the_crf_of_pydensecrf_lets_signals_be_noticed():
 
 FORKED = """
 import os, signal, sys, time
-from misc.stopping import in_worker, on_signals
+from data.process import in_worker, on_signals
 with on_signals(first=True):
     child = os.fork()
     if child == 0:

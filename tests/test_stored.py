@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data import image_names, open_dataset
+from data import camfile, image_names, insfile, open_dataset
 from data.base import voc_palette
-from misc import camfile, insfile, metricsfile, stored, workdir
-from misc.errors import UserError
-from misc.files import load_json, save_json, save_mask
+from data.errors import UserError
+from data.files import load_json, save_json, save_mask
 from misc.report.compare import compare
+from misc.run import metricsfile, stored, workdir
 from step import report
 from tests.report_mini import Page, finished
 from tests.test_ablate import study

@@ -12,11 +12,11 @@ from PIL import Image
 import step.strips
 from coco14.dataset import COCO14
 from coco14.prepare import prepare
+from data import camfile
+from data.errors import UserError
+from data.files import load_mask
 from data.shapes import Shapes
-from misc import camfile
-from misc.errors import UserError
-from misc.files import load_mask
-from misc.strips import draw_strip, shown_steps
+from misc.report.strips import draw_strip, shown_steps
 from net.resnet50_irn import EdgeDisplacement
 from step.strips import find_names
 from tests.coco_mini import make_coco

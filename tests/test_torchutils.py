@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
+from data.errors import UserError
 from misc import torchutils
-from misc.errors import UserError
 from misc.torchutils import PolyOptimizer, poly_factor, rng
 
 

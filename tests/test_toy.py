@@ -11,11 +11,10 @@ from PIL import Image
 from data import digits
 from data.base import DataError
 from data.digits import DIGITS, MARK_GAP, MARK_PX, REGIONS, SIDE, compose, draw_digit, make_pictures, mark_of
-from misc import toyplots, toytable
-from misc.cli import main, parse
 from misc.hgr import COMPARED, CONTROL, fall, finetune, gradient_maps, high_gradient_ratio
+from misc.report import toyplots, toytable
 from misc.rib import ACTIVATIONS
-from misc.steps import choose
+from misc.run.runner import choose, main, parse
 from misc.torchutils import rng
 from net.toy import LAYERS, ToyNet
 from run_sample import STEPS, add_arguments
@@ -488,7 +487,7 @@ def test_seeds_of_other_settings_stop_and_of_other_code_are_kept(tmp_path, witho
     assert run(tmp_path, *one, "--toy_rib_lr", "0.002", "--overwrite") == 0
     after = json.loads(file.read_text())
     assert after["hgr"]["trained"] == before["hgr"]["trained"] and after["hgr"]["none"] != before["hgr"]["none"]
-    monkeypatch.setattr("misc.made_by.of_code", lambda *_: {"step/toy.py": "other"})
+    monkeypatch.setattr("misc.run.made_by.of_code", lambda *_: {"step/toy.py": "other"})
     capsys.readouterr()
     assert run(tmp_path, *one, "--toy_rib_lr", "0.002") == 0
     told = next(line for line in capsys.readouterr().err.splitlines() if "by other code" in line)

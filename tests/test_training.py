@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from misc.errors import UserError
+from data.errors import UserError
+from misc.run.trainloop import check_batches, fit, loader_by_epoch, to_train
 from misc.torchutils import PolyOptimizer
-from misc.training import check_batches, fit, loader_by_epoch, to_train
 
 EPOCHS, STEPS = 4, 3
 

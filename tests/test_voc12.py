@@ -9,11 +9,11 @@ import zlib
 
 import numpy as np
 import pytest
+from misc.run.options import PUBLISHED
 from PIL import Image
 
 import data
 from data.base import DataError, Dataset
-from data.presets import PUBLISHED
 from data.reading import image_size, read_image, read_mask
 from tests.voc_devkit import make_devkit, write_png
 from voc12 import CLASSES, PRESET, VOC12

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torchvision.models import resnet50
 
-from misc import camfile
+from data import camfile
 from net.resnet50_cam import Net
 from tests.helpers import golden_state, golden_tensor, relative_error, said
 from tests.voc_devkit import make_devkit

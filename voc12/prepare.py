@@ -15,11 +15,10 @@ import numpy as np
 from scipy.io import loadmat
 
 from data.base import DataError, read_list, voc_palette
+from data.failures import one_line
+from data.files import save_mask, write_atomic
+from data.progress import bar, chunks, map_items
 from data.reading import check_same_size, image_size, read_mask, shortened
-from misc.failures import one_line
-from misc.files import save_mask, write_atomic
-from misc.pool import chunks, map_items
-from misc.progress import bar
 from voc12.dataset import CLASSES, LISTS, MASK_FOLDERS, N_TRAIN_AUG, find_folder
 
 MASKS_PER_CALL = 32

@@ -6,22 +6,19 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from misc.run.outputs import OUTPUTS, metrics, path_of, result_file
 
-from data import image_names, open_dataset
+from data import camfile, image_names, open_dataset
 from data.base import Dataset
-from misc import camfile
-from misc.errors import UserError
-from misc.files import load_json, load_mask, write_atomic
+from data.errors import UserError
+from data.files import load_json, load_mask, write_atomic
+from data.progress import bar, map_items
 from misc.metrics import confusion, mean_iou
-from misc.metricsfile import metrics
-from misc.pool import map_items
-from misc.progress import bar
 from misc.report import pictures, runinfo
 from misc.report.gallery import BY_NAME, controls, framed, seed_mask, tile
 from misc.report.markup import NOTHING, Html, at, join, number, tag
 from misc.report.page import page
 from misc.report.stages import INSTANCES, STAGES, variants
-from misc.workdir import PLACES, place, result_file
 
 MOST = 40  # images shown
 KINDS = ("sem_seg_out_dir", "cam_rib_out_dir", "cam_out_dir")  # what is compared, the first that both runs have
@@ -37,7 +34,7 @@ class Run:
         if arguments is None:
             raise UserError(f"--compare {folder}: there is no args.json; wanted the --work_dir of a run")
         self.args = argparse.Namespace(**{**arguments, "work_dir": str(self.folder), "bad_images": {}})
-        for argument in PLACES:  # of runs older than the argument
+        for argument in OUTPUTS:  # of runs older than the argument
             vars(self.args).setdefault(argument, None)
         self.measured = metrics(self.args)
         try:
@@ -45,8 +42,8 @@ class Run:
             self.dataset = open_dataset(self.args)
             self.names = image_names(self.args, self.dataset, "infer")
             self.args.cam_eval_thres = float(self.args.cam_eval_thres)
-            for argument in PLACES:
-                place(self.args, argument)
+            for argument in OUTPUTS:
+                path_of(self.args, argument)
         except (UserError, OSError, MemoryError):
             raise
         except Exception as error:  # its values can be of any kind

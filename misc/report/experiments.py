@@ -5,8 +5,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from misc.report.markup import Html, at, join, measured_cell, number, tag
-from misc.studies import STUDIES
-from misc.toytable import MARKS, holding, title_of
+from misc.report.toytable import MARKS, holding, title_of
+from misc.run.studies import STUDIES
 
 LARGEST = 260_000  # bytes of a figure that is put into the page; eight of them leave the gallery its share
 FIGURES = {

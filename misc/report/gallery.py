@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from misc.run.outputs import path_of, result_file
 
+from data import camfile, insfile
 from data.base import Dataset
-from misc import camfile, insfile, viz
-from misc.files import load_json, load_mask
+from data.files import load_json, load_mask
 from misc.metrics import confusion, mean_iou
-from misc.report import pictures
+from misc.report import pictures, viz
 from misc.report.markup import Html, at, join, number, tag
-from misc.workdir import place, result_file
 
 PER_GROUP, FROM_VAL = 6, 6  # images of each kind
 PER_CLASS = (0.5, 1.0, 0.0, 0.25)  # of every class the median, the worst, the best and the one between
@@ -74,7 +74,7 @@ def sample(args: argparse.Namespace, dataset: Dataset, names: Sequence[str]) -> 
 
 
 def _validation(args: argparse.Namespace, dataset: Dataset, known: set[str]) -> list[str]:
-    if not place(args, "seg_out_dir").is_dir():
+    if not path_of(args, "seg_out_dir").is_dir():
         return []
     names = [name for name in dataset.names_of(args.val_list) if name not in known]
     there = [name for name in names if result_file(args, "seg_out_dir", name, ".png").is_file()]

@@ -8,14 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from string import Template
 
+from misc.run.outputs import outdated
+
 from data.base import Dataset
-from data.published import UNCHECKED, reference
 from misc.report import experiments, runinfo
 from misc.report.charts import Line, bars, confusion_table, line_chart
 from misc.report.gallery import gallery
 from misc.report.markup import Html, at, html, join, measured_cell, number, tag
+from misc.report.published import UNCHECKED, reference
 from misc.report.stages import INSTANCES, Stage, instance_text, scored, variants
-from misc.resume import outdated
 
 FOLDER = Path(__file__).parent
 BY_EPOCH = ("train_cam", "train_irn")

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from misc import viz
+from misc.report import viz
 
 SIDE = 320  # long side of a picture in the page
 # Okabe and Ito's colours, told apart by colour-blind readers too; black is left to the background.

@@ -3,13 +3,14 @@
 import json
 from pathlib import Path
 
+from misc.run.outputs import OUTPUTS, beside
+
 from data import preset
 from data.base import DataError
-from misc.errors import UserError
-from misc.files import load_json
-from misc.made_by import NAME, read
+from data.errors import UserError
+from data.files import load_json
 from misc.report.markup import Html, html, join, measured_cell, number, tag
-from misc.workdir import PLACES, beside
+from misc.run.made_by import NAME, read
 
 # Arguments that say where and how to run, not what is computed.
 ELSEWHERE = (
@@ -59,7 +60,7 @@ def settings(folder: Path) -> dict[str, object]:
 def _told(folder: Path) -> dict[str, dict[str, object]]:
     """Argument -> the results below `folder` that were made with it, and its value there."""
     found: dict[str, dict[str, object]] = {}
-    for argument, entry in PLACES.items():
+    for argument, entry in OUTPUTS.items():
         path = Path(folder) / entry.path
         try:
             record = read(path / NAME if argument.endswith("_out_dir") else beside(path, NAME))

@@ -11,10 +11,10 @@ import torch
 from data import image_names
 from data.base import Dataset
 from data.loaders import CompanionBatches, CompanionPool, CompanionStream, Pyramids, TrainingCrops, iterate_images
+from data.progress import Stopwatch
 from misc.cam import combine_scales
-from misc.progress import Stopwatch
 from misc.rib import RIB
-from net.loading import load_cam
+from misc.run.networks import load_cam
 
 Item = tuple[str, tuple[int, int], list[torch.Tensor], torch.Tensor, Iterator[tuple[torch.Tensor, torch.Tensor]]]
 

@@ -14,15 +14,16 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from data.errors import UserError
+from data.files import find_doubled, look_anew, save_json, save_torch
 from data.loaders import SegmentationCrops, TrainingCrops, TrainingLoader, epoch_batches, stream_batches
-from misc import board, torchutils
-from misc.errors import UserError
-from misc.files import find_doubled, look_anew, save_json, save_torch
-from misc.made_by import differences
-from misc.metricsfile import record
-from misc.progress import bar
-from misc.resume import begun, check_weights, marked, what_makes
-from misc.workdir import PLACES, beside, place, record_path
+from data.progress import bar
+from misc import torchutils
+from misc.run import board
+from misc.run.made_by import differences
+from misc.run.metricsfile import record
+from misc.run.resume import begun, check_weights, marked, what_makes
+from misc.run.workdir import PLACES, beside, place, record_path
 
 BATCHES = {  # training step -> arguments: images of one step over all ranks, and the parts in which it is computed
     "train_cam": ("cam_batch_size",),
@@ -46,7 +47,7 @@ def fit(
 
     loss_of(model, batch): the loss of a batch as the loader gives it. checkpoint: where the state after each epoch is
     kept, so that a run that was cut off goes on there; removed by the caller once the result is stored. settings: the
-    record of what makes the weights (`misc.made_by`); UserError if that of the checkpoint differs. accumulate: batches
+    record of what makes the weights (`misc.run.made_by`); UserError if that of the checkpoint differs. accumulate: batches
     whose mean gradient makes one step; an epoch holds whole steps. FloatingPointError if a loss is not finite, on every
     rank at once.
     """

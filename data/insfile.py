@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from misc.camfile import CamFileError, check_classes, load_dict, save_dict
+from data.camfile import CamFileError, check_classes, load_dict, save_dict
 
 
 def save(path: Path, detected: dict[str, np.ndarray]) -> None:

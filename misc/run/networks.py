@@ -3,9 +3,9 @@
 import argparse
 
 import torch
+from misc.run.outputs import path_of
 
 from data.base import Dataset
-from misc.workdir import place
 from net import deeplabv2, weights
 from net.resnet50_cam import CAM
 from net.resnet50_irn import EdgeDisplacement
@@ -14,14 +14,14 @@ from net.resnet50_irn import EdgeDisplacement
 def load_cam(args: argparse.Namespace, dataset: Dataset, device: torch.device) -> CAM:
     """The classifier as CAM network, in evaluation mode."""
     model = CAM(dataset.n_classes, args.cam_network)
-    weights.load(model, place(args, "cam_weights_name"))
+    weights.load(model, path_of(args, "cam_weights_name"))
     return model.eval().to(device, memory_format=torch.channels_last)
 
 
 def load_irn(args: argparse.Namespace, device: torch.device) -> EdgeDisplacement:
     """The boundary network at inference, in evaluation mode."""
     model = EdgeDisplacement(args.irn_infer_pad, arch=args.cam_network)
-    weights.load(model, place(args, "irn_weights_name"))
+    weights.load(model, path_of(args, "irn_weights_name"))
     return model.eval().to(device, memory_format=torch.channels_last)
 
 
@@ -34,5 +34,5 @@ def build_seg(args: argparse.Namespace, dataset: Dataset) -> deeplabv2.DeepLab:
 def load_seg(args: argparse.Namespace, dataset: Dataset, argument: str, device: torch.device) -> deeplabv2.DeepLab:
     """The segmentation network with the weights of a place, in evaluation mode."""
     model = build_seg(args, dataset)
-    weights.load(model, place(args, argument))
+    weights.load(model, path_of(args, argument))
     return model.eval().to(device, memory_format=torch.channels_last)

@@ -9,9 +9,9 @@ from typing import NoReturn
 import yaml
 
 from data import DATASETS, Choices, preset
-from misc.argtypes import boolean, not_negative
-from misc.errors import UserError
-from misc.steps import Step
+from data.errors import UserError
+from misc.run.argtypes import boolean, not_negative
+from misc.run.steps import Step
 
 DESCRIPTION = """\
 RIB: weakly supervised semantic segmentation by reducing the information bottleneck.

@@ -9,12 +9,12 @@ from typing import Any
 
 import cv2
 import numpy as np
+from misc.run.outputs import result_file
 
+from data import camfile, insfile
 from data.base import Dataset, voc_palette
-from misc import camfile, insfile
-from misc.errors import UserError
-from misc.files import load_mask, write_atomic
-from misc.workdir import result_file
+from data.errors import UserError
+from data.files import load_mask, write_atomic
 
 TILE = 144  # height of a picture in the overview
 GAP = 4

@@ -12,8 +12,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from misc.errors import UserError
-from misc.files import LOCK, FileError, refusal
+from data.errors import UserError
+from data.files import LOCK, FileError, refusal
 
 BEAT_S = 15.0  # between two signs of life of the holder
 WATCH_S = 50.0  # how long another host's holder is watched for one, three beats and a margin for cached attributes

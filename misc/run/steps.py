@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from misc.errors import UserError
+from data.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from misc import stored
-from misc.errors import UserError
+from data.errors import UserError
+from misc.run import stored
 
 LOCK = ".lock"  # in the work_dir of a run
 
@@ -128,7 +128,7 @@ def save_json(path: Path, value: Any) -> None:
 def load_json(path: Path) -> dict:
     """The mapping in a JSON file, {} where there is none; UserError if it is damaged or holds anything else.
 
-    Of the files that `misc.stored` knows by name the content is checked too.
+    Of the files that `misc.run.stored` knows by name the content is checked too.
     """
     path = Path(path)
     if not path.is_file():

@@ -84,8 +84,8 @@ def _wait(reader: socket.socket, owner: int, line: str | None) -> None:
 def _end(number: signal.Signals, line: str | None) -> None:
     from multiprocessing import active_children
 
-    from misc.files import discard_unfinished
-    from misc.lock import release_all
+    from data.files import discard_unfinished
+    from misc.run.lock import release_all
 
     with contextlib.suppress(OSError, ValueError):
         if line:

@@ -6,9 +6,9 @@ import re
 import sys
 from collections.abc import Callable
 
-from misc.errors import UserError, without_traceback
-from misc.files import refusal
-from misc.stopping import GO_ON, on_signals
+from data.errors import UserError, without_traceback
+from data.files import refusal
+from data.process import GO_ON, on_signals
 
 _KILLED = re.compile(r"DataLoader worker .*?(killed by signal: [\w ]+|exited unexpectedly)", re.DOTALL)
 _LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|peer|store|socket", re.IGNORECASE)

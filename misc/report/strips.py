@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from misc.files import write_atomic
-from misc.viz import overlay_cam, overlay_mask
+from data.files import write_atomic
+from misc.report.viz import overlay_cam, overlay_mask
 
 TILE_INCHES = 1.45
 SHOWN_STEPS = (1, 3, 5, 10)  # of the paper's figure

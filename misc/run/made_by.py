@@ -1,6 +1,6 @@
 """What made a result: arguments, inputs and code, kept beside it so that results of two kinds never get mixed.
 
-A record is `{"step", "arguments", "inputs", "images", "code"}`; `misc.workdir` says what belongs into it, and `pending`
+A record is `{"step", "arguments", "inputs", "images", "code"}`; `misc.run.workdir` says what belongs into it, and `pending`
 and `to_train` write and compare it, so that steps need not know of it.
 """
 
@@ -16,17 +16,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from misc.errors import UserError
-from misc.files import load_json
+from data.errors import UserError
+from data.files import load_json
 
 NAME = ".made_by.json"  # in a folder of results; beside a weights file, FILE.made_by.json
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("data", "misc", "net", "step", "voc12", "coco14")
 # Modules that keep books, show progress or check: nothing in them changes a result.
 WITHOUT_EFFECT = (
-    "misc.board", "misc.cocojson", "misc.errors", "misc.files", "misc.lock", "misc.made_by", "misc.metricsfile",
-    "misc.pool", "misc.progress", "misc.resume", "misc.stopping", "misc.stored", "misc.toyplots", "misc.toytable",
-    "misc.viz", "misc.workdir", "data.check", "data.presets",
+    "misc.run.board", "data.cocojson", "data.errors", "data.files", "misc.run.lock", "misc.run.made_by", "misc.run.metricsfile",
+    "data.pool", "data.progress", "misc.run.resume", "data.process", "misc.run.stored", "misc.report.toyplots", "misc.report.toytable",
+    "misc.report.viz", "misc.run.workdir", "data.check", "misc.run.presets",
 )  # fmt: skip
 SHOWN = 72  # characters of a value that a message shows
 MODULES_SHOWN = 6

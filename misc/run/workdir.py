@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from misc import made_by
-from misc.errors import UserError
-from misc.files import find_doubled, look_anew, sweep
+from data.errors import UserError
+from data.files import find_doubled, look_anew, sweep
+from misc.run import made_by
 from misc.torchutils import on_first_rank
 
 

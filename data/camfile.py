@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from misc import unpickle
-from misc.errors import UserError
-from misc.files import write_atomic
+from data import unpickle
+from data.errors import UserError
+from data.files import write_atomic
 
 MOST_CLASSES = 254  # masks of 8 bits keep 0 for the background and 255 for what is ignored
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from data import dataset_module, image_names, open_dataset
 from data.base import Dataset
-from misc import made_by
-from misc.errors import UserError
-from misc.files import find_doubled, load_json, save_json
-from misc.metricsfile import forget
+from data.errors import UserError
+from data.files import find_doubled, load_json, save_json
+from misc.run import made_by
+from misc.run.metricsfile import forget
+from misc.run.workdir import ALWAYS, PLACES, place, record_path, result_file, seeds_argument
 from misc.torchutils import on_first_rank, rank, shard
-from misc.workdir import ALWAYS, PLACES, place, record_path, result_file, seeds_argument
 
 _INPUT_WORDS = {
     "seeds": "seeds", "cam_weights_name": "classifier weights", "irn_weights_name": "boundary network weights",
@@ -104,7 +104,7 @@ def _marks_path(args: argparse.Namespace) -> Path:
 
 
 def what_makes(args: argparse.Namespace, argument: str) -> dict:
-    """The record, as `misc.made_by` compares it, of what would make the content of a place of PLACES now."""
+    """The record, as `misc.run.made_by` compares it, of what would make the content of a place of PLACES now."""
     entry, dataset = PLACES[argument], open_dataset(args)
     named = [
         name for name in vars(args)

@@ -8,7 +8,7 @@ import numpy as np
 from pycocotools import mask as rle
 
 from data.base import Dataset
-from misc.files import write_atomic
+from data.files import write_atomic
 
 
 def image_ids(names: Sequence[str]) -> dict[str, int]:

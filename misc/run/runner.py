@@ -12,13 +12,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from data import open_dataset
-from misc import board
-from misc.arguments import parse
-from misc.errors import UserError
-from misc.failures import explain, prepare_process
-from misc.provenance import provenance
-from misc.steps import Step, choose, table
-from misc.stopping import GO_ON, end_process, in_notebook, on_signals
+from data.errors import UserError
+from data.failures import explain, prepare_process
+from data.process import GO_ON, end_process, in_notebook, on_signals
+from misc.run import board
+from misc.run.arguments import parse
+from misc.run.provenance import provenance
+from misc.run.steps import Step, choose, table
 
 
 def main(steps: Sequence[Step], add_arguments: Callable, argv: Sequence[str] | None = None) -> int:
@@ -84,7 +84,8 @@ def _run(args: argparse.Namespace, sources: dict[str, str], chosen: Sequence[Ste
     if args.dry_run:
         print(f"dataset {args.dataset}, results in {args.work_dir}\n{table(chosen)}")
         return 0
-    from misc import lock, resume, torchutils
+    from misc import torchutils
+    from misc.run import lock, resume
 
     torchutils.init_ranks(args.device)
     torchutils.set_precision(args.precision)
@@ -113,10 +114,10 @@ def _run(args: argparse.Namespace, sources: dict[str, str], chosen: Sequence[Ste
 
 def _check_batches(args: argparse.Namespace, chosen: Sequence[Step]) -> None:
     """UserError if the ranks cannot share the batches of one of the chosen steps."""
-    from misc.resume import used
+    from misc.run.resume import used
+    from misc.run.trainloop import BATCHES, check_batches
+    from misc.run.workdir import PLACES
     from misc.torchutils import on_first_rank
-    from misc.training import BATCHES, check_batches
-    from misc.workdir import PLACES
 
     training = BATCHES.keys() & {step.name for step in chosen}
     weights = [name for name, entry in PLACES.items() if entry.step in training and name.endswith("_weights_name")]
@@ -125,8 +126,8 @@ def _check_batches(args: argparse.Namespace, chosen: Sequence[Step]) -> None:
 
 def _begin(args: argparse.Namespace, sources: dict[str, str], argv: Sequence[str]) -> None:
     """Clears away what a killed run left half done, and stores what this one is."""
-    from misc.files import load_json, save_json
-    from misc.workdir import sweep_temporaries
+    from data.files import load_json, save_json
+    from misc.run.workdir import sweep_temporaries
 
     removed = sweep_temporaries(args)
     if removed:
@@ -138,7 +139,8 @@ def _begin(args: argparse.Namespace, sources: dict[str, str], argv: Sequence[str
 
 
 def _run_steps(args: argparse.Namespace, chosen: Sequence[Step]) -> None:
-    from misc import metricsfile, torchutils
+    from misc import torchutils
+    from misc.run import metricsfile
 
     reading = any(step.needs_dataset for step in chosen)
     args.bad_images = _bad_images(args) if args.skip_bad and reading else {}
@@ -186,8 +188,8 @@ def _possible(args: argparse.Namespace, chosen: Sequence[Step]) -> Sequence[Step
 def _bad_images(args: argparse.Namespace) -> dict[str, str]:
     """The images that `--skip_bad` leaves out, also stored in bad_images.json."""
     from data import find_bad_images
+    from data.files import save_json
     from misc import torchutils
-    from misc.files import save_json
 
     args.bad_images = {}
     bad = dict(torchutils.gather(list(find_bad_images(args).items())))  # every rank has read its share

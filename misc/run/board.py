@@ -3,7 +3,7 @@
 import numbers
 from pathlib import Path
 
-from misc.errors import UserError
+from data.errors import UserError
 
 _open: list = []  # the writer, if there is one
 

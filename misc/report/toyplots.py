@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from data.digits import DIGITS, REGIONS, Pictures
-from misc.files import write_atomic
+from data.files import write_atomic
 from misc.hgr import CONTROL, fall
 from net.toy import LAYERS
 

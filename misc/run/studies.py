@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from misc.run.outputs import path_of, some_images
 
 from data import dataset_module, image_names
 from data.base import Dataset
-from misc import made_by
-from misc.errors import UserError
-from misc.files import find_doubled, write_atomic
-from misc.resume import some_images
-from misc.workdir import place
+from data.errors import UserError
+from data.files import find_doubled, write_atomic
+from misc.run import made_by
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ def inputs_of(args: argparse.Namespace, dataset: Dataset) -> dict[str, object]:
     module, file = dataset_module(args.dataset)
     names = image_names(args, dataset, "train")
     return {
-        "classifier_sha256": made_by.of_file(find_doubled(place(args, "cam_weights_name"))),
+        "classifier_sha256": made_by.of_file(find_doubled(path_of(args, "cam_weights_name"))),
         "code_sha256": made_by.of_record({"code": made_by.of_code(("step.ablate", *module), file)}),
         "identity": dataset.identity,
         "train": [made_by.of_names(names), made_by.of_array(dataset.labels(names))],

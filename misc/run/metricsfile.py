@@ -4,10 +4,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from misc.errors import UserError
-from misc.files import load_json, save_json
+from data.errors import UserError
+from data.files import load_json, save_json
+from misc.run.workdir import PLACES
 from misc.torchutils import gather, rank
-from misc.workdir import PLACES
 
 SCHEMA = 1  # of metrics.json and per_image.json, see docs/METRICS.md; raised when a key changes its meaning or goes
 WORK = ("seconds", "images", "of", "RIB_steps", "waiting_share")  # they tell of making the images

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
-from misc.stopping import in_worker
+from data.process import in_worker
 
 
 def map_items(function: Callable[[Any], Any], items: Iterable, num_workers: int) -> Iterator:
