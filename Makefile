@@ -9,9 +9,9 @@ ARGS ?=
 sample: $(VENV)/.installed
 	$(RUN) run_sample.py $(ARGS)
 
-# Two processes of one thread each, a file of tests at a time: half the time on two cores.
+# Two processes of one thread each: half the time on two cores.
 test: lint
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal $(ARGS)
 
 slow: $(VENV)/.installed-dev
 	$(RUN) -m pytest -m slow $(ARGS)

@@ -218,7 +218,7 @@ class Index(NamedTuple):
     def load(cls, path: Path) -> "Index":
         """Reads it back; DataError if it is missing or damaged."""
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
                 index = cls(*(file[name] for name in cls._fields))
         except FileNotFoundError as error:
             raise DataError(f"{path} does not exist. {how_to_get(path.parent.parent)}") from error

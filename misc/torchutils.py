@@ -130,8 +130,10 @@ def gather(values: list) -> list:
 def init_ranks(device_name: str) -> None:
     """Joins the process group when torchrun started this process."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
-        gpu = device_name != "cpu" and torch.cuda.is_available()
-        if gpu:  # before the first collective: ranks must not meet on GPU 0
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+        device = None
+        if device_name != "cpu" and torch.cuda.is_available():  # named before the first collective: not all on GPU 0
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+            torch.cuda.set_device(device)
         # Ranks finish their shares of a step at different times; a rank that dies is torchrun's to notice.
-        dist.init_process_group("nccl" if gpu else "gloo", timeout=datetime.timedelta(days=1))
+        backend, patience = ("nccl" if device else "gloo"), datetime.timedelta(days=1)
+        dist.init_process_group(backend, timeout=patience, device_id=device)

@@ -151,7 +151,7 @@ def _counted(path: Path, truth: np.ndarray) -> bool:
     if not path.is_file():
         return False
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             return str(file["truth"]) == digest_of_array(truth)
     except Exception:  # a damaged archive can raise anything; whoever adds it up names it
         return True
@@ -166,7 +166,7 @@ def _save_counts(path: Path, counts: np.ndarray, end: np.ndarray, truth: np.ndar
 
 def _add_counts(total: np.ndarray, ends: np.ndarray, path: Path) -> None:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             if tuple(file["shape"]) != total.shape:
                 raise ValueError(f"shape {tuple(file['shape'])} instead of {total.shape}")
             total.reshape(-1)[file["index"]] += file["count"]

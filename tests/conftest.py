@@ -1,10 +1,18 @@
-"""Before torch is loaded: threads that wait must not spin, or tests beside other work take a hundred times as long."""
+"""What holds for all tests, and the finished runs that they share."""
 
 import os
-import subprocess
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
+from filelock import FileLock
 
+# Before torch is loaded. Each process of tests takes one core; threads that wait must not spin, or tests beside other
+# work take a hundred times as long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("KMP_BLOCKTIME", "0")
 
@@ -27,11 +35,38 @@ def pytest_terminal_summary(terminalreporter, config):
 
 
 @pytest.fixture(scope="session")
-def small_run(tmp_path_factory):
-    """The folder of a run of the whole small pipeline; its classifier has learnt something. Not to be changed."""
-    from tests.helpers import ROOT, small_command
+def once(tmp_path_factory):
+    """once(name, make): a folder that make(folder) has filled, and what make returned.
 
-    folder = tmp_path_factory.mktemp("small_run")
-    done = subprocess.run(small_command(folder), cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return folder
+    Made once for all processes of this session, so nobody may change it: tests that do take a copy.
+    """
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def made(name: str, make: Callable[[Path], Any]) -> tuple[Path, Any]:
+        folder, returned = base / f"once_{name}", base / f"once_{name}.pickle"
+        with FileLock(base / f"once_{name}.lock"):
+            if not returned.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                returned.write_bytes(pickle.dumps(make(folder)))
+        return folder, pickle.loads(returned.read_bytes())
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def small_run_said(once):
+    """The folder of a run of the whole small pipeline, and what it said. Not to be changed.
+
+    Its classifier has learnt something.
+    """
+    from tests.helpers import said, small_arguments
+
+    return once("small", lambda folder: said(*small_arguments(folder)))
+
+
+@pytest.fixture(scope="session")
+def small_run(small_run_said):
+    """The folder of `small_run_said`."""
+    return small_run_said[0]

@@ -1,7 +1,10 @@
 """What several tests share: golden files, the seeded weights they were recorded with, run_sample.py in this process."""
 
+import contextlib
+import io
 import logging
 import os
+import subprocess
 import sys
 import zlib
 from collections.abc import Sequence
@@ -75,6 +78,14 @@ def run_cli(*argv: str) -> int:
         root.setLevel(level)
 
 
+def said(*argv: str, code: int = 0) -> str:
+    """What run_sample.py says in this process, on both streams; its exit code must be `code`."""
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        got = run_cli(*argv)
+    assert got == code, f"exit code {got}: {err.getvalue()[-3000:]}"
+    return out.getvalue() + err.getvalue()
+
+
 def write_classifier(work_dir: Path, n_classes: int, arch: str = "resnet14") -> None:
     """A classifier of golden weights where `--work_dir` has that of train_cam; it has learnt nothing."""
     from net.resnet50_cam import CAM
@@ -96,8 +107,8 @@ def write_networks(work_dir: Path, n_classes: int, arch: str = "resnet14") -> No
     torch.save(golden_state(network), work_dir / "sess" / "deeplabv2.pth")
 
 
-def small_command(work_dir: Path, *arguments: str) -> list[str]:
-    """run_sample.py with settings that take the whole pipeline through 8 small shapes in well under a minute.
+def small_arguments(work_dir: Path, *arguments: str) -> list[str]:
+    """Arguments that take the whole pipeline through 8 small shapes in well under a minute.
 
     The classifier learns enough for masks that hold background and foreground (`assert_mixed`).
     """
@@ -105,10 +116,25 @@ def small_command(work_dir: Path, *arguments: str) -> list[str]:
         "--device cpu --shapes_train 12 --shapes_val 8 --shapes_size 48 --limit 8 --num_workers 1 --cam_num_epoches 16 "
         "--cam_crop_size 48 --cam_batch_size 4 --RIB_iter 2 --RIB_batch_size 2 --RIB_crop_size 48 "
         "--conf_fg_thres 0.35 --conf_bg_thres 0.2 --irn_num_epoches 2 --irn_crop_size 48 --irn_batch_size 4 "
-        "--exp_times 2 --sem_seg_bg_thres 0.35 --seg_iter 12 --seg_lr 3e-4 --seg_checkpoint_every 4 "
-        "--seg_batch_size 4 --seg_crop_size 48"
+        "--exp_times 2 --sem_seg_bg_thres 0.35 --seg_iter 12 --seg_lr 1e-4 --seg_checkpoint_every 4 "
+        "--seg_batch_size 4 --seg_crop_size 48 --seg_crf_iter 2"
     ).split()
-    return [sys.executable, "run_sample.py", "--work_dir", str(work_dir), *small, *arguments]
+    return ["--work_dir", str(work_dir), *small, *map(str, arguments)]
+
+
+def small_command(work_dir: Path, *arguments: str) -> list[str]:
+    """The command line with `small_arguments`, for what needs a process of its own."""
+    return [sys.executable, "run_sample.py", *small_arguments(work_dir, *arguments)]
+
+
+def torchrun(*argv: str, ranks: int = 2) -> str:
+    """run_sample.py as `ranks` processes of one thread each: what they wrote to standard error."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [*launch, "run_sample.py", *map(str, argv)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stderr
 
 
 def assert_mixed(work_dir: Path, kinds: Sequence[str] = MASKS) -> None:

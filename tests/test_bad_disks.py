@@ -6,7 +6,6 @@ import logging
 import os
 import shutil
 import subprocess
-import time
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,7 @@ from data.progress import map_items
 from misc.run.runner import _LogFile
 from net.resnet50_cam import Net
 from tests.folder_mini import make_folder
-from tests.helpers import ROOT, small_command
+from tests.helpers import ROOT, said, small_arguments, small_command
 
 NOBODY = 65534
 
@@ -50,22 +49,33 @@ def trained(tmp_path_factory):
     return path
 
 
-def run(work_dir, *arguments, before=()):
-    """(exit code, its complaints) of run_sample.py; no traceback, whatever happens."""
+def complaints(text):
+    """What run_sample.py complains of; no traceback, whatever happens."""
+    assert "Traceback" not in text, text
+    lines = [line for line in text.splitlines() if line.startswith("run_sample.py: ")]
+    return [line.removeprefix("run_sample.py: ") for line in lines]
+
+
+def run(work_dir, *arguments, code=0):
+    """The complaints of a run in this process."""
+    return complaints(said(*small_arguments(work_dir, *arguments, "--num_workers", "0"), code=code))
+
+
+def run_within(before, work_dir, *arguments):
+    """(exit code, complaints) of a run that another program starts."""
     command = [*before, *small_command(work_dir, *arguments)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert "Traceback" not in done.stderr, done.stderr
-    lines = [line for line in done.stderr.splitlines() if line.startswith("run_sample.py: ")]
-    return done.returncode, [line.removeprefix("run_sample.py: ") for line in lines]
+    return done.returncode, complaints(done.stderr)
 
 
+@pytest.mark.slow
 def test_shared_memory_may_be_too_small(tmp_path, trained):
     """As in a container: the workers' images take another way, where torch's loader would wait for ever."""
     steps = ["--shapes_size", "192", "--num_workers", "2", "--steps", "make_cam", "--cam_weights_name", str(trained)]
     small = 'mount -t tmpfs -o size=1m none /dev/shm && exec "$@"'
     if subprocess.run(["unshare", "-m", "bash", "-c", small, "x", "true"], capture_output=True).returncode:
         pytest.skip("mounting a small disk is not permitted here")
-    assert run(tmp_path, *steps, before=["unshare", "-m", "bash", "-c", small, "x"]) == (0, [])
+    assert run_within(["unshare", "-m", "bash", "-c", small, "x"], tmp_path, *steps) == (0, [])
     assert len(list(tmp_path.glob("cam/*.npy"))) == 8
 
 
@@ -91,26 +101,25 @@ def test_a_full_disk_leaves_nothing_of_a_file(disk, kind):
 
 def test_a_run_on_a_full_disk_goes_on_with_more_space(disk, trained):
     arguments = ("--steps", "make_cam", "--cam_weights_name", str(trained))
-    code, said = run(disk / "work", *arguments)
-    assert code == 2 and len(said) <= 2  # the second one is of the log
-    assert "cannot be written: No space left on device; free some space and give the same command again" in said[-1]
+    lines = run(disk / "work", *arguments, code=2)
+    assert len(lines) <= 2  # the second one is of the log
+    assert "cannot be written: No space left on device; free some space and give the same command again" in lines[-1]
     finished = {path: path.stat().st_mtime_ns for path in (disk / "work" / "cam").glob("*.npy")}
     assert 0 < len(finished) < 8 and all(camfile.load(path) for path in finished)
     assert not list(disk.rglob("*.tmp"))
     assert mount(disk, "-o", "remount,size=1m")
-    assert run(disk / "work", *arguments) == (0, [])
+    assert run(disk / "work", *arguments) == []
     assert len(list((disk / "work" / "cam").glob("*.npy"))) == 8
     assert all(path.stat().st_mtime_ns == then for path, then in finished.items())
 
 
 def test_a_read_only_disk(disk, trained):
     assert mount(disk, "-o", "remount,ro")
-    code, said = run(disk / "work", "--steps", "make_cam", "--cam_weights_name", str(trained))
-    assert (code, len(said)) == (2, 1) and "Read-only file system; choose another" in said[0]
+    (line,) = run(disk / "work", "--steps", "make_cam", "--cam_weights_name", str(trained), code=2)
+    assert "Read-only file system; choose another" in line
     elsewhere = ["--cam_out_dir", str(disk / "cam"), "--cam_weights_name", str(trained)]
-    code, said = run(disk.parent / "work", "--steps", "make_cam", *elsewhere)
-    assert (code, len(said)) == (2, 1)
-    assert "cam/.made_by.json cannot be written: Read-only file system; see to its permissions" in said[0]
+    (line,) = run(disk.parent / "work", "--steps", "make_cam", *elsewhere, code=2)
+    assert "cam/.made_by.json cannot be written: Read-only file system; see to its permissions" in line
 
 
 def _write_in_worker(path: str) -> None:
@@ -124,36 +133,38 @@ def test_a_full_disk_in_a_worker_process(disk):
     assert os.listdir(disk) == []
 
 
+@pytest.mark.slow
 def test_missing_permission(tmp_path, trained):
     if os.getuid() or not shutil.which("setpriv"):
         pytest.skip("only root can make a folder somebody else's, and setpriv take root's privilege to write there")
     (tmp_path / "cam").mkdir()
     os.chown(tmp_path / "cam", NOBODY, NOBODY)
     bound = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
-    code, said = run(tmp_path, "--steps", "make_cam", "--cam_weights_name", str(trained), before=bound)
-    assert (code, len(said)) == (2, 1), said
-    assert "cam/.made_by.json cannot be written: Permission denied; see to its permissions" in said[0]
+    code, lines = run_within(bound, tmp_path, "--steps", "make_cam", "--cam_weights_name", str(trained))
+    assert (code, len(lines)) == (2, 1), lines
+    assert "cam/.made_by.json cannot be written: Permission denied; see to its permissions" in lines[0]
 
 
-def test_data_that_vanish_in_mid_run(tmp_path):
+def test_data_that_vanish_in_mid_run(tmp_path, monkeypatch):
     mini = make_folder(tmp_path / "data")
     torch.save(Net(3, "resnet14").state_dict(), tmp_path / "w.pth")
-    work = tmp_path / "work"
-    command = small_command(
-        work, "--dataset", "folder", "--data_root", str(mini.root), "--steps", "make_rib_cam",
-        "--cam_weights_name", str(tmp_path / "w.pth"), "--cam_network", "resnet14", "--RIB_iter", "40",
-        "--RIB_lr", "1e-8", "--irn_radius", "4", "--RIB_resize_long", "56,96",
+    plain = camfile.save
+
+    def save_and_move(path, *arrays):
+        plain(path, *arrays)
+        if mini.root.exists():
+            shutil.move(mini.root, tmp_path / "elsewhere")
+
+    monkeypatch.setattr(camfile, "save", save_and_move)
+    lines = run(
+        tmp_path / "work", "--dataset", "folder", "--data_root", mini.root, "--steps", "make_rib_cam",
+        "--cam_weights_name", tmp_path / "w.pth", "--cam_network", "resnet14",
+        "--irn_radius", "4", "--RIB_resize_long", "56,96", code=2,
     )  # fmt: skip
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    while process.poll() is None and not list(work.glob("cam_rib/*.npy")):
-        time.sleep(0.02)
-    shutil.move(mini.root, tmp_path / "elsewhere")
-    _, said = process.communicate(timeout=200)
-    assert process.returncode == 2 and "Traceback" not in said, said
-    last = said.splitlines()[-1]
-    assert "does not exist" in last and f"--data_root {mini.root} is gone: bring it back (is it mounted?)" in last
-    finished = list(work.glob("cam_rib/*.npy"))
-    assert finished and all(camfile.load(path) for path in finished) and not list(work.rglob("*.tmp"))
+    assert "does not exist" in lines[-1]
+    assert f"--data_root {mini.root} is gone: bring it back (is it mounted?)" in lines[-1]
+    finished = list((tmp_path / "work").glob("cam_rib/*.npy"))
+    assert finished and all(camfile.load(path) for path in finished) and not list(tmp_path.rglob("*.tmp"))
 
 
 def test_the_log_ends_with_one_line_where_its_disk_is_full(capsys):
@@ -163,8 +174,7 @@ def test_the_log_ends_with_one_line_where_its_disk_is_full(capsys):
         if handler.level <= logging.INFO:
             handler.handle(logging.makeLogRecord({"msg": "y", "levelno": logging.INFO}))
     handler.close()
-    said = capsys.readouterr().err
-    assert said == "run_sample.py: /dev/full cannot be written any more: No space left on device\n"
+    assert capsys.readouterr().err == "run_sample.py: /dev/full cannot be written any more: No space left on device\n"
 
 
 def test_temporary_files_of_killed_runs_are_swept(tmp_path):
@@ -185,7 +195,7 @@ def test_a_run_sweeps_what_a_killed_one_left(tmp_path, trained):
     left = tmp_path / "cam" / ".17.0123456789abcdef.tmp"
     left.parent.mkdir()
     left.write_bytes(b"half")
-    assert run(tmp_path, "--steps", "make_cam", "--cam_weights_name", str(trained)) == (0, [])
+    assert run(tmp_path, "--steps", "make_cam", "--cam_weights_name", str(trained)) == []
     assert not left.exists()
 
 

@@ -113,7 +113,7 @@ def trace(tmp_path):
 
 def test_the_payload_does_run_elsewhere(path, arrays, trace):
     np.save(path, {**arrays, "more": Payload(trace)})
-    np.load(path, allow_pickle=True)
+    np.load(path, allow_pickle=True).item()["more"].close()
     assert trace.exists()
 
 

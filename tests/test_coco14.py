@@ -167,29 +167,37 @@ def test_a_pickle_in_the_index_is_refused(mini):
 
 
 @pytest.fixture(scope="module")
-def full(tmp_path_factory):
-    """As many entries and (empty) image files as COCO 2014 has."""
-    root = tmp_path_factory.mktemp("full")
+def entries():
+    """(ids, splits, labels) of as many images as COCO 2014 has."""
     rng = np.random.default_rng(0)
     n = sum(N_IMAGES.values())
     ids = np.sort(rng.choice(581_930, n, replace=False)).astype(np.int64)
     splits = rng.permutation(np.repeat(np.arange(2, dtype=np.uint8), list(N_IMAGES.values())))
     labels = rng.random((n, 80)) < 0.036
     labels[:, 0] = rng.random(n) < 0.55
+    return ids, splits, labels
+
+
+@pytest.fixture(scope="module")
+def full(entries, tmp_path_factory):
+    """A data root with their index and (empty) image files."""
+    root = tmp_path_factory.mktemp("full")
+    ids, splits, labels = entries
     Index(ids, splits, np.packbits(labels, axis=1)).save(root / "coco14/index.npz")
     for split in ("train", "val"):
         (root / f"{split}2014").mkdir()
     for i, split in zip(ids, splits, strict=True):
         split = ("train", "val")[split]
         os.close(os.open(root / f"{split}2014" / f"COCO_{split}2014_{i:012d}.jpg", os.O_CREAT))
-    return root, ids, splits, labels
+    return root
 
 
-def test_the_full_index_loads_in_seconds_and_little_memory(full):
-    root, ids, splits, labels = full
+@pytest.mark.slow
+def test_the_full_index_loads_in_seconds_and_little_memory(full, entries):
+    ids, splits, labels = entries
     begin = time.perf_counter()
     tracemalloc.start()
-    coco = COCO14(root)
+    coco = COCO14(full)
     names = {split: coco.names(split) for split in ("train", "val")}
     for split in names:
         coco.check_names(names[split], split)
@@ -204,6 +212,7 @@ def test_the_full_index_loads_in_seconds_and_little_memory(full):
     assert np.array_equal(coco.label(name_of(ids[chosen])), labels[chosen])
 
 
+@pytest.mark.slow
 def test_a_process_with_the_full_index_stays_below_a_gigabyte(full):
     code = (
         "import sys; from benchmarks.common import max_rss_mb; from coco14 import COCO14\n"
@@ -211,13 +220,12 @@ def test_a_process_with_the_full_index_stays_below_a_gigabyte(full):
         "coco.check_names(names, 'train'); coco.labels(names)\n"
         "print(max_rss_mb())"
     )
-    done = subprocess.run([sys.executable, "-c", code, full[0]], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code, full], cwd=ROOT, capture_output=True, text=True, check=True)
     assert float(done.stdout) < 1000
 
 
-def test_companions_of_a_long_list_are_drawn_without_going_through_it(full):
-    _, _, _, labels = full
-    labels = labels.copy()
+def test_companions_of_a_long_list_are_drawn_without_going_through_it(entries):
+    labels = entries[2].copy()
     labels[:, 5] |= ~labels[:, 6]  # of class 5 or 6 has every image one: for both together nothing is disjoint
     labels[:7, 5:7] = False
     names = [str(i) for i in range(len(labels))]

@@ -52,6 +52,7 @@ def ended(process, code, line):
     assert process.returncode == code and group_is_gone(process.pid)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", COMMANDS)
 @pytest.mark.parametrize(
     ("number", "code", "how"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "stopped by SIGTERM")]
@@ -68,6 +69,7 @@ def children(process):
         return [int(number) for number in file.read().split()]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("program", ["voc12.prepare", "coco14.prepare"])
 def test_a_killed_worker_is_one_line(tmp_path, program):
@@ -77,10 +79,11 @@ def test_a_killed_worker_is_one_line(tmp_path, program):
     ended(process, 1, f"{program}: a worker process ended: DataLoader worker")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process ask to die with its parent")
 @pytest.mark.parametrize("program", ["voc12.prepare", "coco14.prepare"])
 def test_workers_end_with_a_killed_command(tmp_path, program):
     process = begin(tmp_path, program)
     process.kill()
-    process.wait(WAIT_S)
+    process.communicate(timeout=WAIT_S)
     assert group_is_gone(process.pid)

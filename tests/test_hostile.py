@@ -434,7 +434,11 @@ def damage(folder, kind, n):
     return refused
 
 
-@pytest.mark.parametrize("kind", READERS)
+# Every mutation of a run's files makes a whole report.
+MOST_KINDS = [pytest.param(kind, marks=pytest.mark.slow) if kind.startswith("report") else kind for kind in READERS]
+
+
+@pytest.mark.parametrize("kind", MOST_KINDS)
 def test_a_few_damaged_files(tmp_path, kind):
     damage(tmp_path, kind, A_FEW)
 
@@ -455,7 +459,7 @@ def new_folder(folder):
     return path
 
 
-@pytest.mark.parametrize("kind", READERS)
+@pytest.mark.parametrize("kind", MOST_KINDS)
 def test_files_that_are_empty_or_something_else(tmp_path, kind):
     reader = READERS[kind](tmp_path)
     wanted = guarded(reader)

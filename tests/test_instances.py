@@ -200,6 +200,7 @@ def test_an_image_without_a_class_has_no_instance(tmp_path):
     assert not index.any()
 
 
+@pytest.mark.slow
 def test_hundreds_of_fragments_stay_under_a_gigabyte(tmp_path):
     """At VOC size and from displacement to matches, in a process of its own."""
     code = """

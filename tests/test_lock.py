@@ -36,11 +36,10 @@ with lock.held(Path(sys.argv[1])):
 def holder(tmp_path):
     """Another process that holds the lock of `tmp_path`."""
     command = [sys.executable, "-c", HOLD, str(tmp_path)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True)
-    assert process.stdout.readline() == "held\n"
-    yield process
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        assert process.stdout.readline() == "held\n"
+        yield process
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def take(folder):
@@ -82,6 +81,7 @@ def test_a_killed_run_leaves_no_lock_though_its_workers_live_on(tmp_path, holder
     assert take(tmp_path)["pid"] == os.getpid()
 
 
+@pytest.mark.slow
 def test_two_runs_that_start_at_once_do_not_both_get_it(tmp_path):
     command = [sys.executable, "-c", HOLD.replace("sleep(60)", "sleep(8)"), str(tmp_path)]
     processes = [
@@ -91,10 +91,11 @@ def test_two_runs_that_start_at_once_do_not_both_get_it(tmp_path):
     lines = [process.stdout.readline() for process in processes]
     for process in processes:
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        process.communicate()
     assert sorted(lines) == [b"", b"", b"held\n"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [b"", b"\x00\xff", b"[]", b"{", b'{"host": 3, "pid": "x"}'])
 def test_anything_may_be_in_a_lock_file_that_nobody_holds(tmp_path, monkeypatch, content):
     monkeypatch.setattr(lock, "WATCH_S", 0.2)
@@ -102,6 +103,7 @@ def test_anything_may_be_in_a_lock_file_that_nobody_holds(tmp_path, monkeypatch,
     assert take(tmp_path)["pid"] == os.getpid()
 
 
+@pytest.mark.slow
 def test_another_host_without_a_sign_of_life_is_taken_over(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(lock, "WATCH_S", 0.5)
     left_by(tmp_path, host="elsewhere", pid=7)
@@ -114,6 +116,7 @@ def test_another_host_without_a_sign_of_life_is_taken_over(tmp_path, monkeypatch
     assert "for a sign of life" not in capsys.readouterr().err  # too old to be worth watching
 
 
+@pytest.mark.slow
 def test_another_host_that_lives_is_left_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "WATCH_S", 20.0)
     left_by(tmp_path, host="elsewhere", pid=7)
@@ -134,6 +137,7 @@ def test_another_host_that_lives_is_left_alone(tmp_path, monkeypatch):
     assert (tmp_path / lock.LOCK).exists()
 
 
+@pytest.mark.slow
 def test_the_holder_shows_life(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "BEAT_S", 0.05)
     with lock.held(tmp_path):
@@ -144,6 +148,7 @@ def test_the_holder_shows_life(tmp_path, monkeypatch):
         assert (tmp_path / lock.LOCK).stat().st_mtime > 1.0
 
 
+@pytest.mark.slow
 def test_a_file_system_without_locks(tmp_path, monkeypatch, holder):
     def refuse(*_):
         raise OSError(errno.ENOLCK, "No locks available")

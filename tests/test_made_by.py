@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
+from data import preset
 from data.base import DataError
 from data.errors import UserError
 from data.folder import Folder
 from misc.run import made_by, metricsfile, resume, workdir
-from misc.run.options import preset
 from misc.run.trainloop import begin, finish, to_train
 from run_sample import STEPS
 from tests.folder_mini import make_folder

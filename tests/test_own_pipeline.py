@@ -2,9 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,29 +12,22 @@ from data import camfile
 from run_sample import STEPS
 from tests.coco_mini import make_coco
 from tests.folder_mini import CLASSES, make_folder
+from tests.helpers import ROOT, said
 
-ROOT = Path(__file__).parent.parent
 SMALL = (
-    "--num_workers 1 --cam_network resnet14 --cam_init scratch --cam_optimizer adamw --cam_learning_rate 1e-3 "
-    "--cam_crop_size 64 --cam_resize_long 56,96 --cam_batch_size 4 --cam_num_epoches 1 --cam_scales 1.0,0.5 "
-    "--RIB_iter 2 --RIB_batch_size 2 --RIB_crop_size 64 --RIB_resize_long 56,96 --irn_backbone cam --irn_crop_size 64 "
-    "--irn_batch_size 4 --irn_num_epoches 1 --irn_radius 4 --irn_learning_rate 0.01 --irn_displacement_lr 0.1 "
-    "--exp_times 3 "
-    "--seg_model deeplabv2_resnet14 --seg_init cam --seg_crop_size 64 --seg_iter 2 --seg_batch_size 4 --seg_lr 1e-5 "
-    "--seg_crf_iter 0"
+    "--num_workers 0 --device cpu --cam_network resnet14 --cam_init scratch --cam_optimizer adamw "
+    "--cam_learning_rate 1e-3 --cam_crop_size 64 --cam_resize_long 56,96 --cam_batch_size 4 --cam_num_epoches 1 "
+    "--cam_scales 1.0,0.5 --RIB_iter 2 --RIB_batch_size 2 --RIB_crop_size 64 --RIB_resize_long 56,96 --irn_backbone "
+    "cam --irn_crop_size 64 --irn_batch_size 4 --irn_num_epoches 1 --irn_radius 4 --irn_learning_rate 0.01 "
+    "--irn_displacement_lr 0.1 --exp_times 3 --seg_model deeplabv2_resnet14 --seg_init cam --seg_crop_size 64 "
+    "--seg_iter 2 --seg_batch_size 4 --seg_lr 1e-5 --seg_crf_iter 0"
 ).split()
 KINDS = {"cam": ".npy", "cam_rib": ".npy", "ir_label": ".png", "sem_seg": ".png"}
 METHOD = "train_cam-eval_sem_seg,report"
 
 
 def run(work_dir, dataset, data_root, *arguments, code=0):
-    """Runs run_sample.py and returns what it printed; the exit code must be `code`."""
-    where = ["--dataset", str(dataset), "--data_root", str(data_root), "--work_dir", str(work_dir)]
-    command = [sys.executable, "run_sample.py", *where, *SMALL, *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == code, done.stderr[-3000:]
-    assert code == 0 or "Traceback" not in done.stderr
-    return done.stdout + done.stderr
+    return said("--dataset", dataset, "--data_root", data_root, "--work_dir", work_dir, *SMALL, *arguments, code=code)
 
 
 def results(folder, kind):
@@ -66,11 +56,14 @@ def check_files(work_dir, sizes, classes):
 
 
 @pytest.fixture(scope="module")
-def coco(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("coco")
-    mini = make_coco(folder / "data")
-    prepare(mini.root)
-    return mini, folder / "work", run(folder / "work", "coco14", mini.root)
+def coco(once):
+    def make(folder):
+        mini = make_coco(folder / "data")
+        prepare(mini.root)
+        return mini, run(folder / "work", "coco14", mini.root)
+
+    folder, (mini, printed) = once("coco14", make)
+    return mini, folder / "work", printed
 
 
 def test_coco_from_labels_to_masks(coco):
@@ -111,12 +104,15 @@ def test_coco_check_and_mistakes(coco, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def own(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("own images")
-    mini = make_folder(folder / "data")
-    (mini.root / "splits").mkdir()
-    (mini.root / "splits" / "val.txt").write_text("plain\nsub/plain.webp\n")
-    return mini, folder / "work", run(folder / "work", "folder", mini.root)
+def own(once):
+    def make(folder):
+        mini = make_folder(folder / "data")
+        (mini.root / "splits").mkdir()
+        (mini.root / "splits" / "val.txt").write_text("plain\nsub/plain.webp\n")
+        return mini, run(folder / "work", "folder", mini.root)
+
+    folder, (mini, printed) = once("own images", make)
+    return mini, folder / "work", printed
 
 
 def test_own_images_from_labels_to_masks(own):
@@ -147,8 +143,8 @@ def test_without_masks_one_line_says_what_is_left_out(own, tmp_path):
     printed = run(
         tmp_path / "work", "folder", mini.root, *weights, "--steps", "make_cam-eval_rib_cam,report", "--limit", "2"
     )
-    said = [line for line in printed.splitlines() if "no masks" in line]
-    assert len(said) == 1 and said[0].endswith("dataset folder has no masks: left out eval_cam, eval_rib_cam")
+    lines = [line for line in printed.splitlines() if "no masks" in line]
+    assert len(lines) == 1 and lines[0].endswith("dataset folder has no masks: left out eval_cam, eval_rib_cam")
     metrics = json.loads((tmp_path / "work" / "metrics.json").read_text())
     assert [step for step in metrics if step != "report"] == ["schema", "make_cam", "make_rib_cam"]
     assert (tmp_path / "work" / "overview.png").is_file() and (tmp_path / "work" / "report.html").is_file()

@@ -1,9 +1,8 @@
-"""The whole pipeline as a user runs it: `python run_sample.py` on a handful of generated images."""
+"""The whole pipeline on a handful of generated images: its files, its figures, its mistakes."""
 
 import json
 import re
-import subprocess
-import sys
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,36 +15,24 @@ from data.shapes import Shapes
 from misc.metrics import confusion, mean_iou
 from misc.report import viz
 from run_sample import STEPS
+from tests.helpers import ROOT, said, small_arguments
 
-ROOT = Path(__file__).parent.parent
-SMALL = (
-    "--limit 10 --num_workers 1 --cam_num_epoches 1 --cam_batch_size 5 --RIB_iter 3 --RIB_batch_size 2 "
-    "--irn_num_epoches 1 --irn_batch_size 5 --exp_times 2 --seg_iter 2 --seg_batch_size 4 --seg_lr 1e-5"
-).split()
 PICTURES = ("report.html", "overview.png", "thresholds.png")
-NAMES = Shapes().names("train")[:10]
+SIDE = 48
+DATA = Shapes(12, 8, SIDE)
+NAMES = DATA.names("train")[:8]
 
 
 def run(work_dir, *arguments, code=0):
-    """Runs run_sample.py and returns what it printed; the exit code must be `code`."""
-    command = [sys.executable, "run_sample.py", "--work_dir", str(work_dir), *SMALL, *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == code, done.stderr[-2000:]
-    return done.stdout + done.stderr
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pipeline")
-    return folder, run(folder)
+    return said(*small_arguments(work_dir, *arguments), code=code)
 
 
 def files(folder):
     return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def test_every_step_leaves_its_files(finished):
-    folder, _ = finished
+def test_every_step_leaves_its_files(small_run_said):
+    folder, _ = small_run_said
     suffixes = {
         "cam": ".npy",
         "cam_rib": ".npy",
@@ -61,50 +48,50 @@ def test_every_step_leaves_its_files(finished):
         assert sorted(path.name for path in (folder / kind).iterdir()) == wanted
     for name in ("sess/res50_cam.pth", "sess/res50_irn.pth", *PICTURES, "args.json", "log.txt"):
         assert (folder / name).stat().st_size > 0
-    assert Image.open(folder / "overview.png").width == 7 * (viz.TILE + viz.GAP)  # the last column shows instances
+    with Image.open(folder / "overview.png") as overview:
+        assert overview.width == 7 * (viz.TILE + viz.GAP)  # the last column shows instances
     left = ("*.tmp", "*.checkpoint", ".lock")
     assert not [path for pattern in left for path in folder.rglob(pattern)]
 
 
-def test_files_hold_what_they_should(finished):
-    folder, _ = finished
-    dataset = Shapes()
+def test_files_hold_what_they_should(small_run_said):
+    folder, _ = small_run_said
     for name in NAMES:
         for kind in ("cam", "cam_rib"):
             file = camfile.load(folder / kind / f"{name}.npy")
-            np.testing.assert_array_equal(file["keys"], np.flatnonzero(dataset.label(name)))
-            assert file["cam"].shape[1:] == (24, 24) and file["high_res"].shape[1:] == (96, 96)
+            np.testing.assert_array_equal(file["keys"], np.flatnonzero(DATA.label(name)))
+            assert file["cam"].shape[1:] == (12, 12) and file["high_res"].shape[1:] == (SIDE, SIDE)
             assert 0 <= file["high_res"].min() and 0.9 < file["high_res"].max() <= 1
-        classes = {0, *(np.flatnonzero(dataset.label(name)) + 1)}
+        classes = {0, *(np.flatnonzero(DATA.label(name)) + 1)}
         assert set(np.unique(Image.open(folder / "ir_label" / f"{name}.png"))) <= classes | {255}
         assert set(np.unique(Image.open(folder / "sem_seg" / f"{name}.png"))) <= classes
         edge = Image.open(folder / "edge" / f"{name}.png")
-        assert edge.mode == "L" and edge.size == (24, 24) and len(set(edge.tobytes())) > 10
+        assert edge.mode == "L" and edge.size == (12, 12) and len(set(edge.tobytes())) > 10
         found = insfile.load(folder / "ins_seg" / f"{name}.npy")
-        assert found["mask"].shape == (len(found["score"]), 96, 96) and (found["mask"].sum(0) <= 1).all()
+        assert found["mask"].shape == (len(found["score"]), SIDE, SIDE) and (found["mask"].sum(0) <= 1).all()
         assert {*found["class"] + 1} <= classes and found["score"].max(initial=0) <= 1
 
 
-def test_metrics_and_provenance(finished):
-    folder, printed = finished
+def test_metrics_and_provenance(small_run_said):
+    folder, printed = small_run_said
     metrics = json.loads((folder / "metrics.json").read_text())
     steps = [step.name for step in STEPS if step.number is not None and step.name != "report"]
     assert [step for step in metrics if step != "report"] == ["schema", *steps]
     for step in steps:
-        assert metrics[step]["seconds"] >= 0 and metrics[step]["images"] == 10
+        assert metrics[step]["seconds"] >= 0 and metrics[step]["images"] == 8
     seed = metrics["eval_rib_cam"]
     assert seed["best"]["miou"] == max(seed["sweep"].values())
     assert seed["sweep"]["0.15"] == seed["fixed"]["miou"] and seed["fixed"]["threshold"] == pytest.approx(0.15)
     assert set(seed["best"]["iou"]) == {"background", *Shapes.classes}
-    assert metrics["make_rib_cam"]["RIB_steps"] == {"3": 10}
+    assert metrics["make_rib_cam"]["RIB_steps"] == {"2": 8}
     pixels = np.sum(metrics["eval_sem_seg"]["confusion"])
-    assert pixels == 10 * 96 * 96
+    assert pixels == 8 * SIDE**2
     assert set(metrics["eval_seg"]["comparison"]) == {"rib", "cam", "truth"}
     assert metrics["eval_seg"]["comparison"]["rib"] == metrics["eval_seg"]["miou"]
     assert re.search(r"^network from truth +\d", printed, re.MULTILINE)
     assert f"{100 * metrics['eval_sem_seg']['miou']:.1f}" in printed and "overview.png" in printed
     args = json.loads((folder / "args.json").read_text())
-    assert args["arguments"]["RIB_iter"] == 3 and args["sources"]["RIB_iter"] == "command line"
+    assert args["arguments"]["RIB_iter"] == 2 and args["sources"]["RIB_iter"] == "command line"
     assert args["sources"]["beta"].startswith("IRN") and args["versions"]["torch"]
 
 
@@ -145,16 +132,16 @@ def patterns(metrics):
             yield f"EVAL.{'.'.join(last)}" if step in evaluations and not path.startswith("STEP") else path
 
 
-def test_every_key_of_the_metrics_is_documented(finished):
-    metrics = json.loads((finished[0] / "metrics.json").read_text())
+def test_every_key_of_the_metrics_is_documented(small_run_said):
+    metrics = json.loads((small_run_said[0] / "metrics.json").read_text())
     assert metrics["schema"] == 1
     apart = ("toy.", "ablate.", "strips.")  # not of the pipeline
     found, said = set(patterns(metrics)), [key for key in documented() if not key.startswith(apart)]
     assert found == set(said) and len(said) == len(set(said))
 
 
-def test_foreground_and_labels_are_scored(finished):
-    folder, _ = finished
+def test_foreground_and_labels_are_scored(small_run_said):
+    folder, _ = small_run_said
     metrics = json.loads((folder / "metrics.json").read_text())
     masks = metrics["eval_sem_seg"]
     for values in (masks, masks["ir_label"], metrics["eval_cam"]["best"], metrics["eval_rib_cam"]["best"]):
@@ -163,16 +150,16 @@ def test_foreground_and_labels_are_scored(finished):
         assert values["foreground"]["recall"] == right / counts[1:].sum()
         assert values["foreground"]["precision"] == (right / counts[:, 1:].sum() if counts[:, 1:].any() else None)
     labels = np.stack([Image.open(folder / "ir_label" / f"{name}.png") for name in NAMES])
-    assert masks["ir_label"]["ignored"] == (labels == 255).mean() and masks["ir_label"]["images"] == 10
+    assert masks["ir_label"]["ignored"] == (labels == 255).mean() and masks["ir_label"]["images"] == 8
     assert np.sum(masks["ir_label"]["confusion"]) == (labels != 255).sum()
     per_image = json.loads((folder / "per_image.json").read_text())
     assert list(per_image["sem_seg"]) == NAMES
-    first = confusion(np.array(Image.open(folder / "sem_seg" / f"{NAMES[0]}.png")), Shapes().mask(NAMES[0]), 7)
+    first = confusion(np.array(Image.open(folder / "sem_seg" / f"{NAMES[0]}.png")), DATA.mask(NAMES[0]), 7)
     assert per_image["sem_seg"][NAMES[0]] == round(mean_iou(first), 4)
 
 
-def test_finished_files_are_not_made_again(finished):
-    folder, _ = finished
+def test_finished_files_are_not_made_again(small_run_said, tmp_path):
+    folder = Path(shutil.copytree(small_run_said[0], tmp_path / "work"))
     before = files(folder)
     times = {path: path.stat().st_mtime_ns for path in folder.rglob("*.npy")}
     (folder / "cam" / f"{NAMES[3]}.npy").unlink()
@@ -183,8 +170,8 @@ def test_finished_files_are_not_made_again(finished):
     assert changed == [f"{NAMES[3]}.npy"]
 
 
-def test_same_bytes_for_any_number_of_workers(finished, tmp_path):
-    folder, _ = finished
+def test_same_bytes_for_any_number_of_workers(small_run_said, tmp_path):
+    folder, _ = small_run_said
     (tmp_path / "sess").mkdir()
     for name in ("res50_cam.pth", "res50_irn.pth"):
         (tmp_path / "sess" / name).write_bytes((folder / "sess" / name).read_bytes())

@@ -113,7 +113,9 @@ def test_step_report_writes_and_prints(run, capsys):
         assert re.search(rf"{label} +{100 * at(measured, path):.1f} ", printed)
     folder = Path(run.work_dir)
     assert (folder / "report.html").read_text() == page_of(run)
-    assert Image.open(folder / "overview.png").width > 0 and Image.open(folder / "thresholds.png").width > 0
+    for name in ("overview.png", "thresholds.png"):
+        with Image.open(folder / name) as image:
+            assert image.width > 0
 
 
 def test_nothing_is_fetched_and_no_other_script_runs(run):

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 import torchvision
 
+from data import preset
 from data.base import Dataset
 from data.errors import UserError
 from data.loaders import SegmentationCrops, TrainingLoader, stream_batches
 from misc.metrics import confusion, mean_iou
-from misc.run.options import preset
 from misc.run.runner import main
 from misc.run.trainloop import fit, loader_by_iteration
 from net import deeplabv2, weights
@@ -25,7 +25,10 @@ MSC, RATES = (1.0, 0.75, 0.5), (6, 12, 18, 24)
 NAMES = [f"image{i}" for i in range(7)]
 
 
-@pytest.mark.parametrize("name", ["deeplabv2_resnet101", "deeplabv2_resnet14", "deeplabv3_resnet50"])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param("deeplabv2_resnet101", marks=pytest.mark.slow), "deeplabv2_resnet14", "deeplabv3_resnet50"],
+)
 def test_logits_have_stride_8(name):
     torch.manual_seed(0)
     model = build(name, 5, MSC, RATES).eval()

@@ -83,9 +83,9 @@ def stop(work_dir, number, workers, arguments, sign):
     ("number", "workers", "arguments", "sign"),
     [
         (signal.SIGINT, "2", TRAINING, "sess/res50_cam.checkpoint"),
-        (signal.SIGTERM, "2", RIB, "cam_rib/.made_by.json"),
+        pytest.param(signal.SIGTERM, "2", RIB, "cam_rib/.made_by.json", marks=pytest.mark.slow),
         (signal.SIGTERM, "2", CRF, "ir_label/.made_by.json"),
-        (signal.SIGINT, "0", CRF, "ir_label/.made_by.json"),
+        pytest.param(signal.SIGINT, "0", CRF, "ir_label/.made_by.json", marks=pytest.mark.slow),
     ],
     ids=["train_cam", "make_rib_cam", "CRF in workers", "CRF in the process"],
 )
@@ -114,12 +114,12 @@ with on_signals(first=True):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process ask to die with its parent")
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_workers_end_with_their_parent(number):
     process = start([sys.executable, "-c", FORKS])
     assert process.stderr.readline() == "forked\n"
     process.send_signal(number)
-    process.wait(WAIT_S)
+    process.communicate(timeout=WAIT_S)
     assert group_is_gone(process.pid)
 
 

@@ -72,7 +72,9 @@ def test_preview_shows_what_the_steps_make(tmp_path, drawn, capsys):
     assert run(tmp_path, "--preview", "train_00003,train_00005.png") == 0
     files = [tmp_path / "strips" / f"train_0000{i}.png" for i in (3, 5)]
     assert capsys.readouterr().out.split() == [str(path) for path in files]
-    assert all(Image.open(path).format == "PNG" for path in files)
+    for path in files:
+        with Image.open(path) as image:
+            assert image.format == "PNG"
     assert not (tmp_path / "metrics.json").exists() and not (tmp_path / "log.txt").exists()
     assert [list(masks) for _, _, masks in drawn.values()] == [["ground truth"]] * 2
 

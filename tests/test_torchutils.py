@@ -5,10 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from data.base import rng
 from data.errors import UserError
 from misc import torchutils
-from misc.torchutils import PolyOptimizer, poly_factor
+from misc.torchutils import PolyOptimizer, poly_factor, rng
 
 
 def parameter(value=1.0):

@@ -1,10 +1,7 @@
 """The toy experiment: pictures, gradient maps, fine-tuning, claims, and the whole step as a user runs it."""
 
 import json
-import os
 import struct
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -12,16 +9,16 @@ import torch
 from PIL import Image
 
 from data import digits
-from data.base import DataError, rng
+from data.base import DataError
 from data.digits import DIGITS, MARK_GAP, MARK_PX, REGIONS, SIDE, compose, draw_digit, make_pictures, mark_of
 from misc.hgr import COMPARED, CONTROL, fall, finetune, gradient_maps, high_gradient_ratio
 from misc.report import toyplots, toytable
 from misc.rib import ACTIVATIONS
 from misc.run.runner import choose, main, parse
+from misc.torchutils import rng
 from net.toy import LAYERS, ToyNet
 from run_sample import STEPS, add_arguments
 from step import toy
-from tests.helpers import ROOT
 from tests.test_pipeline import undocumented
 
 SMALL = ("--toy_seeds 2 --toy_train 16 --toy_test 4 --toy_epochs 1 --toy_batch_size 8 --toy_rib_iter 2 "
@@ -555,22 +552,6 @@ def test_the_seeds_of_other_ranks_are_waited_for(tmp_path, monkeypatch, without_
     monkeypatch.setattr("misc.torchutils.shard", lambda seeds: seeds[:1])
     monkeypatch.setattr("misc.torchutils.barrier", lambda: toy._one_seed(args, tmp_path / "toy", 1, False))
     assert len(toy.run(args)["accuracy"]) == 2
-
-
-def test_two_ranks_share_the_seeds_and_find_what_one_finds(tmp_path):
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    small = [*SMALL, "--toy_seeds", "3", "--toy_test", "2"]
-    results = []
-    for launch, shown in (([], [0, 1, 2]), (torchrun, [0, 2])):  # rank 0 alone tells what it does
-        folder = tmp_path / str(len(launch))
-        command = [sys.executable, *launch, "run_sample.py", *small, "--work_dir", str(folder)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr[-2000:]
-        assert [seed for seed in range(3) if f"seed {seed}: accuracy" in done.stderr] == shown
-        results.append(json.loads((folder / "metrics.json").read_text())["toy"])
-        assert results[-1].pop("seconds") > 0
-    assert results[0] == results[1] and len(results[0]["accuracy"]) == 3
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,6 @@
-"""The training loop: exact resume, stop on a loss that is not finite, and the same result on two ranks."""
+"""The training loop: exact resume, and a stop on a loss that is not finite."""
 
 import argparse
-import json
-import os
-import subprocess
 
 import pytest
 import torch
@@ -13,7 +10,6 @@ from torch import nn
 from data.errors import UserError
 from misc.run.trainloop import check_batches, fit, loader_by_epoch, to_train
 from misc.torchutils import PolyOptimizer
-from tests.helpers import ROOT, assert_mixed, small_command
 
 EPOCHS, STEPS = 4, 3
 
@@ -139,42 +135,3 @@ def test_a_weights_file_that_was_named_is_not_replaced(tmp_path):
     (tmp_path / "theirs.pth.pth").write_bytes(b"x")
     args = argparse.Namespace(cam_weights_name=str(tmp_path / "theirs.pth"), overwrite=True)
     assert not to_train(args, "cam_weights_name")
-
-
-def run(work_dir, ranks, *arguments):
-    """The small run, started by torchrun with `ranks` processes on the CPU."""
-    python, *program = small_command(work_dir, "--num_workers", "0", *arguments)
-    start = [python, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-    command = [*(start if ranks > 1 else [python]), *program]
-    # torchrun gives every rank one thread; how products are split over threads shows in the last bit.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads((work_dir / "metrics.json").read_text())
-
-
-def test_two_ranks_give_what_one_gives(tmp_path, small_run):
-    """Both start from the same given weights in every training and every step: then all is the same."""
-    learnt = str(small_run / "sess" / "res50_cam.pth")
-    sgd = ("--cam_optimizer", "sgd", "--cam_learning_rate", "0.01", "--cam_num_epoches", "2")
-    train = ("--cam_init", learnt, *sgd, "--steps", "train_cam")
-    steps = ("--cam_weights_name", learnt, "--steps", "make_cam-train_irn")
-    folders = {ranks: tmp_path / str(ranks) for ranks in (1, 2)}
-    losses = {ranks: run(folder, ranks, *train)["train_cam"]["loss"] for ranks, folder in folders.items()}
-    assert losses[2] == pytest.approx(losses[1], rel=1e-5)
-    one, two = (run(folder, ranks, *steps) for ranks, folder in folders.items())
-    assert two["train_irn"]["loss"] == pytest.approx(one["train_irn"]["loss"], rel=1e-5)
-    assert two["eval_rib_cam"]["sweep"] == one["eval_rib_cam"]["sweep"]
-    assert two["make_cam"]["images"] == 8
-    walk = ("--cam_weights_name", learnt, "--irn_weights_name", str(folders[1] / "sess" / "res50_irn.pth"))
-    steps = (*walk, "--steps", "make_sem_seg-eval_ins_seg")
-    one, two = (run(folder, ranks, *steps) for ranks, folder in folders.items())
-    for kind in ("cam", "cam_rib", "ir_label", "sem_seg", "ins_seg"):
-        files = sorted((folders[1] / kind).glob("[!.]*"))
-        assert len(files) == 8
-        for file in files:
-            assert (folders[2] / kind / file.name).read_bytes() == file.read_bytes()
-    assert_mixed(folders[1], ("ir_label", "sem_seg"))
-    assert two["eval_sem_seg"]["confusion"] == one["eval_sem_seg"]["confusion"]
-    scores = [{key: value for key, value in run["eval_ins_seg"].items() if key != "seconds"} for run in (one, two)]
-    assert scores[0] == scores[1]

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import inspect
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -223,4 +224,7 @@ def _parallel(model: nn.Module) -> nn.Module:
     if torchutils.world_size() == 1:
         return model
     changing = any(isinstance(module, nn.BatchNorm2d) and module.training for module in model.modules())
-    return DistributedDataParallel(model, broadcast_buffers=changing)
+    # torch 2.13 gave this flag a new name and warns of the old one.
+    known = inspect.signature(DistributedDataParallel).parameters
+    flag = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    return DistributedDataParallel(model, **{flag: changing})
