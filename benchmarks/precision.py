@@ -52,7 +52,7 @@ def _seeds(args: argparse.Namespace, work_dir: Path, precision: str) -> tuple[di
         f"--work_dir {work_dir} --cam_weights_name {args.run / 'sess' / 'res50_cam.pth'} --limit {args.images} "
         f"--precision {precision} --steps make_rib_cam,eval_rib_cam"
     )
-    if run_sample.main(run_sample.STEPS, run_sample.add_arguments, command.split()):
+    if run_sample.main(run_sample.STEPS, command.split()):
         raise SystemExit(f"run_sample.py {command} did not run")
     return json.loads((work_dir / "metrics.json").read_text()), work_dir / "cam_rib"
 

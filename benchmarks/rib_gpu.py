@@ -138,7 +138,7 @@ def _step(args: argparse.Namespace, root: Path, device: torch.device, precision:
         f"--precision {precision} --device {device.type} --num_workers {args.workers}"
     )
     (root / "data" / f"{n}.txt").write_text("".join(f"{i:04d}.jpg\n" for i in range(n)))
-    if run_sample.main(run_sample.STEPS, run_sample.add_arguments, command.split()):
+    if run_sample.main(run_sample.STEPS, command.split()):
         raise SystemExit(f"run_sample.py {command} did not run")
     return json.loads((work_dir / "metrics.json").read_text())["make_rib_cam"]
 

@@ -17,7 +17,7 @@ def run(args: argparse.Namespace, dataset: Dataset) -> dict:
     """Writes `ir_label/NAME.png` for every image of the inference list."""
     names = image_names(args, dataset, "infer")
     require(args, seeds_argument(args), names)
-    todo = pending(args, dataset, dataset, "ir_label_out_dir", names, ".png")
+    todo = pending(args, dataset, "ir_label_out_dir", names, ".png")
     device = crf.resolve_backend(args.crf_backend, torchutils.resolve_device(args.device))
     # A GPU does one image after another in this process; on a CPU worker processes share them.
     workers = 0 if device is not None and device.type == "cuda" else args.num_workers

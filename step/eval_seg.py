@@ -71,7 +71,7 @@ def _segment(
     if args.seg_crf_iter:
         folders.append(root.with_name(f"{root.name}_before_crf"))
     inside = f"{below}/" if below else ""
-    missing = set(pending(args, dataset, dataset, out, [inside + name for name in names], ".png"))
+    missing = set(pending(args, dataset, out, [inside + name for name in names], ".png"))
     todo = [
         name for name in torchutils.shard(names)
         if inside + name in missing or not (folders[-1] / f"{name}.png").is_file()

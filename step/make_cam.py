@@ -19,7 +19,7 @@ def run(args: argparse.Namespace, dataset: Dataset) -> dict:
     """Writes `cam/NAME.npy` for every image of the inference list."""
     require(args, "cam_weights_name")
     names = image_names(args, dataset, "infer")
-    todo = pending(args, dataset, dataset, "cam_out_dir", names, ".npy")
+    todo = pending(args, dataset, "cam_out_dir", names, ".npy")
     device = torchutils.resolve_device(args.device)
     model = load_cam(args, dataset, device)
     with bar(len(todo), "make_cam") as progress:

@@ -23,7 +23,7 @@ def run(args: argparse.Namespace, dataset: Dataset) -> dict:
     require(args, "irn_weights_name")
     names = image_names(args, dataset, "infer")
     require(args, seeds_argument(args), names)
-    todo = pending(args, dataset, dataset, "ins_seg_out_dir", names, ".npy")
+    todo = pending(args, dataset, "ins_seg_out_dir", names, ".npy")
     device = torchutils.resolve_device(args.device)
     model = load_irn(args, device)
     with bar(len(todo), "make_ins_seg") as progress:

@@ -18,7 +18,7 @@ def run(args: argparse.Namespace, dataset: Dataset) -> dict:
     """Writes `cam_rib/NAME.npy` for every image of the inference list; returns how many steps the images took."""
     require(args, "cam_weights_name")
     names = image_names(args, dataset, "infer")
-    todo = pending(args, dataset, dataset, "cam_rib_out_dir", names, ".npy")
+    todo = pending(args, dataset, "cam_rib_out_dir", names, ".npy")
     device = torchutils.resolve_device(args.device)
     rib, items, watch = open_rib(args, dataset, todo, device)
     steps = []

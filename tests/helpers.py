@@ -65,12 +65,12 @@ def relative_error(got, wanted) -> float:
 def run_cli(*argv: str) -> int:
     """run_sample.py without the start of a process: its exit code; logging is left as it was."""
     from misc.run.runner import main
-    from run_sample import STEPS, add_arguments
+    from run_sample import STEPS
 
     root = logging.getLogger()
     before, level = root.handlers[:], root.level
     try:
-        return main(STEPS, add_arguments, [str(word) for word in argv])
+        return main(STEPS, [str(word) for word in argv])
     finally:
         for handler in set(root.handlers) - set(before):
             handler.close()

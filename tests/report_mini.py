@@ -12,7 +12,7 @@ from misc.report.page import build
 from misc.run import metricsfile, workdir
 from misc.run.provenance import provenance
 from misc.run.runner import choose, parse
-from run_sample import STEPS, add_arguments
+from run_sample import STEPS
 
 SIZE = ["--shapes_train", "12", "--shapes_val", "4", "--shapes_size", "32", "--limit", "12", "--num_workers", "0"]
 EVERY = "eval_cam,eval_rib_cam,eval_sem_seg,eval_ins_seg"
@@ -20,7 +20,7 @@ EVERY = "eval_cam,eval_rib_cam,eval_sem_seg,eval_ins_seg"
 
 def arguments(work_dir, *argv):
     """The parsed arguments of a command line on twelve tiny images."""
-    args, sources, _ = parse(STEPS, add_arguments, [*SIZE, "--work_dir", str(work_dir), *argv])
+    args, sources = parse(STEPS, [*SIZE, "--work_dir", str(work_dir), *argv])
     args.bad_images = {}
     return args, sources
 

@@ -12,17 +12,17 @@ import types
 import pytest
 import yaml
 
-from data import preset
 from data.errors import UserError
+from misc.run.options import OPTIONS, preset
 from misc.run.runner import Step, choose, main, parse
-from run_sample import STEPS, add_arguments
+from run_sample import STEPS
 from tests.helpers import ROOT
 
 ALL = [step.name for step in STEPS if step.number is not None]
 
 
 def parsed(*argv):
-    args, sources, _ = parse(STEPS, add_arguments, argv)
+    args, sources = parse(STEPS, argv)
     return args, sources
 
 
@@ -31,7 +31,7 @@ def chosen(*argv):
 
 
 def run(*argv):
-    return main(STEPS, add_arguments, argv)
+    return main(STEPS, argv)
 
 
 @pytest.fixture
@@ -172,7 +172,7 @@ def test_numbers_of_a_config_may_be_words_of_yaml(config):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("RIB_itre: 3", "there is no argument 'RIB_itre'; see --help"),
+        ("RIB_itre: 3", "there is no argument 'RIB_itre'; see --help_all"),
         ("help: true", "there is no argument 'help'"),
         ("3: 4", "there is no argument 3"),
         ("RIB_iter: many", "RIB_iter cannot be 'many'"),
@@ -182,8 +182,8 @@ def test_numbers_of_a_config_may_be_words_of_yaml(config):
         ("overwrite: maybe", "overwrite cannot be 'maybe': 'maybe' is neither True nor False"),
         ("train_cam_pass: 7", "train_cam_pass cannot be 7"),
         ("cam_resize_long: [1, 2, 3]", "cam_resize_long cannot be [1, 2, 3]: '1,2,3' has 3 values, wanted 2"),
-        ("pooling: max", "pooling is 'max'; there are gndp, gap"),
-        ("dataset: imagenet", "dataset is 'imagenet'; there are shapes, voc12"),
+        ("pooling: max", "pooling is 'max'; choose from gndp, gap"),
+        ("dataset: imagenet", "dataset is 'imagenet'; choose from shapes, voc12"),
         ("[1, 2]", "holds no mapping"),
         ("just text", "holds no mapping"),
         ("a: [1", "is not YAML"),
@@ -210,28 +210,31 @@ MISTAKES = [
     (["--steps", "99"], "there is no step '99'"),
     (["--beta", "x"], "argument --beta: invalid number value: 'x'"),
     (["--RIB_iter", "0"], "argument --RIB_iter: 0 is not at least 1"),
-    (["--RIB_batch_size", "-1"], "argument --RIB_batch_size: -1 is below 0"),
-    (["--exp_times=-1"], "argument --exp_times: -1 is below 0"),
-    (["--num_workers", "-2"], "argument --num_workers: -2 is below 0"),
+    (["--RIB_batch_size", "-1"], "argument --RIB_batch_size/--RIB_batch: -1 is not at least 0"),
+    (["--exp_times=-1"], "argument --exp_times: -1 is not at least 0"),
+    (["--num_workers", "-2"], "argument --num_workers: -2 is not at least 0"),
     (["--RIB_iter", "ten"], "argument --RIB_iter: invalid whole number value: 'ten'"),
     (["--RIB_iter"], "argument --RIB_iter: expected one argument"),
     (["--cam_resize_long", "320"], "argument --cam_resize_long: '320' has 1 values, wanted 2 joined by commas"),
     (["--cam_scales", "1.0,x"], "argument --cam_scales: invalid list of numbers joined by commas value"),
-    (["--cam_scales", "0.5,1.0"], "RIB reads the first as scale 1.0 and the second as 0.5"),
+    (
+        ["--cam_scales", "0.5,1.0"],
+        "--cam_scales is (0.5, 1.0); wanted numbers above 0, the first 1.0 and the second 0.5",
+    ),
     (["--cam_eval_sweep", "0.5,0.1,0.1"], "wanted LO <= HI and STEP above 0"),
-    (["--irn_crop_size", "97"], "must be a multiple of 4"),
-    (["--cam_weight_decay=-1e-4"], "--cam_weight_decay is -0.0001; wanted at least 0"),
-    (["--RIB_weight_decay=-1"], "--RIB_weight_decay is -1.0; wanted at least 0"),
-    (["--irn_weight_decay=-1"], "--irn_weight_decay is -1.0; wanted at least 0"),
-    (["--seg_weight_decay=-1"], "--seg_weight_decay is -1.0; wanted at least 0"),
-    (["--seg_momentum=-0.9"], "--seg_momentum is -0.9; wanted at least 0"),
+    (["--irn_crop_size", "97"], "--irn_crop_size is 97; wanted a multiple of 4"),
+    (["--cam_weight_decay=-1e-4"], "--cam_weight_decay: -1e-4 is not at least 0"),
+    (["--RIB_weight_decay=-1"], "--RIB_weight_decay: -1 is not at least 0"),
+    (["--irn_weight_decay=-1"], "--irn_weight_decay: -1 is not at least 0"),
+    (["--seg_weight_decay=-1"], "--seg_weight_decay: -1 is not at least 0"),
+    (["--seg_momentum=-0.9"], "--seg_momentum: -0.9 is not at least 0"),
     (["--seg_crf", "0,3,67,3,4"], "wanted deviations (1st, 3rd, 4th) above 0"),
     (["--seg_crf", "1,3,67,-3,4"], "wanted deviations (1st, 3rd, 4th) above 0"),
     (["--seg_crf", "1,3,67,3,-4"], "weights of at least 0"),
     (["--seg_msc_scales", "1,0"], "wanted at least one number, all above 0"),
     (
         ["--seg_model", "deeplabv2_resnet14", "--seg_crop_size", "32", "--seg_msc_scales", "1,0.2"],
-        "--seg_crop_size 32 x the smallest of --seg_msc_scales (1.0, 0.2) is 6.4 pixels; wanted at least 8",
+        "--seg_crop_size is 32; wanted at least 8 pixels at the smallest of --seg_msc_scales, this gives 6.4",
     ),
     (["--pooling", "max"], "argument --pooling: invalid choice: 'max'"),
     (["--precision", "fp16"], "argument --precision: invalid choice: 'fp16'"),
@@ -292,7 +295,7 @@ def help_text(capsys, *argv):
 
 
 def test_help_is_grouped(capsys):
-    text = help_text(capsys, "--help")
+    text = help_text(capsys, "--help_all")
     titles = re.findall(r"^(\S.*):$", text, re.MULTILINE)
     for title in ("what to run", "machine", "data", "classifier and CAM (steps 1 to 3)", "RIB (steps 4 and 5)",
                   "pseudo masks (steps 8 and 9)", "steps one by one"):  # fmt: skip
@@ -308,7 +311,7 @@ def shown_default(text, flag):
 
 
 def test_help_shows_the_values_of_the_dataset(capsys, config):
-    text = help_text(capsys, "-h", "--dataset", "voc12")
+    text = help_text(capsys, "--help_all", "--dataset", "voc12")
     shown = {flag: shown_default(text, flag) for flag in ("--RIB_batch_size", "--cam_scales", "--infer_list", "--seed")}
     assert shown == {
         "--RIB_batch_size": "20", "--cam_scales": "1,0.5,1.5,2", "--infer_list": "train_aug", "--seed": "0"
@@ -316,6 +319,21 @@ def test_help_shows_the_values_of_the_dataset(capsys, config):
     assert shown_default(text, "--limit") is None and shown_default(text, "--overwrite") is None
     assert shown_default(help_text(capsys, "--help"), "--infer_list") == "infer"
     assert shown_default(help_text(capsys, "--help", config({"RIB_batch_size": 3})), "--RIB_batch_size") == "3"
+
+
+def test_the_short_help_leaves_out_what_is_seldom_changed(capsys):
+    short, everything = help_text(capsys, "--help"), help_text(capsys, "--help_all")
+    assert "--RIB_lr" in short and "--explode_ratio" not in short and "--seg_aspp_rates" not in short
+    assert all(f"--{option.name}" in everything for options in OPTIONS.values() for option in options)
+    assert len(short.splitlines()) < 0.7 * len(everything.splitlines())
+
+
+def test_published_names_are_accepted(config):
+    published = ("--RIB_batch", "7", "--np_power", "2", "--voc12_root", "somewhere", "--chainer_eval_set", "val")
+    args, sources = parsed(*published)
+    assert (args.RIB_batch_size, args.cam_power, args.data_root, args.eval_list) == (7, 2.0, "somewhere", "val")
+    assert sources["RIB_batch_size"] == "command line"
+    assert parsed(config({"RIB_batch": 9}))[0].RIB_batch_size == 9
 
 
 # running steps
@@ -326,7 +344,7 @@ def ran(monkeypatch):
     """Steps `one`, `two`, `three` of a module made up here; gives what was called."""
     calls = []
 
-    def step(args, say="", error=None, values=None):
+    def step(args, dataset, say="", error=None, values=None):
         calls.append((say, args.seed))
         if error is not None:
             raise error
@@ -353,7 +371,7 @@ def made_up(**errors):
 
 
 def run_made_up(tmp_path, *argv, **errors):
-    return main(made_up(**errors), add_arguments, ["--work_dir", str(tmp_path / "out"), *argv])
+    return main(made_up(**errors), ["--work_dir", str(tmp_path / "out"), *argv])
 
 
 def test_steps_run_in_order_and_what_they_measure_is_kept(ran, tmp_path):
@@ -397,13 +415,11 @@ def test_batches_that_ranks_cannot_share_are_refused_before_the_first_step(ran, 
     monkeypatch.setattr("misc.torchutils.world_size", lambda: 4)
     steps = [*made_up(), Step(4, "train_seg", "made_up_step", "", "")]
     argv = ["--work_dir", str(tmp_path / "out"), "--seg_batch_size", "6", "--seg_labels", "truth"]
-    assert main(steps, add_arguments, argv) == 2 and ran == []
+    assert main(steps, argv) == 2 and ran == []
     assert "--seg_batch_size 6 cannot be shared equally by 4 ranks" in capsys.readouterr().err
     (tmp_path / "out" / "sess").mkdir(parents=True)
     (tmp_path / "out" / "sess" / "deeplabv2_truth.pth").write_bytes(b"x")  # nothing left to train
-    ended = []
-    monkeypatch.setattr("misc.run.runner.end_process", ended.append)  # as one of several ranks ends
-    assert main(steps, add_arguments, argv) == 0 and len(ran) == 4 and ended == [0]
+    assert main(steps, argv) == 0 and len(ran) == 4
 
 
 def test_other_errors_are_not_hidden(ran, tmp_path):
@@ -419,10 +435,10 @@ def test_a_work_dir_that_cannot_be_written(ran, tmp_path, capsys):
 
 
 def test_nothing_left_to_run_and_a_power_of_zero_are_refused(capsys):
-    assert main(STEPS, add_arguments, ["--steps", "1", "--no-train_cam_pass", "--dry_run"]) == 2
+    assert main(STEPS, ["--steps", "1", "--no-train_cam_pass", "--dry_run"]) == 2
     assert "no step is left" in capsys.readouterr().err
-    assert main(STEPS, add_arguments, ["--beta", "0", "--dry_run"]) == 2
-    assert "not a number above 0" in capsys.readouterr().err
+    assert main(STEPS, ["--beta", "0", "--dry_run"]) == 2
+    assert "0 is not above 0" in capsys.readouterr().err
 
 
 def test_a_step_without_a_number_runs_only_by_its_name():
@@ -444,7 +460,7 @@ def test_a_step_without_a_number_runs_only_by_its_name():
 def test_a_rank_that_fails_ends_at_once(tmp_path):
     # The others wait for it, so nothing that waits for them may run at its end.
     code = "import atexit, sys, run_sample as r; atexit.register(lambda: print('at exit'));"
-    code += "sys.exit(r.main(r.STEPS, r.add_arguments, ['--steps', 'no_such_step']))"
+    code += "sys.exit(r.main(r.STEPS, ['--steps', 'no_such_step']))"
     for ranks, at_exit in (("1", "at exit\n"), ("2", "")):
         environment = {**os.environ, "WORLD_SIZE": ranks}
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)

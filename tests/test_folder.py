@@ -18,7 +18,7 @@ from data.files import save_mask
 from data.folder import PRESET, Folder
 from misc.run.options import PUBLISHED
 from misc.run.runner import main
-from run_sample import STEPS, add_arguments
+from run_sample import STEPS
 from tests.folder_mini import CLASSES, TURNED, make_folder
 
 
@@ -277,7 +277,7 @@ def test_roots_that_are_none(tmp_path):
 
 
 def check(mini, capsys, *argv, dataset="folder"):
-    code = main(STEPS, add_arguments, ["--dataset", dataset, "--data_root", str(mini.root), "--check_data", *argv])
+    code = main(STEPS, ["--dataset", dataset, "--data_root", str(mini.root), "--check_data", *argv])
     out, err = capsys.readouterr()
     return code, out, err
 
@@ -349,9 +349,7 @@ def test_check_of_what_cannot_be_opened(mini, capsys):
 
 
 def test_check_of_the_other_datasets(tmp_path, capsys):
-    code = main(
-        STEPS, add_arguments, ["--check_data", "--shapes_train", "8", "--shapes_val", "3", "--num_workers", "0"]
-    )
+    code = main(STEPS, ["--check_data", "--shapes_train", "8", "--shapes_val", "3", "--num_workers", "0"])
     out = capsys.readouterr().out
     assert code == 0 and number(out, "images") == 11 and number(out, "classes") == 6
     from tests.voc_devkit import make_devkit
@@ -383,7 +381,7 @@ def test_files_that_offer_no_dataset(tmp_path, capsys, text, message):
     path = tmp_path / "mine.py"
     if text is not None:
         path.write_text(text)
-    assert main(STEPS, add_arguments, ["--dataset", str(path), "--dry_run"]) == 2
+    assert main(STEPS, ["--dataset", str(path), "--dry_run"]) == 2
     err = capsys.readouterr().err
     assert message in err and err.count("\n") == 1
 
@@ -391,7 +389,7 @@ def test_files_that_offer_no_dataset(tmp_path, capsys, text, message):
 def test_results_of_a_dataset_file_lie_under_its_name(tmp_path, capsys):
     path = tmp_path / "mine.py"
     path.write_text("PRESET = {'RIB_iter': (3, 'tried')}\ndef open_dataset(args): pass\n")
-    assert main(STEPS, add_arguments, ["--dataset", str(path), "--dry_run"]) == 0
+    assert main(STEPS, ["--dataset", str(path), "--dry_run"]) == 0
     assert f"dataset {path}, results in result/mine" in capsys.readouterr().out
 
 

@@ -35,10 +35,10 @@ from data.folder import Folder
 from data.reading import image_size, read_image, read_mask
 from misc.report.compare import compare
 from misc.run import made_by, metricsfile
-from misc.run.runner import parse
+from misc.run.arguments import parse
 from misc.run.trainloop import fit
 from net import weights
-from run_sample import STEPS, add_arguments
+from run_sample import STEPS
 from step import ablate, report
 from tests.coco_mini import make_coco
 from tests.folder_mini import make_folder
@@ -200,7 +200,7 @@ def sbd(folder):
 def config(folder):
     path = folder / "c.yaml"
     path.write_text(yaml.safe_dump({"RIB_iter": 3, "cam_scales": [1.0, 0.5], "overwrite": True, "seeds": "cam"}))
-    read = lambda: parse(STEPS, add_arguments, ["--config", str(path)])[0]  # noqa: E731
+    read = lambda: parse(STEPS, ["--config", str(path)])[0]  # noqa: E731
     return Reader(path, read, lambda got, _: got.RIB_iter >= 1 and got.cam_scales[0] == 1.0)
 
 
@@ -570,7 +570,7 @@ def test_words_that_grow(tmp_path):
     assert isinstance(guarded(reader), UserError)
     grow = ["x:", "  - &a0 [x, x]", *(f"  - &a{i + 1} [{', '.join([f'*a{i}'] * 9)}]" for i in range(12))]
     config = tmp_path / "c.yaml"
-    reader = Reader(config, lambda: parse(STEPS, add_arguments, ["--config", str(config)]), None)
+    reader = Reader(config, lambda: parse(STEPS, ["--config", str(config)]), None)
     for key in ("cam_scales", "seed", "3"):
         config.write_text("\n".join([grow[0].replace("x", key), *grow[1:]]))
         assert isinstance(guarded(reader), UserError)

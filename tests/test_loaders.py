@@ -185,7 +185,7 @@ def test_a_stopwatch_counts_the_time_that_items_take(monkeypatch):
     monkeypatch.setattr("data.progress.time.perf_counter", lambda: next(clock))
     watch = Stopwatch()  # at 0; two items, arriving after 2 and 0.5 seconds; the end after none
     assert list(watch.iterate("ab")) == ["a", "b"]
-    assert watch.waited == 2.5 and watch.share() == 2.5 / 8
+    assert watch.waited == 2.5 and watch.fraction() == 2.5 / 8
 
 
 # worker processes

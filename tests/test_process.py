@@ -14,8 +14,8 @@ from tests.helpers import ROOT
 PROGRAM = """
 import sys
 from misc.run.runner import Step
-from run_sample import add_arguments, main
-sys.exit(main((Step(1, "own", "own_step", "nothing", "nothing", needs_dataset=False),), add_arguments, sys.argv[1:]))
+from run_sample import main
+sys.exit(main((Step(1, "own", "own_step", "nothing", "nothing", needs_dataset=False),), sys.argv[1:]))
 """
 RANK = """
 import torch, torch.distributed as dist
@@ -89,7 +89,7 @@ def test_an_interrupt_leaves_a_jupyter_kernel_alive(tmp_path):
     kernel.send_signal(signal.SIGINT)
     said, errors = kernel.communicate(timeout=60)
     assert (kernel.returncode, said) == (0, "alive\n")
-    assert "Traceback" not in errors and not (tmp_path / "work" / ".lock").exists()
+    assert "Traceback" not in errors
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])

@@ -14,7 +14,7 @@ from data.files import save_json
 from misc.report.compare import compare
 from misc.run import board, metricsfile
 from misc.run.runner import main
-from run_sample import STEPS, add_arguments
+from run_sample import STEPS
 from tests.report_mini import Page, arguments, finished
 
 
@@ -27,7 +27,7 @@ def test_compare(run, tmp_path):
     other = finished(tmp_path / "b", "--RIB_iter", "3", "--beta", "5", seed=1)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     argv = ["--compare", run.work_dir, other.work_dir, "--work_dir", str(tmp_path), "--num_workers", "0"]
-    assert main(STEPS, add_arguments, argv) == 0
+    assert main(STEPS, argv) == 0
     text = (tmp_path / "compare.html").read_text()
     assert {path: path.read_bytes() for path in before} == before
     page = Page(text)
@@ -61,7 +61,7 @@ def test_compare_runs_without_a_difference_to_show(run, tmp_path, argv, text):
 
 
 def test_compare_mistakes(run, tmp_path, capsys):
-    assert main(STEPS, add_arguments, ["--compare", run.work_dir, str(tmp_path / "none")]) == 2
+    assert main(STEPS, ["--compare", run.work_dir, str(tmp_path / "none")]) == 2
     assert "there is no args.json" in capsys.readouterr().err
     stored = json.loads((Path(run.work_dir) / "args.json").read_text())
     (tmp_path / "own.py").write_text(
@@ -97,7 +97,5 @@ def test_tensorboard_holds_scores_and_losses(run, tmp_path):
 
 def test_tensorboard_missing_is_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    code = main(
-        STEPS, add_arguments, ["--work_dir", str(tmp_path), "--tensorboard", "--steps", "report", "--limit", "1"]
-    )
+    code = main(STEPS, ["--work_dir", str(tmp_path), "--tensorboard", "--steps", "report", "--limit", "1"])
     assert code == 2 and "pip install tensorboard" in capsys.readouterr().err

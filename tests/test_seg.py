@@ -1,6 +1,7 @@
 """The segmentation network: shapes, backbone, parameter groups, losses, order of the images, exact resume."""
 
 import argparse
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,16 +9,16 @@ import torch
 import torch.nn.functional as F
 import torchvision
 
-from data import preset
 from data.base import Dataset
 from data.errors import UserError
 from data.loaders import SegmentationCrops, TrainingLoader, stream_batches
 from misc.metrics import confusion, mean_iou
+from misc.run.options import preset
 from misc.run.runner import main
 from misc.run.trainloop import fit, loader_by_iteration
 from net import deeplabv2, weights
 from net.deeplabv2 import balanced_cross_entropy, build, cross_entropy, probabilities, segmentation_loss
-from run_sample import STEPS, add_arguments
+from run_sample import STEPS
 from step.train_seg import optimize
 from tests.helpers import relative_error
 
@@ -296,7 +297,8 @@ def test_accumulated_parts_are_the_whole_batch(tmp_path):
         def loss_of(model, batch):
             return segmentation_loss(model(batch[0]), batch[1], "balanced")
 
-        fit(model, loss_of, optimizer, loader, tmp_path / f"{accumulate}", "train", {}, accumulate=accumulate)
+        training = SimpleNamespace(checkpoint=tmp_path / f"{accumulate}", provenance={})
+        fit(model, loss_of, optimizer, loader, training, "train", accumulate=accumulate)
         states.append(model.state_dict())
     for name, value in states[0].items():
         torch.testing.assert_close(states[1][name], value, rtol=1e-4, atol=1e-6)
@@ -360,7 +362,7 @@ def test_going_on_gives_the_same_bits(tmp_path, monkeypatch, model):
             f"--steps train_seg --seg_model {model} --seg_init scratch --seg_labels truth --seg_crop_size 32 "
             "--seg_batch_size 4 --seg_accumulate 2 --seg_iter 3 --seg_checkpoint_every 2 --seg_lr 1e-4"
         )
-        return main(STEPS, add_arguments, arguments.split())
+        return main(STEPS, arguments.split())
 
     assert run(tmp_path / "whole") == 0
     real = TrainingLoader.epochs

@@ -13,7 +13,7 @@ from data.files import save_mask
 from data.shapes import Shapes
 from misc import crf
 from misc.run.runner import main
-from run_sample import STEPS, add_arguments
+from run_sample import STEPS
 from tests.voc_devkit import make_devkit
 
 ROOT = Path(__file__).parent.parent
@@ -26,7 +26,7 @@ DATA = Shapes(6, 3, 48)
 
 
 def run(work_dir, *arguments, code=0):
-    assert main(STEPS, add_arguments, ["--work_dir", str(work_dir), *SMALL, *arguments]) == code
+    assert main(STEPS, ["--work_dir", str(work_dir), *SMALL, *arguments]) == code
 
 
 def metrics(work_dir):

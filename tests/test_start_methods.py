@@ -17,8 +17,8 @@ RUN = """
 import multiprocessing, sys
 if __name__ == "__main__":
     multiprocessing.set_start_method(sys.argv[1])
-    from run_sample import STEPS, add_arguments, main
-    sys.exit(main(STEPS, add_arguments, sys.argv[2:]))
+    from run_sample import STEPS, main
+    sys.exit(main(STEPS, sys.argv[2:]))
 """
 DATASET = '''
 """One folder per class, and a helper whose objects travel to the workers too."""

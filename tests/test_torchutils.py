@@ -5,9 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from data.errors import UserError
+from data.base import rng
 from misc import torchutils
-from misc.torchutils import PolyOptimizer, poly_factor, rng
+from misc.torchutils import PolyOptimizer, poly_factor
+from tests.helpers import run_cli
 
 
 def parameter(value=1.0):
@@ -148,10 +149,10 @@ def test_device():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
-def test_a_missing_gpu_is_said():
-    assert torchutils.resolve_device("auto") == torch.device("cpu")
-    with pytest.raises(UserError, match="PyTorch sees no GPU"):
-        torchutils.resolve_device("cuda")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+def test_a_missing_gpu_is_said(tmp_path, capsys):
+    assert run_cli("--device", "cuda", "--work_dir", tmp_path / "out") == 2
+    assert "--device cuda, but PyTorch sees no GPU" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_shards_make_up_the_whole(monkeypatch):

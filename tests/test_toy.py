@@ -9,15 +9,14 @@ import torch
 from PIL import Image
 
 from data import digits
-from data.base import DataError
+from data.base import DataError, rng
 from data.digits import DIGITS, MARK_GAP, MARK_PX, REGIONS, SIDE, compose, draw_digit, make_pictures, mark_of
 from misc.hgr import COMPARED, CONTROL, fall, finetune, gradient_maps, high_gradient_ratio
 from misc.report import toyplots, toytable
 from misc.rib import ACTIVATIONS
 from misc.run.runner import choose, main, parse
-from misc.torchutils import rng
 from net.toy import LAYERS, ToyNet
-from run_sample import STEPS, add_arguments
+from run_sample import STEPS
 from step import toy
 from tests.test_pipeline import undocumented
 
@@ -106,7 +105,7 @@ def test_digits_come_from_all_fonts_and_from_strokes(monkeypatch):
 
 
 def test_defaults_are_three_seeds_of_many_distinct_images_of_which_a_tenth_is_marked(monkeypatch):
-    args = parse(STEPS, add_arguments, ["--steps", "toy"])[0]
+    args = parse(STEPS, ["--steps", "toy"])[0]
     assert args.toy_seeds == 3
     made = []
     monkeypatch.setattr(toy, "make_pictures", lambda *given: made.append(make_pictures(*given)) or made[-1])
@@ -268,7 +267,7 @@ def test_finetuning_ends_after_the_step_that_began_above_the_stop(pictures):
 
 def test_training_is_adam_on_the_cross_entropy(monkeypatch):
     words = "--toy_train 16 --toy_batch_size 8 --toy_epochs 3 --toy_weight_decay 0.5 --toy_lr 0.01"
-    args = parse(STEPS, add_arguments, ["--steps", "toy", *words.split()])[0]
+    args = parse(STEPS, ["--steps", "toy", *words.split()])[0]
     trained = toy._trained(args, 4, torch.device("cpu"))
     net = small_net(4)
     optimizer = torch.optim.Adam(net.parameters(), 0.01, weight_decay=0.5)
@@ -389,7 +388,7 @@ def test_curves_show_the_deviation_over_the_seeds(tmp_path, monkeypatch):
 
 
 def test_rows_of_gradients_are_of_the_networks_they_name(pictures):
-    args = parse(STEPS, add_arguments, ["--steps", "toy"])[0]
+    args = parse(STEPS, ["--steps", "toy"])[0]
     net = small_net()
     rows = toy._example_rows(args, net, pictures)
     assert list(rows) == [(i, title) for i in (0, 1) for title in ("trained with sigmoid", "fine-tuned, no activation")]
@@ -404,7 +403,7 @@ def test_rows_of_gradients_are_of_the_networks_they_name(pictures):
 
 
 def run(work_dir, *arguments):
-    return main(STEPS, add_arguments, [*SMALL, "--work_dir", str(work_dir), *arguments])
+    return main(STEPS, [*SMALL, "--work_dir", str(work_dir), *arguments])
 
 
 @pytest.fixture
@@ -548,7 +547,7 @@ def test_a_damaged_file_is_named_and_overwritten_only_when_told(tmp_path, withou
 
 
 def test_the_seeds_of_other_ranks_are_waited_for(tmp_path, monkeypatch, without_figures):
-    args = parse(STEPS, add_arguments, [*SMALL, "--work_dir", str(tmp_path)])[0]
+    args = parse(STEPS, [*SMALL, "--work_dir", str(tmp_path)])[0]
     monkeypatch.setattr("misc.torchutils.shard", lambda seeds: seeds[:1])
     monkeypatch.setattr("misc.torchutils.barrier", lambda: toy._one_seed(args, tmp_path / "toy", 1, False))
     assert len(toy.run(args)["accuracy"]) == 2
@@ -623,12 +622,12 @@ def test_mnist_that_cannot_be_had_says_what_to_do(tmp_path, monkeypatch, capsys)
 def test_the_step_runs_by_its_name_alone():
     step = next(step for step in STEPS if step.name == "toy")
     assert step.number is None and not step.needs_masks and not step.needs_dataset
-    assert "toy" not in [chosen.name for chosen in choose(STEPS, parse(STEPS, add_arguments, [])[0])]
-    assert choose(STEPS, parse(STEPS, add_arguments, ["--steps", "toy"])[0]) == [step]
+    assert "toy" not in [chosen.name for chosen in choose(STEPS, parse(STEPS, [])[0])]
+    assert choose(STEPS, parse(STEPS, ["--steps", "toy"])[0]) == [step]
 
 
 def test_it_needs_no_dataset(tmp_path, without_figures, capsys):
     one = ("--toy_seeds", "1", "--toy_test", "2", "--dataset", "voc12")
     assert run(tmp_path, *one, "--skip_bad") == 0
-    assert main(STEPS, add_arguments, ["--dataset", "voc12", "--work_dir", str(tmp_path), "--steps", "toy,report"]) == 2
+    assert main(STEPS, ["--dataset", "voc12", "--work_dir", str(tmp_path), "--steps", "toy,report"]) == 2
     assert "--data_root" in capsys.readouterr().err

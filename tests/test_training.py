@@ -1,17 +1,20 @@
 """The training loop: exact resume, and a stop on a loss that is not finite."""
 
 import argparse
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+import run_sample
 from data.errors import UserError
-from misc.run.trainloop import check_batches, fit, loader_by_epoch, to_train
+from misc.run.arguments import parse
+from misc.run.trainloop import check_batches, fit, loader_by_epoch
 from misc.torchutils import PolyOptimizer
 
-EPOCHS, STEPS = 4, 3
+EPOCHS, BATCHES = 4, 3
 
 
 def train(checkpoint, kind, cut_before=None, settings=None, bad_batch=None):
@@ -20,10 +23,10 @@ def train(checkpoint, kind, cut_before=None, settings=None, bad_batch=None):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2))
     scheduler = None
     if kind == "sgd":
-        optimizer = PolyOptimizer(model.parameters(), 0.1, 1e-4, max_step=EPOCHS * STEPS)
+        optimizer = PolyOptimizer(model.parameters(), 0.1, 1e-4, max_step=EPOCHS * BATCHES)
     else:
         optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
-        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=EPOCHS * STEPS)
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=EPOCHS * BATCHES)
 
     class Loader:
         n_epochs = EPOCHS
@@ -32,17 +35,17 @@ def train(checkpoint, kind, cut_before=None, settings=None, bad_batch=None):
             for epoch in range(first, EPOCHS):
                 if epoch == cut_before:
                     raise KeyboardInterrupt
-                images = torch.randn(2 * STEPS, 3, 6, 6, generator=torch.Generator().manual_seed(epoch))
+                images = torch.randn(2 * BATCHES, 3, 6, 6, generator=torch.Generator().manual_seed(epoch))
                 if bad_batch is not None:
                     images[2 * bad_batch] = float("nan")
                 labels = (images.mean((1, 2, 3)) > 0).long()
-                yield epoch, STEPS, zip(images.split(2), labels.split(2), strict=True)
+                yield epoch, BATCHES, zip(images.split(2), labels.split(2), strict=True)
 
     def loss_of(model, batch):
         return F.cross_entropy(model(batch[0]), batch[1])
 
-    settings = settings or {"arguments": {"a": 1}}
-    losses = fit(model, loss_of, optimizer, Loader(), checkpoint, "train", settings, scheduler)
+    training = SimpleNamespace(checkpoint=checkpoint, provenance=settings or {"arguments": {"a": 1}})
+    losses = fit(model, loss_of, optimizer, Loader(), training, "train", scheduler)
     return model.state_dict(), losses
 
 
@@ -60,10 +63,10 @@ def test_going_on_gives_the_same_bits(tmp_path, kind, cut):
 def test_other_settings_are_refused(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "x", "sgd", cut_before=2)
-    with pytest.raises(UserError, match=r"a 1 then, 2 now.*--overwrite"):
+    with pytest.raises(UserError, match=r"was created with a 1, now 2.*--overwrite"):
         train(tmp_path / "x", "sgd", settings={"arguments": {"a": 2}})
     (tmp_path / "x").write_bytes(b"broken")
-    with pytest.raises(UserError, match="not a whole checkpoint"):
+    with pytest.raises(UserError, match="is damaged; delete it"):
         train(tmp_path / "x", "sgd")
 
 
@@ -75,14 +78,6 @@ def test_what_the_machine_refuses_is_no_broken_checkpoint(tmp_path, monkeypatch,
     (tmp_path / "x").write_bytes(b"whole")
     monkeypatch.setattr(torch, "load", load)
     with pytest.raises(type(refused)):
-        train(tmp_path / "x", "sgd")
-
-
-def test_a_rank_that_sees_an_older_checkpoint_stops_all(tmp_path, monkeypatch):
-    with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "x", "sgd", cut_before=2)
-    monkeypatch.setattr("misc.torchutils.gather", lambda mine: [*mine, 1])
-    with pytest.raises(UserError, match=r"as of epochs 2, 1: .* wait a minute"):
         train(tmp_path / "x", "sgd")
 
 
@@ -102,11 +97,9 @@ def test_batches_that_cannot_be_filled_or_shared(monkeypatch):
 
 
 def test_batches_are_checked_for_what_is_still_to_be_trained(tmp_path, monkeypatch):
-    args = argparse.Namespace(
-        work_dir=str(tmp_path), overwrite=False, cam_batch_size=3, irn_batch_size=4, seg_batch_size=10,
-        seg_accumulate=2, cam_weights_name=None, irn_weights_name=None, seg_weights_name=None,
-    )  # fmt: skip
-    steps = ["cam_weights_name", "irn_weights_name", "seg_weights_name"]
+    argv = "--cam_batch_size 3 --irn_batch_size 4 --seg_batch_size 10 --seg_accumulate 2 --seg_labels pseudo".split()
+    args, _ = parse(run_sample.STEPS, ["--work_dir", str(tmp_path), *argv])
+    steps = ["train_cam", "train_irn", "train_seg", "make_cam"]
     check_batches(args, steps)
     monkeypatch.setattr("misc.torchutils.world_size", lambda: 2)
     with pytest.raises(UserError, match="--cam_batch_size 3 cannot be shared equally by 2 ranks; choose a multiple"):
@@ -118,20 +111,3 @@ def test_batches_are_checked_for_what_is_still_to_be_trained(tmp_path, monkeypat
     check_batches(args, steps[:2])
     args.seg_accumulate = 1
     check_batches(args, steps)
-    args.overwrite = True
-    with pytest.raises(UserError, match="--cam_batch_size 3"):
-        check_batches(args, steps)
-
-
-def test_a_weights_file_that_was_named_is_not_replaced(tmp_path):
-    args = argparse.Namespace(work_dir=str(tmp_path), cam_weights_name=None, overwrite=True)
-    own = tmp_path / "sess" / "res50_cam.pth"
-    assert to_train(args, "cam_weights_name")
-    own.parent.mkdir()
-    own.write_bytes(b"x")
-    assert to_train(args, "cam_weights_name")
-    args.overwrite = False
-    assert not to_train(args, "cam_weights_name")
-    (tmp_path / "theirs.pth.pth").write_bytes(b"x")
-    args = argparse.Namespace(cam_weights_name=str(tmp_path / "theirs.pth"), overwrite=True)
-    assert not to_train(args, "cam_weights_name")

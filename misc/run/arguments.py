@@ -43,7 +43,7 @@ class _Help(argparse.RawDescriptionHelpFormatter):
         return f"{text} (default: {default})".replace("%", "%%")
 
 
-def build_parser(step_names: Sequence[str], everything: bool = True) -> argparse.ArgumentParser:
+def build_parser(steps: Sequence, everything: bool = True) -> argparse.ArgumentParser:
     """The parser with the defaults of OPTIONS. everything: show all arguments in the help, not only the basic ones."""
     parser = _Parser(
         "run_sample.py", usage="run_sample.py [arguments]", description=DESCRIPTION, formatter_class=_Help,
@@ -60,8 +60,8 @@ def build_parser(step_names: Sequence[str], everything: bool = True) -> argparse
         "steps one by one",
         "--STEP_pass alone or with True runs only the steps so named; --no-STEP_pass or False leaves a step out",
     )
-    for name in step_names:
-        flag = f"{name}_pass"
+    for step in steps:
+        flag = f"{step.name}_pass"
         group.add_argument(f"--{flag}", nargs="?", const=True, type=boolean, metavar="BOOL", help=argparse.SUPPRESS)
         group.add_argument(f"--no-{flag}", dest=flag, action="store_false", default=None, help=argparse.SUPPRESS)
     return parser
@@ -78,13 +78,14 @@ def _add(group: argparse._ArgumentGroup, option: Option, shown: bool) -> None:
     group.add_argument(*flags, type=option.kind, choices=option.choices, metavar=option.metavar, **settings)
 
 
-def parse(step_names: Sequence[str], argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
+def parse(steps: Sequence, argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     """The arguments, and where each value comes from: command line, else config, else preset of the dataset.
 
-    Prints the help and ends where it is asked for; UserError for a value that cannot be.
+    steps: those of the program (`misc.run.runner.Step`), each of which has a flag by its name. Prints the help and ends
+    where it is asked for; UserError for a value that cannot be.
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser = build_parser(step_names, everything="--help_all" in argv)
+    parser = build_parser(steps, everything="--help_all" in argv)
     first.error = parser.error
     first.add_argument("--dataset")
     first.add_argument("--config")

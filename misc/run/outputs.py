@@ -5,6 +5,7 @@ digests of the inputs, code version. Results of two settings are never mixed: a 
 """
 
 import argparse
+import contextlib
 import json
 import logging
 from collections.abc import Iterable, Sequence
@@ -170,10 +171,9 @@ def provenance(args: argparse.Namespace, dataset: Dataset, argument: str) -> dic
     for purpose in entry.lists:
         values[f"--{purpose}_list"] = digest_of_names(image_names(args, dataset, purpose))
     if entry.labels:
-        try:
-            values["labels of --train_list"] = digest_of_array(dataset.labels(image_names(args, dataset, "train")))
-        except UserError:  # CAMs of other images can be made without it
-            pass
+        with contextlib.suppress(UserError):  # CAMs of other images can be made without that list
+            names = [name for name in dataset.names_of(args.train_list) if name not in dataset.bad_images]
+            values["labels of --train_list"] = digest_of_array(dataset.labels(names))
     inputs = {f"--{name}": _input(args, name) for name in entry.inputs}
     record = {"step": entry.step, "arguments": {**dataset.identity, **values}, "inputs": inputs, "code": code_version()}
     return json.loads(json.dumps(record))  # tuples become lists, as in a file

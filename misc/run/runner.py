@@ -57,7 +57,7 @@ def main(steps: Sequence[Step], argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("KMP_BLOCKTIME", "0")
     several = int(os.environ.get("WORLD_SIZE", 1)) > 1
     try:
-        args, sources = parse([step.name for step in steps], argv)
+        args, sources = parse(steps, argv)
         if args.list_steps:
             print(table(steps))
             return 0
@@ -235,7 +235,8 @@ def _skip_bad_images(args: argparse.Namespace, dataset: Dataset) -> None:
     from data.files import save_json
     from misc import torchutils
 
-    names = sorted({name for purpose in PURPOSES for name in image_names(args, dataset, purpose)})
+    lists = (dataset.names_of(getattr(args, f"{purpose}_list"))[: args.limit] for purpose in PURPOSES)
+    names = sorted(set().union(*lists))
     bad = bad_images(dataset, torchutils.shard(names), args.num_workers)
     dataset.bad_images = dict(torchutils.gather(list(bad.items())))  # every rank has read its share
     if torchutils.rank() == 0:
