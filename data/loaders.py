@@ -272,18 +272,25 @@ class CompanionBatches:
 
 
 class CompanionStream:
-    """Companion crops of one target after another, decoded by worker processes ahead of need."""
+    """Companions of one target after another, decoded by worker processes ahead of need.
+
+    lower(images [B, 3, H, W]) -> features after layer2 [B, D, h, w].
+    """
 
     def __init__(
-        self, crops: TrainingCrops, batches: CompanionBatches, watch: Stopwatch, num_workers: int, pin_memory: bool
-    ):
-        self.batches = batches
+        self, crops: TrainingCrops, batches: CompanionBatches, lower: Callable[[torch.Tensor], torch.Tensor],
+        watch: Stopwatch, num_workers: int, pin_memory: bool,
+    ):  # fmt: skip
+        self.batches, self.lower = batches, lower
         loader = Loader(crops, num_workers, batch_sampler=batches, pin_memory=pin_memory)
         self.loader = watch.iterate(loader)
         self.left = 0  # batches of the last target that were not taken
 
     def of(self, i: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """The batches of target i; targets are to be asked for in order. What is not used is skipped."""
+        """The batches of target i: features [B, D, h, w], labels [B, C].
+
+        Targets are to be asked for in order. What is not used is skipped.
+        """
         for _ in range(self.left):
             next(self.loader)
         self.left = len(self.batches.of(i))
@@ -292,7 +299,9 @@ class CompanionStream:
     def _take(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         while self.left:
             self.left -= 1
-            yield next(self.loader)
+            images, labels = next(self.loader)
+            features = self.lower(images)
+            yield features, labels.to(features.device, non_blocking=True)
 
 
 class CompanionPool:
@@ -321,8 +330,9 @@ class CompanionPool:
                 done += len(part)
                 labels.append(their_labels)
                 progress.update(len(images))
-        self.labels = torch.cat(labels)
-        self.batches = batches_of(range(size), self.labels.numpy())
+        labels = torch.cat(labels)
+        self.batches = batches_of(range(size), labels.numpy())
+        self.labels = labels.to(self.features.device)
 
     def of(self, i: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """The batches of target i: features [B, D, h, w], labels [B, C]."""

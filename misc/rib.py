@@ -1,14 +1,16 @@
 """Reducing the information bottleneck: the per-image fine-tuning that widens the CAM (RIB, section 4)."""
 
-import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
 
-from misc.cam import merge_mirrors
-from misc.torchutils import PolyOptimizer
-from net.folded import Folded
+from misc.cam import EPSILON, merge_mirrors
+from misc.memory import Rows
+from misc.torchutils import PolyOptimizer, autocast
 from net.resnet50_cam import CAM
 
 POOLINGS = ("gndp", "gap")
@@ -20,6 +22,7 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "tanh": torch.tanh,
     "relu": torch.relu,
 }
+Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
 OnStep = Callable[[int, Sequence[torch.Tensor]], None]
 
 
@@ -29,7 +32,7 @@ def gndrp(cam: torch.Tensor, score_th: float) -> torch.Tensor:
     The mean of CAM * [CAM / max(CAM) < score_th]; the mask takes no gradient.
     """
     # FIDELITY: the raw CAM is used, not its relu, so negative positions are kept by the mask and pull the mean down.
-    mask = (cam / cam.amax((-2, -1), keepdim=True) < score_th).detach()
+    mask = cam.detach() / cam.detach().amax((-2, -1), keepdim=True) < score_th
     # FIDELITY: the divisor is H * W, not the number of kept positions as in the paper's equation.
     return (cam * mask).mean((-2, -1))
 
@@ -41,7 +44,7 @@ class RIB:
     lr: learning rate of the backbone (head 10x). n_iter: steps K. pooling: "gndp" or "gap". score_th: tau of GNDRP.
     stop_th: stop once |sum of the image's target logits| exceeds it. explode_th, explode_ratio: an image ends when the
     normalised map exceeds explode_th on more than explode_ratio of its positions. weight_decay: of every group.
-    precision: "bf16" runs the network in bfloat16; the weights that learn, the sums and the pooling stay in float32.
+    precision: "bf16" computes the network in bfloat16; weights, sums and pooling stay in float32.
     activation: f in the loss, of every pooled logit by itself; what stops an image stays the logits themselves.
     schedule: steps over which the learning rate falls, by default n_iter; with a fixed schedule the first steps do not
     depend on n_iter.
@@ -66,153 +69,135 @@ class RIB:
             raise ValueError(f"pooling is {pooling!r}; there are {', '.join(POOLINGS)}")
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation is {activation!r}; there are {', '.join(ACTIVATIONS)}")
-        self.model = model.eval()
-        self.lr, self.n_iter, self.weight_decay = lr, n_iter, weight_decay
-        self.pooling, self.score_th = pooling, score_th
-        self.activation, self.schedule = ACTIVATIONS[activation], schedule or n_iter
-        self.companion_rows: int | None = None  # companions per pass, None: all; lowered when memory runs out
+        self.model = model.eval().requires_grad_(False)
+        self.n_iter, self.precision, self.schedule = n_iter, precision, schedule or n_iter
+        self.pooling, self.score_th, self.activation = pooling, score_th, ACTIVATIONS[activation]
         self.stop_th, self.explode_th, self.explode_ratio = stop_th, explode_th, explode_ratio
         # What learns: layer3, layer4 and the classifier, batch normalisation's affine parameters among them.
         upper = [*model.layer3.parameters(), *model.layer4.parameters()]
-        self.parameters = [*upper, *model.classifier.parameters()]
-        for parameter in model.parameters():
-            parameter.requires_grad_(False)
-        for parameter in self.parameters:
-            parameter.requires_grad_(True)
-        self.groups = [{"params": upper, "lr": lr}, {"params": list(model.classifier.parameters()), "lr": 10 * lr}]
+        head = list(model.classifier.parameters())
+        self.parameters = [parameter.requires_grad_(True) for parameter in (*upper, *head)]
         self.trained = [parameter.detach().clone() for parameter in self.parameters]
-        learned = (model.layer3, model.layer4, model.classifier)
-        self.folded = Folded(model, learned, torch.bfloat16 if precision == "bf16" else torch.float32)
+        groups = [
+            {"params": params, "lr": self.trained[0].new_tensor(rate), "weight_decay": weight_decay}
+            for params, rate in ((upper, lr), (head, 10 * lr))
+        ]
+        self.optimizer = PolyOptimizer(groups, lr, weight_decay, max_step=self.schedule, fused=True)
+        self.rows = Rows()
+        self.restore()
 
     def run(
-        self,
-        pyramid: Sequence[torch.Tensor],
-        label: torch.Tensor,
-        companions: Iterable[tuple[torch.Tensor, torch.Tensor]],
-        on_step: OnStep | None = None,
+        self, pyramid: Sequence[torch.Tensor], label: torch.Tensor, companions: Batches, on_step: OnStep | None = None
     ) -> tuple[list[torch.Tensor], int]:
         """The CAMs of one image, summed over the steps.
 
         pyramid: per scale [2, 3, h, w] (image, mirror); the first entry is scale 1.0, the second 0.5. label: [C].
-        companions: one (images [B, 3, H, W], labels [B, C]) per step; when it ends early, the image learns alone. In
-        place of images, their features after layer2 [B, D, h, w] as `folded.lower` gives them.
+        companions: one (images [B, 3, H, W], labels [B, C]) per step; when it ends early, the image learns alone.
         on_step: called as on_step(k, sums) once the CAMs of step k = 0, 1, ... are added (k = 0: the plain CAM); `sums`
-        go on growing, so clone them. The last call has what is returned. After running out of memory it starts from 0.
+        go on growing, so clone them. The last call has what is returned.
         Returns one [C, h', w'] per scale (relu, mirrors added, summed over steps) and the number of steps entered.
+        FloatingPointError if CAMs or loss are not finite. Where memory runs out the image goes on with fewer rows at a
+        time; the error is raised where one is too much.
         """
-        replay = _Replay(companions)
-        while True:
-            try:
-                sums, entered = self._run(pyramid, label, iter(replay), on_step or (lambda k, sums: None))
-                if not all(torch.isfinite(cam).all() for cam in sums):
-                    raise FloatingPointError("the CAMs are not finite; try a smaller --RIB_lr")
-                return sums, entered
-            except torch.OutOfMemoryError:
-                if self.companion_rows == 1:
-                    raise
-            finally:
-                self.restore()
-            # Again with half as many companions at a time, from now on; gradients add up, so that the result is the
-            # same to rounding.
-            rows = self.companion_rows or replay.batch_size
-            self.companion_rows = max(1, rows // 2)
-            logging.warning("out of GPU memory: companions now go through %d at a time", self.companion_rows)
-            torch.cuda.empty_cache()
+        features = ((self.lower(images), labels.to(label.device, non_blocking=True)) for images, labels in companions)
+        return self.run_features(pyramid, label, features, on_step)
 
+    def run_features(
+        self, pyramid: Sequence[torch.Tensor], label: torch.Tensor, companions: Batches, on_step: OnStep | None = None
+    ) -> tuple[list[torch.Tensor], int]:
+        """As `run` with companions that have been through `lower`: (features after layer2 [B, D, h, w], labels)."""
+        self.rows.most = None
+        try:
+            sums, n_steps = self._run(pyramid, label, companions, on_step or (lambda k, sums: None))
+        finally:
+            self.restore()
+        if not torch.stack([torch.isfinite(cam).all() for cam in sums]).all():
+            raise FloatingPointError("the CAMs are not finite; try a smaller --RIB_lr")
+        return sums, n_steps
+
+    @torch.no_grad()
+    def lower(self, images: torch.Tensor) -> torch.Tensor:
+        """Images [B, 3, H, W] -> features after layer2 [B, D, h, w], which RIB never changes."""
+        images = images.to(self.trained[0].device, non_blocking=True)
+
+        def work() -> torch.Tensor:
+            with autocast(images.device, self.precision):
+                return torch.cat([self.model.lower(part) for (part,) in self.rows.split(images)])
+
+        return self.rows.retry(work, len(images))
+
+    @torch.no_grad()
     def restore(self) -> None:
         """Puts the trained weights back."""
-        with torch.no_grad():
-            for parameter, trained in zip(self.parameters, self.trained, strict=True):
-                parameter.copy_(trained)
-        self.folded.pull()
+        for parameter, trained in zip(self.parameters, self.trained, strict=True):
+            parameter.copy_(trained)
+        self.optimizer.reset()
 
-    def _run(self, pyramid, label, companions, on_step: OnStep) -> tuple[list[torch.Tensor], int]:
-        classes = label.nonzero().flatten()
-        optimizer = PolyOptimizer(
-            [{**group, "weight_decay": self.weight_decay} for group in self.groups],
-            self.lr, self.weight_decay, max_step=self.schedule,
-        )  # fmt: skip
-        lower = [self.folded.lower(images) for images in pyramid]  # never changes: once per image
+    def _run(self, pyramid, label, companions: Batches, on_step: OnStep) -> tuple[list[torch.Tensor], int]:
+        image = [self.lower(images) for images in pyramid]  # never changes: once per image
+        batches = islice(companions, self.n_iter - 1)
+        batch = next(batches, None)
         sums: list[torch.Tensor] = []
         for k in range(self.n_iter):
             last = k == self.n_iter - 1  # its update would never be used
-            total = label.new_zeros(())
-            for scale, features in enumerate(lower):
-                learns = scale != 1 and not last  # FIDELITY: scale 0.5 gives a CAM but no logit
-                with torch.set_grad_enabled(learns):
-                    raw = self.folded.cam(features)
-                cam = merge_mirrors(raw.detach())
-                if k == 0:
-                    sums.append(cam)
-                else:
-                    sums[scale] += cam
-                # FIDELITY: tested once scale 1.0 has been added; the other scales of this step are then left out.
-                if scale == 0 and k >= 1 and self._exploded(cam[classes]):
-                    on_step(k, sums)
-                    return sums, k + 1
-                if learns and len(classes):  # the loss is a sum: every scale gives back its memory before the next
-                    logits = self._pool(raw[:, classes])
-                    (-self.activation(logits).sum()).backward()
-                    total += logits.detach().sum()
+            self.optimizer.set_rates(k)
+            step = partial(self._step, image, label, batch, learns=not last)
+            cams, criteria = self.rows.retry(step, max(2, len(batch[0]) if batch else 0))
+            batch = next(batches, None)
+            coverage, target, loss = criteria.tolist()
+            exploded = k > 0 and coverage > self.explode_ratio
+            sums = sums or [torch.zeros_like(cam) for cam in cams]
+            # FIDELITY: an explosion is noticed once scale 1.0 is added; the other scales of its step are left out.
+            for total, cam in zip(sums, cams[:1] if exploded else cams, strict=False):
+                total += cam
             on_step(k, sums)
-            if last:
-                return sums, k + 1
-            images, labels = next(companions, (None, None))
-            loss = -total
-            if images is not None:
-                loss = loss + self._add_companions(
-                    images.to(label.device, non_blocking=True), labels.to(label.device, non_blocking=True)
-                )
-            if not torch.isfinite(loss):
+            if exploded or last:
+                break
+            if not math.isfinite(loss):
                 raise FloatingPointError(f"the loss is not finite in RIB step {k + 1}; try a smaller --RIB_lr")
-            self.folded.push()
-            optimizer.step()
-            self.folded.pull()
             # FIDELITY: the sum over the image's six rows stands where the paper has min(m, y).
-            if abs(float(total)) > self.stop_th:
-                return sums, k + 1
-        return sums, self.n_iter
+            if abs(target) > self.stop_th:
+                break
+        return sums, k + 1
 
-    def _add_companions(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Adds the gradient of the companions, each counting with its own labels, and returns their loss."""
-        total = images.new_zeros(())
-        rows = self.companion_rows or max(1, len(images))
-        for part, part_labels in zip(images.split(rows), labels.split(rows), strict=True):
-            row, column = part_labels.nonzero(as_tuple=True)
-            if not len(row):
-                continue
-            lower = self.folded.lower(part) if part.shape[1] == 3 else part
-            loss = -self.activation(self._pool(self.folded.cam(lower)[row, column])).sum()
-            loss.backward()
-            total += loss.detach()
-        return total
+    def _step(self, image: Sequence[torch.Tensor], label: torch.Tensor, companions, learns: bool):
+        """The CAMs with the weights as they are, and one update of these.
 
-    def _pool(self, cam: torch.Tensor) -> torch.Tensor:
-        if self.pooling == "gap":
-            return cam.mean((-2, -1))
-        return gndrp(cam, self.score_th)
+        image: features after layer2 of every scale [2, D, h, w]. companions: (features, labels) or None.
+        Returns the CAMs per scale [C, h', w'], and what the criteria look at: the share of the map that exceeds
+        explode_th, the sum of the image's target logits, the loss.
+        """
+        self.optimizer.zero_grad()
+        cams, target, loss = [], 0.0, 0.0
+        with autocast(label.device, self.precision):
+            for scale, features in enumerate(image):
+                in_loss = scale != 1  # FIDELITY: scale 0.5 gives a CAM but no logit
+                raw, own, part = self._backward(features, label.expand(2, -1), learns and in_loss)
+                cams.append(merge_mirrors(raw))
+                if in_loss:
+                    target, loss = target + own, loss + part
+            if companions is not None:
+                loss = loss + self._backward(*companions, learns)[2]
+        if learns:
+            self.optimizer.update()
+        over = cams[0] / (cams[0].amax((-2, -1), keepdim=True) + EPSILON) > self.explode_th
+        coverage = (over & (label > 0)[:, None, None]).any(0).float().mean()
+        return cams, torch.stack((coverage, target, loss))
 
-    def _exploded(self, cam: torch.Tensor) -> bool:
-        """cam: [n, h, w], relu'd and mirror-summed, of the image's classes."""
-        if not len(cam):
-            return False
-        covered = (cam / cam.amax((-2, -1), keepdim=True) > self.explode_th).any(0)
-        return float(covered.float().mean()) > self.explode_ratio
+    def _backward(self, features: torch.Tensor, labels: torch.Tensor, learns: bool):
+        """Adds the gradient of the loss - sum label * logit, the classification loss without its sigmoid.
 
-
-class _Replay:
-    """An iterable that can be read again from its start, whatever part of it was read."""
-
-    def __init__(self, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]):
-        self.batches, self.seen = iter(batches), []
-
-    @property
-    def batch_size(self) -> int:
-        """Rows of the largest batch so far, at least 1."""
-        return max((len(images) for images, _ in self.seen), default=1)
-
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        yield from list(self.seen)
-        for images, labels in self.batches:
-            self.seen.append((images, labels))
-            yield images, labels
+        features after layer2 [B, D, h, w], labels [B, C]. Returns the raw CAMs [B, C, h', w'], the sum of the target
+        logits and the loss.
+        """
+        cams, target, loss = [], 0.0, 0.0
+        for x, y in self.rows.split(features, labels):  # the loss is a sum: each part gives back its memory
+            with torch.set_grad_enabled(learns):
+                cam = self.model.classifier(self.model.upper(x)).float()
+                logits = gndrp(cam, self.score_th) if self.pooling == "gndp" else cam.mean((-2, -1))
+                part = -(self.activation(logits) * y).sum()
+            if learns:
+                part.backward()
+            cams.append(cam.detach())
+            target, loss = target + (logits.detach() * y).sum(), loss + part.detach()
+        return torch.cat(cams), target, loss

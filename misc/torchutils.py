@@ -17,24 +17,44 @@ class PolyOptimizer(torch.optim.SGD):
     """SGD whose learning rates fall as (1 - step / max_step) ** power (IRN, misc/torchutils.py).
 
     max_step: steps of the whole schedule; after it nothing changes any more. Groups carry their own `weight_decay`.
+    options: of torch.optim.SGD.
     """
 
-    def __init__(self, params, lr: float, weight_decay: float, max_step: int, power: float = 0.9):
+    def __init__(self, params, lr: float, weight_decay: float, max_step: int, power: float = 0.9, **options):
         # FIDELITY: the published optimiser hands weight decay to SGD's momentum slot, so momentum is 1e-4, not 0.9.
-        super().__init__(params, lr, momentum=weight_decay)
+        super().__init__(params, lr, momentum=weight_decay, **options)
         self.global_step = 0
         self.max_step = max_step
         self.power = power
-        self.initial_lr = [group["lr"] for group in self.param_groups]
+        self.initial_lr = [float(group["lr"]) for group in self.param_groups]
+
+    def set_rates(self, step: int) -> None:
+        """The learning rates of a step, 0-based; in place where they are tensors."""
+        factor = poly_factor(step, self.max_step, self.power)
+        for group, lr in zip(self.param_groups, self.initial_lr, strict=True):
+            if isinstance(group["lr"], torch.Tensor):
+                group["lr"].fill_(lr * factor)
+            else:
+                group["lr"] = lr * factor
 
     def step(self, closure=None):
         """One step with the learning rates of this step; no change once `max_step` is reached."""
         if self.global_step < self.max_step:
-            factor = poly_factor(self.global_step, self.max_step, self.power)
-            for group, lr in zip(self.param_groups, self.initial_lr, strict=True):
-                group["lr"] = lr * factor
+            self.set_rates(self.global_step)
             super().step(closure)
         self.global_step += 1
+
+    def update(self) -> None:
+        """The update alone, at the rates that are set; the gradients are then gone."""
+        super().step()
+        self.zero_grad()
+
+    def reset(self) -> None:
+        """Back to the start: no gradients, and momentum buffers of zeros that keep their place in memory."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter)).zero_()
+        self.zero_grad()
 
     def state_dict(self) -> dict:
         return {**super().state_dict(), "global_step": self.global_step}
@@ -45,8 +65,8 @@ class PolyOptimizer(torch.optim.SGD):
 
 
 def poly_factor(step: int, max_step: int, power: float = 0.9) -> float:
-    """The factor of the learning rate at `step` (0-based) of `max_step`."""
-    return (1 - step / max_step) ** power
+    """The factor of the learning rate at `step` (0-based) of `max_step`, 0 from there on."""
+    return max(0.0, 1 - step / max_step) ** power
 
 
 def resolve_device(name: str) -> torch.device:

@@ -2,16 +2,13 @@
 
 import argparse
 
-import torch
-
 from data import camfile, image_names
 from data.base import Dataset
-from data.errors import UserError
 from data.progress import bar
 from misc import torchutils
 from misc.cam import combine_scales
 from misc.run.outputs import made, pending, require, result_file
-from misc.run.recording import open_rib
+from misc.run.recording import naming, open_rib
 
 
 def run(args: argparse.Namespace, dataset: Dataset) -> dict:
@@ -24,19 +21,11 @@ def run(args: argparse.Namespace, dataset: Dataset) -> dict:
     steps = []
     with bar(len(todo), "make_rib_cam") as progress:
         for name, size, levels, label, companions in items:
-            try:
-                if label.any():
-                    cams, entered = rib.run(levels, label, companions)
-                else:  # no class, no map: nothing to widen
-                    cams, entered = [levels[0].new_zeros((len(label), 1, 1))], 0
-            except FloatingPointError as error:
-                raise FloatingPointError(f"image {name}: {error}") from error
-            except torch.OutOfMemoryError as error:
-                raise UserError(
-                    f"image {name} ({size[0]} x {size[1]}): out of GPU memory even with one companion at a time; use "
-                    "--precision bf16 or a smaller --RIB_crop_size, or scale the image down; the same command "
-                    "goes on where it stopped"
-                ) from error
+            if label.any():
+                with naming(name, size):
+                    cams, n_steps = rib.run_features(levels, label, companions)
+            else:  # no class, no map: nothing to widen
+                cams, n_steps = [levels[0].new_zeros((len(label), 1, 1))], 0
             keys = label.nonzero().flatten()
             cam, high_res = combine_scales(cams, keys, size)
             camfile.save(
@@ -45,7 +34,7 @@ def run(args: argparse.Namespace, dataset: Dataset) -> dict:
                 cam.cpu().numpy(),
                 high_res.cpu().numpy(),
             )
-            steps.append(entered)
+            steps.append(n_steps)
             progress.set_postfix_str(
                 f"{sum(steps) / len(steps):.1f} RIB steps an image, {watch.fraction():.0%} waiting", refresh=False
             )

@@ -130,7 +130,9 @@ def test_the_gradient_is_that_of_the_activation_of_every_row(model, levels, name
     """f'(logit) weighs the gradient of every row and class by itself, the companions' too."""
     rib = RIB(model, **{**SETTINGS, "n_iter": 2}, activation=name)
     gradients = []
-    monkeypatch.setattr(PolyOptimizer, "step", lambda self: gradients.append([p.grad.clone() for p in rib.parameters]))
+    monkeypatch.setattr(
+        PolyOptimizer, "update", lambda self: gradients.append([p.grad.clone() for p in rib.parameters])
+    )
     others, other_labels = companions(1)[0]
     rib.run(levels, LABEL, [(others, other_labels)])
     logits = [gndrp(model(levels[scale])[:, LABEL > 0], 0.4).flatten() for scale in (0, 2, 3)]
@@ -237,7 +239,7 @@ def work_dir(tmp_path):
 def runs(monkeypatch):
     """The number of images that RIB ran on; `runs.stop_at` interrupts it. Without plots, which take half the time."""
     monkeypatch.setattr("step.ablate.plot", lambda *_: None)
-    plain = RIB.run
+    plain = RIB.run_features
     state = argparse.Namespace(count=0, stop_at=None)
 
     def counted(self, *args):
@@ -246,7 +248,7 @@ def runs(monkeypatch):
         state.count += 1
         return plain(self, *args)
 
-    monkeypatch.setattr(RIB, "run", counted)
+    monkeypatch.setattr(RIB, "run_features", counted)
     return state
 
 
@@ -389,11 +391,11 @@ def test_a_recording_equals_separate_runs_of_fewer_steps(work_dir):
         rib, items, _ = open_rib(args, dataset, [name], cpu, k + 1)
         ((_, _, levels, label, others),) = items
         assert (rib.n_iter, rib.schedule) == (k + 1, 4)
-        want, _ = rib.run(levels, label, others)
+        want, _ = rib.run_features(levels, label, others)
         assert all(relative_error(a, b[recording.keys]) < 1e-5 for a, b in zip(got, want, strict=True))
     rib, items, _ = open_rib(args, dataset, [name], cpu)  # as make_rib_cam
     ((_, _, levels, label, others),) = items
-    plain, _ = RIB(rib.model, 1e-3, 4, stop_th=1e9, explode_ratio=1.1).run(levels, label, others)
+    plain, _ = RIB(rib.model, 1e-3, 4, stop_th=1e9, explode_ratio=1.1).run_features(levels, label, others)
     written = recording.sums[3]
     assert all(relative_error(a, b[recording.keys]) < 1e-5 for a, b in zip(written, plain, strict=True))
     assert relative_error(written[0], 4 * recording.sums[0][0]) > 0.1  # the weights do move

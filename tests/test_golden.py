@@ -9,6 +9,7 @@ from misc import crf, metrics
 from misc.cam import combine_scales, merge_mirrors
 from misc.indexing import PathIndex, propagate_to_edge
 from misc.rib import RIB
+from misc.torchutils import PolyOptimizer
 from net.resnet50_cam import CAM, Net
 from net.resnet50_irn import AffinityDisplacementLoss, EdgeDisplacement, total_loss
 from tests.helpers import golden, golden_state, relative_error
@@ -77,17 +78,19 @@ def test_rib_weight_changes(cam_model, case, monkeypatch):
         "classifier": "classifier.weight", "layer4": "layer4.2.conv3.weight", "layer3_bn": "layer3.0.bn1.weight",
     }  # fmt: skip
     before = {name: value.clone() for name, value in cam_model.state_dict().items()}
-    changes = {}
-    restore = RIB.restore
+    changes = []
+    update = PolyOptimizer.update
 
-    def look_and_restore(self):
-        state = self.model.state_dict()
-        changes.update({key: (state[name] - before[name]).norm().item() for key, name in watched.items()})
-        restore(self)
+    def update_and_look(self):
+        update(self)
+        state = cam_model.state_dict()
+        changes.append({key: (state[name] - before[name]).norm().item() for key, name in watched.items()})
 
-    monkeypatch.setattr(RIB, "restore", look_and_restore)
-    run_rib(cam_model, case, data)
-    for key, change in changes.items():
+    monkeypatch.setattr(PolyOptimizer, "update", update_and_look)
+    _, entered = run_rib(cam_model, case, data)
+    assert len(changes) == entered
+    # The published code leaves out the update of a step that ends in an explosion; here nothing uses it.
+    for key, change in changes[-2 if case == "explode" else -1].items():
         assert change == pytest.approx(data[f"{case}.d_{key}"], rel=0.01), key
     assert all((cam_model.state_dict()[name] == value).all() for name, value in before.items())
 

@@ -110,7 +110,9 @@ class Tiny(Dataset):
 
 def seen_by(num_workers, taken):
     """What a stream gives when of each target's batches only the first taken[i] are used."""
-    stream = CompanionStream(TrainingCrops(Tiny(), (6, 12), 8, 0), companions(), Stopwatch(), num_workers, False)
+    stream = CompanionStream(
+        TrainingCrops(Tiny(), (6, 12), 8, 0), companions(), torch.Tensor.clone, Stopwatch(), num_workers, False
+    )
     seen = []
     for i, count in enumerate(taken):
         batches = stream.of(i)
@@ -139,7 +141,9 @@ def test_a_stream_gives_each_target_its_own_batches_whatever_was_left_before(num
 
 
 def test_a_stream_ends_with_the_batches_of_the_target():
-    stream = CompanionStream(TrainingCrops(Tiny(), (6, 12), 8, 0), companions(), Stopwatch(), 0, False)
+    stream = CompanionStream(
+        TrainingCrops(Tiny(), (6, 12), 8, 0), companions(), torch.Tensor.clone, Stopwatch(), 0, False
+    )
     assert [len(list(stream.of(i))) for i in range(4)] == [3, 3, 0, 3]
 
 

@@ -28,19 +28,23 @@ MUTATIONS = {
     ),
     "all scales added at an explosion": (
         "misc/rib.py",
-        [("if scale == 0 and k >= 1 and", "if scale == len(lower) - 1 and k >= 1 and")],
+        [("cams[:1] if exploded else cams", "cams")],
+    ),
+    "the first step may explode": (
+        "misc/rib.py",
+        [("exploded = k > 0 and coverage", "exploded = coverage")],
     ),
     "relu before pooling": (
         "misc/rib.py",
-        [("self._pool(raw[:, classes])", "self._pool(torch.relu(raw[:, classes]))")],
+        [("gndrp(cam, self.score_th)", "gndrp(torch.relu(cam), self.score_th)")],
     ),
     "stop threshold on one scale's logits": (
         "misc/rib.py",
-        [("total += logits.detach().sum()", "total = logits.detach().sum()")],
+        [("target, loss = target + own, loss + part", "target, loss = own, loss + part")],
     ),
     "scale 0.5 in the loss": (
         "misc/rib.py",
-        [("learns = scale != 1 and not last", "learns = not last")],
+        [("learns and in_loss", "learns")],
     ),
     "nothing": ("misc/rib.py", []),
     "ties to the class in the sweep": (
@@ -49,7 +53,7 @@ MUTATIONS = {
     ),
     "loss averaged instead of summed": (
         "misc/rib.py",
-        [("self.activation(logits).sum()", "self.activation(logits).mean()")],
+        [("(self.activation(logits) * y).sum()", "(self.activation(logits) * y).mean()")],
     ),
 }
 

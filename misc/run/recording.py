@@ -1,6 +1,7 @@
 """RIB over the images of a dataset, and what it makes of each in every step on the way."""
 
 import argparse
+import contextlib
 import logging
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -10,9 +11,11 @@ import torch
 
 from data import image_names
 from data.base import Dataset
+from data.errors import UserError
 from data.loaders import CompanionBatches, CompanionPool, CompanionStream, Pyramids, TrainingCrops, iterate_images
 from data.progress import Stopwatch
 from misc.cam import combine_scales
+from misc.memory import out_of_memory
 from misc.rib import RIB
 from misc.run.networks import load_cam
 
@@ -22,7 +25,9 @@ Item = tuple[str, tuple[int, int], list[torch.Tensor], torch.Tensor, Iterator[tu
 def open_rib(
     args: argparse.Namespace, dataset: Dataset, names: Sequence[str], device: torch.device, n_iter: int | None = None
 ) -> tuple[RIB, Iterator[Item], Stopwatch]:
-    """RIB with the trained classifier, and for each of `names` (name, (H, W), pyramid, label [C], companions).
+    """RIB with the trained classifier, and for each of `names` what `RIB.run_features` takes.
+
+    Items are (name, (H, W), pyramid, label [C], companions), on the device.
 
     n_iter: steps, by default `--RIB_iter`, to which the learning rates belong in any case. The stopwatch counts how
     long images were waited for.
@@ -56,12 +61,25 @@ def _companions(
         return CompanionBatches(names, labels, todo, dataset.labels(todo), n_iter - 1, args.RIB_batch_size, args.seed)
 
     if args.RIB_companions == "pool" and todo and args.RIB_batch_size:
-        return CompanionPool(
-            crops, names, args.RIB_pool_size, batches_of, lambda images: rib.folded.lower(images.to(device)), watch,
-            args.num_workers,
-        )  # fmt: skip
+        return CompanionPool(crops, names, args.RIB_pool_size, batches_of, rib.lower, watch, args.num_workers)
     batches = batches_of(names, dataset.labels(names))
-    return CompanionStream(crops, batches, watch, args.num_workers, pin_memory=device.type == "cuda")
+    return CompanionStream(crops, batches, rib.lower, watch, args.num_workers, pin_memory=device.type == "cuda")
+
+
+@contextlib.contextmanager
+def naming(name: str, size: tuple[int, int]) -> Iterator[None]:
+    """Errors of RIB that name the image: FloatingPointError, and UserError where memory does not suffice."""
+    try:
+        yield
+    except FloatingPointError as error:
+        raise FloatingPointError(f"image {name}: {error}") from error
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise UserError(
+            f"image {name} ({size[0]} x {size[1]}): out of memory even with one image at a time; use --precision bf16, "
+            "a smaller --RIB_crop_size or --cam_scales, or a smaller image, and run the command again; it resumes"
+        ) from error
 
 
 class Recording(NamedTuple):
@@ -108,12 +126,13 @@ def record(
 
         if len(keys):
             try:
-                rib.run(levels, label, companions, keep)
+                with naming(name, size):
+                    rib.run_features(levels, label, companions, keep)
             except FloatingPointError as error:
                 if not recorded:
-                    raise FloatingPointError(f"image {name}: {error}") from error
+                    raise
                 overflowed = True
-                logging.warning("image %s: %s; it counts as it was after %d updates", name, error, len(recorded) - 1)
+                logging.warning("%s; it counts as it was after %d updates", error, len(recorded) - 1)
         else:  # no class, no map
             recorded.append([levels[0].new_zeros((0, 1, 1))])
         yield Recording(name, size, levels, keys, recorded, overflowed)

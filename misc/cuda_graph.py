@@ -1,0 +1,104 @@
+"""A function as CUDA graphs: recorded for every shape of its arguments, then replayed."""
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakValueDictionary
+
+import torch
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from misc.memory import out_of_memory
+
+
+class Graphed:
+    """function(*args), on a GPU by replaying a CUDA graph, which saves launching thousands of kernels one by one.
+
+    On a CPU, and where recording fails, every call is an ordinary one; the results are the same.
+    function: takes and returns tensors, in lists and tuples, beside constants. What it changes besides (weights) has to
+    keep its place in memory, and nothing in it may wait for the device. What it returns is overwritten by later calls.
+    most: graphs that are kept; the least recently used one goes. They share the memory that they work in.
+    """
+
+    def __init__(self, function: Callable, most: int = 16):
+        self.function, self.most = function, most
+        self.graphs: OrderedDict[Any, tuple] = OrderedDict()
+        self.inputs: WeakValueDictionary[Any, torch.Tensor] = WeakValueDictionary()
+        self.warm = self.failed = False
+
+    def __call__(self, *args: Any) -> Any:
+        leaves, structure = tree_flatten(args)
+        tensors = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)}
+        if self.failed or not all(tensor.is_cuda for tensor in tensors.values()):
+            return self.function(*args)
+        if not self.warm:  # the first call loads libraries and kernels, which must not happen while recording
+            self.warm = True
+            return self.function(*args)
+        key = (structure, *(_kind(leaf) for leaf in leaves))
+        if key not in self.graphs:
+            try:
+                self.graphs[key] = self._record(leaves, structure)
+            except RuntimeError as error:
+                self.clear()
+                if out_of_memory(error):
+                    raise
+                self.failed = True
+                logging.warning("no CUDA graph could be recorded, going on without, which is slower: %s", error)
+                return self.function(*args)
+        self.graphs.move_to_end(key)
+        graph, inputs, outputs = self.graphs[key]
+        for i, tensor in tensors.items():
+            inputs[i].copy_(tensor)
+        graph.replay()
+        return outputs
+
+    def clear(self) -> None:
+        """Forgets the graphs, which gives back their memory."""
+        if self.graphs:
+            torch.cuda.synchronize()
+            self.graphs.clear()
+
+    def _record(self, leaves: list, structure: Any) -> tuple[torch.cuda.CUDAGraph, list, Any]:
+        """(graph, what it reads its arguments from, what it returns)."""
+        if len(self.graphs) >= self.most:
+            torch.cuda.synchronize()
+            self.graphs.popitem(last=False)
+        inputs = [self._input(i, leaf) if isinstance(leaf, torch.Tensor) else leaf for i, leaf in enumerate(leaves)]
+        pool = next(iter(self.graphs.values()))[0].pool() if self.graphs else None
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        try:  # other threads, as those of data loaders, may go on using the device
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+                outputs = self.function(*tree_unflatten(inputs, structure))
+        finally:
+            torch.cuda.set_stream(stream)  # a recording that fails leaves its own behind
+        return graph, inputs, outputs
+
+    def _input(self, i: int, tensor: torch.Tensor) -> torch.Tensor:
+        """Where the graphs read argument i of the tensor's kind from."""
+        key = (i, _kind(tensor))
+        fixed = self.inputs.get(key)
+        if fixed is None:
+            fixed = self.inputs[key] = torch.empty_like(tensor)
+        return fixed
+
+
+def read_later(numbers: torch.Tensor) -> Callable[[], list[float]]:
+    """A function that gives numbers.tolist(), and waits for nothing that a GPU is given to do after this call."""
+    if not numbers.is_cuda:
+        return numbers.tolist
+    host = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
+    host.copy_(numbers, non_blocking=True)
+    event = torch.cuda.Event()
+    event.record()
+
+    def read() -> list[float]:
+        event.synchronize()
+        return host.tolist()
+
+    return read
+
+
+def _kind(leaf: Any) -> Any:
+    """What has to be equal for one graph to serve two arguments: constants themselves, of tensors the layout."""
+    return (leaf.shape, leaf.dtype, leaf.stride()) if isinstance(leaf, torch.Tensor) else leaf

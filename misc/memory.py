@@ -1,0 +1,52 @@
+"""Going on with less at a time where memory runs out."""
+
+import logging
+import re
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+# As PyTorch, CUDA, cuDNN and cuBLAS say it, and PyTorch on a CPU; not all of them raise torch.OutOfMemoryError.
+_OUT_OF_MEMORY = re.compile(
+    r"CUDA out of memory|CUDA error: out of memory|CU(DNN|BLAS)_STATUS_ALLOC_FAILED|DefaultCPUAllocator"
+)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of a GPU or of the machine, in any form in which PyTorch tells of it."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and bool(_OUT_OF_MEMORY.search(str(error)))
+
+
+class Rows:
+    """How many rows of a batch go through a network at once: all, or fewer once memory has run out.
+
+    most: rows at a time, None: all.
+    """
+
+    def __init__(self):
+        self.most: int | None = None
+
+    def split(self, *tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+        """Tensors [B, ...], B > 0, in parts of so many rows."""
+        return zip(*(tensor.split(self.most or len(tensor)) for tensor in tensors), strict=True)
+
+    def retry(self, work: Callable[[], T], rows: int, before: Callable[[], None] = lambda: None) -> T:
+        """work(), which takes so many rows at most; again with half of them at a time for as long as memory runs out.
+
+        before: called before every further attempt. The error is raised where one row at a time is too much.
+        """
+        while True:
+            try:
+                return work()
+            except (RuntimeError, MemoryError) as error:
+                if self.most == 1 or not out_of_memory(error):
+                    raise
+            self.most = max(1, min(rows, self.most or rows) // 2)  # out of the handler: errors keep tensors alive
+            logging.warning("out of memory: going on with %d images at a time", self.most)
+            before()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
