@@ -102,6 +102,14 @@ class Dataset:
         """The ids of the classes in COCO files, where they differ from the mask values."""
         return tuple(range(1, self.n_classes + 1))
 
+    def has_label(self, name: str) -> bool:
+        """Whether the image has a label that can be read."""
+        try:
+            self.label(name)
+        except UserError:
+            return False
+        return True
+
     def has_mask(self, name: str) -> bool:
         """Whether there is ground truth, without reading it."""
         return self.mask(name) is not None

@@ -69,7 +69,7 @@ def _segment(
     root = path_of(args, out)
     folders = [root / below]
     if args.seg_crf_iter:
-        folders.append(root.with_name(f"{root.name}_before_crf"))
+        folders.append(Path(f"{root}_before_crf"))
     inside = f"{below}/" if below else ""
     missing = set(pending(args, dataset, out, [inside + name for name in names], ".png"))
     todo = [

@@ -50,7 +50,7 @@ def test_every_step_leaves_its_files(small_run_said):
         assert (folder / name).stat().st_size > 0
     with Image.open(folder / "overview.png") as overview:
         assert overview.width == 7 * (viz.TILE + viz.GAP)  # the last column shows instances
-    left = ("*.tmp", "*.checkpoint", ".lock")
+    left = ("*.tmp", "*.checkpoint")
     assert not [path for pattern in left for path in folder.rglob(pattern)]
 
 

@@ -172,7 +172,8 @@ def provenance(args: argparse.Namespace, dataset: Dataset, argument: str) -> dic
         values[f"--{purpose}_list"] = digest_of_names(image_names(args, dataset, purpose))
     if entry.labels:
         with contextlib.suppress(UserError):  # CAMs of other images can be made without that list
-            names = [name for name in dataset.names_of(args.train_list) if name not in dataset.bad_images]
+            names = dataset.names_of(args.train_list)
+            names = [name for name in names if name not in dataset.bad_images or dataset.has_label(name)]
             values["labels of --train_list"] = digest_of_array(dataset.labels(names))
     inputs = {f"--{name}": _input(args, name) for name in entry.inputs}
     record = {"step": entry.step, "arguments": {**dataset.identity, **values}, "inputs": inputs, "code": code_version()}
@@ -236,14 +237,15 @@ def _settle(args: argparse.Namespace, dataset: Dataset, argument: str, names: Se
 def remove_results(args: argparse.Namespace, steps: Iterable[str]) -> None:
     """For `--overwrite`: removes the results of some steps and their figures; weights that the user named stay."""
     steps = set(steps)
-    figures = {key: value for key, value in metrics(args).items() if key not in steps}
+    several = {entry.step for entry in OUTPUTS.values() if entry.seg_labels}  # they keep figures of other networks
+    figures = {key: value for key, value in metrics(args).items() if key not in steps - several}
     for argument, entry in OUTPUTS.items():
         if entry.step not in steps or entry.seg_labels not in (None, *args.seg_labels):
             continue
         path = path_of(args, argument)
         figures.pop(entry.scored_by, None)
         if argument.endswith("_out_dir"):
-            folders = [path, path.with_name(f"{path.name}_before_crf")] if entry.step == "eval_seg" else [path]
+            folders = [path, Path(f"{path}_before_crf")] if entry.step == "eval_seg" else [path]
             files = [file for folder in folders for kind in ("*.npy", "*.png") for file in folder.rglob(kind)]
         elif getattr(args, argument):
             logging.info("%s was named on the command line: it is not replaced", path)
