@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import multiprocessing
 import os
 import signal
 import socket
@@ -68,6 +69,9 @@ def in_worker(worker_id: int = 0) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
+    parent = multiprocessing.parent_process()
+    if parent is not None and not parent.is_alive():  # it died before this could be asked for
+        os._exit(1)
 
 
 def end_process(code: int) -> None:
@@ -92,8 +96,6 @@ def _wait(reader: socket.socket, owner: int, line: str | None) -> None:
 
 
 def _end(number: signal.Signals, line: str | None) -> None:
-    from multiprocessing import active_children
-
     from data.files import discard_unfinished
 
     with contextlib.suppress(OSError, ValueError):
@@ -101,7 +103,7 @@ def _end(number: signal.Signals, line: str | None) -> None:
             how = "interrupted" if number == signal.SIGINT else f"stopped by {number.name}"
             print(line.format(how), file=sys.stderr, flush=True)
         sys.stdout.flush()
-    for child in active_children():
+    for child in multiprocessing.active_children():
         with contextlib.suppress(OSError, ValueError):
             child.kill()
     discard_unfinished()

@@ -102,12 +102,16 @@ def test_a_signal_ends_the_run_in_time(tmp_path, number, workers, arguments, sig
 FORKS = """
 import os, sys, time
 from data.process import in_worker, on_signals
+reader, writer = os.pipe()
 with on_signals(first=True):
     for _ in range(3):
         if os.fork() == 0:
             in_worker()
+            os.write(writer, b"x")
             time.sleep(600)
             os._exit(0)
+    for _ in range(3):
+        os.read(reader, 1)
     print("forked", file=sys.stderr, flush=True)
     time.sleep(600)
 """
