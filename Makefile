@@ -29,7 +29,7 @@ seeds: $(VENV)/.installed
 	$(RUN) -m benchmarks.shapes_seeds $(ARGS)
 
 # Each fast form against a plain one, on this machine's CPU.
-bench: $(VENV)/.installed
+bench: $(VENV)/.installed-dev
 	$(RUN) -m benchmarks.cpu $(ARGS)
 	$(RUN) -m benchmarks.centroids
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from data.files import save_json, write_atomic
+from misc.crf import hard_labels
 
 
 @dataclass
@@ -44,8 +45,42 @@ def measure(function: Callable[[], object], runs: int = 5, warm_up: int = 1) -> 
     return np.array(seconds), result
 
 
+def measure_together(*functions: Callable[[], object], runs: int = 7) -> list[tuple[np.ndarray, object]]:
+    """As `measure` for each of the functions, taking turns: what else the machine does slows all of them alike."""
+    results = [function() for function in functions]
+    seconds = np.zeros((len(functions), runs))
+    for run in range(runs):
+        for i, function in enumerate(functions):
+            begin = time.perf_counter()
+            results[i] = function()
+            seconds[i, run] = time.perf_counter() - begin
+    return list(zip(seconds, results, strict=True))
+
+
+PHOTOGRAPHS = ("chelsea", "coffee", "rocket", "astronaut", "motorcycle")
+
+
+def photograph(name: str, side: int = 500) -> np.ndarray:
+    """uint8 [H, W, 3]: one of the PHOTOGRAPHS, which come with scikit-image; its longer side is `side` pixels long."""
+    from skimage import data
+
+    image = data.stereo_motorcycle()[0] if name == "motorcycle" else getattr(data, name)()
+    height, width = image.shape[:2]
+    scale = side / max(height, width)
+    return cv2.resize(image, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_AREA)
+
+
+def labelings_of(image: np.ndarray, n_labels: int, seed: int = 0) -> list[np.ndarray]:
+    """int64 [H, W], twice: the two labelings of an IRN label for an image, from made-up CAMs of its classes."""
+    height, width = image.shape[:2]
+    coarse = np.random.default_rng(seed).random((6, 8, n_labels - 1)).astype(np.float32)
+    cams = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC).reshape(height, width, -1)
+    cams = np.clip(cams.transpose(2, 0, 1), 0, 1) ** 2
+    return [hard_labels(cams, threshold) for threshold in (0.35, 0.17)]
+
+
 def photo(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """uint8 [H, W, 3]: smooth regions with noise, as hard for a CRF as a photograph."""
+    """uint8 [H, W, 3]: smooth regions with noise."""
     coarse = rng.integers(0, 255, (12, 16, 3)).astype(np.uint8)
     image = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC) + rng.normal(0, 8, (height, width, 3))
     return np.clip(image, 0, 255).astype(np.uint8)

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import cv2
@@ -18,9 +19,20 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
 from benchmarks import reference
-from benchmarks.common import Row, measure, peak_extra_mb, photo, row, write
+from benchmarks.common import (
+    PHOTOGRAPHS,
+    Row,
+    labelings_of,
+    measure,
+    measure_together,
+    peak_extra_mb,
+    photo,
+    photograph,
+    row,
+    write,
+)
 from data import camfile
-from data.progress import chunks, map_items
+from data.progress import map_items
 from data.transforms import pyramid
 from misc import crf
 from misc.indexing import PathIndex, propagate_to_edge
@@ -65,32 +77,33 @@ def bench_walk() -> list[Row]:
 
 
 def bench_crf() -> list[Row]:
-    """Both CRF runs of a 375 x 500 image: one lattice for two runs, and the two backends."""
-    rng = np.random.default_rng(0)
-    image = photo(rng, 375, 500)
-    cams = cv2.resize(rng.random((6, 8, 2)).astype(np.float32), (500, 375), interpolation=cv2.INTER_CUBIC)
-    cams = np.clip(cams.transpose(2, 0, 1), 0, 1) ** 2
-    labelings = [crf.hard_labels(cams, threshold) for threshold in (0.35, 0.17)]
-    if crf.resolve_backend("auto", torch.device("cpu")) is not None:  # without pydensecrf there is nothing to compare
-        ours, _ = measure(lambda: crf.crf_labels(image, labelings, 3, torch.device("cpu")), runs=3)
-        return [row("CRF labels, 375 x 500, torch on the CPU, both runs", ours)]
-    apart, wanted = measure(lambda: [crf.crf_labels(image, [one], 3)[0] for one in labelings])
-    together, got = measure(lambda: crf.crf_labels(image, labelings, 3))
-    ours, torch_labels = measure(lambda: crf.crf_labels(image, labelings, 3, torch.device("cpu")), runs=3)
+    """Both CRF runs of an IRN label on photographs, against pydensecrf where it is installed."""
+    rows = [_bench_crf(name, 2) for name in PHOTOGRAPHS] + [_bench_crf(name, 20) for name in ("chelsea", "motorcycle")]
+    image = photograph("chelsea")
+    labelings = labelings_of(image, 2)
+    work = partial(crf.crf_labels, image, labelings)
+    (together, got), (apart, wanted) = measure_together(
+        lambda: work(2), lambda: [crf.crf_labels(image, [labeling], 2)[0] for labeling in labelings]
+    )
+    rows.append(row("CRF labels, chelsea, 2 labels", together, "two separate runs", apart, _equal(got, wanted)))
+    (two, _), (one, _) = measure_together(*(lambda n=n: list(map_items(work, [2] * 8, n)) for n in (2, 1)), runs=3)
+    return [*rows, row("CRF labels, an image of 8 in 2 processes", two / 8, "1 process", one / 8)]
 
-    def same(labels: list[np.ndarray]) -> str:
-        return f"{100 * np.mean(np.array(labels) == np.array(wanted)):.3f}% of pixels"
 
-    def share(workers: int) -> np.ndarray:
-        work = partial(crf.crf_labels, image, labelings)
-        return measure(lambda: list(map_items(work, [3] * 8, workers)), runs=3)[0] / 8
+def _bench_crf(name: str, n_labels: int) -> Row:
+    image = photograph(name)
+    labelings = labelings_of(image, n_labels)
+    what = f"CRF labels, {name}, {image.shape[0]} x {image.shape[1]}, {n_labels} labels, both runs"
+    backends = ["scipy", "pydensecrf"][: 1 + (find_spec("pydensecrf") is not None)]
+    (ours, got), *others = measure_together(
+        *(partial(crf.crf_labels, image, labelings, n_labels, backend) for backend in backends)
+    )
+    return row(what, ours, "pydensecrf", others[0][0], _equal(got, others[0][1])) if others else row(what, ours)
 
-    one, two = share(1), share(2)
-    return [
-        row("CRF labels, 375 x 500, pydensecrf, both runs", together, "two separate runs", apart, same(got)),
-        row("CRF labels, 375 x 500, torch on the CPU, both runs", ours, "two separate runs", apart, same(torch_labels)),
-        row("CRF labels, an image of 8 in 2 processes", two, "1 process", one),
-    ]
+
+def _equal(labels: list[np.ndarray], wanted: list[np.ndarray]) -> str:
+    different = np.count_nonzero(np.array(labels) != np.array(wanted))
+    return f"{different} of {np.size(wanted)} pixels differ"
 
 
 def cam_files(
@@ -114,7 +127,9 @@ def sweep_files(
 ) -> np.ndarray:
     """Confusions at every threshold, as step eval_cam computes them."""
     total = ThresholdSweep(thresholds, n_classes)
-    for counts in map_items(partial(_sweep_part, thresholds, n_classes), chunks(files, 16), workers):
+    for counts in map_items(
+        partial(_sweep_part, thresholds, n_classes), [files[i : i + 16] for i in range(0, len(files), 16)], workers
+    ):
         total.counts += counts
     return total.confusions()
 

@@ -3,8 +3,6 @@
 import argparse
 from functools import partial
 
-import torch
-
 from data import camfile, image_names
 from data.base import Dataset, voc_palette
 from data.files import save_mask
@@ -18,11 +16,10 @@ def run(args: argparse.Namespace, dataset: Dataset) -> dict:
     names = image_names(args, dataset, "infer")
     require(args, seeds_argument(args), names)
     todo = pending(args, dataset, "ir_label_out_dir", names, ".png")
-    device = crf.resolve_backend(args.crf_backend, torchutils.resolve_device(args.device))
-    # A GPU does one image after another in this process; on a CPU worker processes share them.
-    workers = 0 if device is not None and device.type == "cuda" else args.num_workers
+    backend = crf.resolve_backend(args.crf_backend, torchutils.resolve_device(args.device))
+    workers = crf.processes(backend, args.num_workers)
     ignored = []
-    label = partial(_label, args, dataset, device)
+    label = partial(_label, args, dataset, backend)
     for fraction in progress_map(
         label, todo, "cam_to_ir_label", workers, status=lambda: f"{sum(ignored) / len(ignored):.0%} ignored"
     ):
@@ -30,10 +27,10 @@ def run(args: argparse.Namespace, dataset: Dataset) -> dict:
     return made(todo, names)
 
 
-def _label(args: argparse.Namespace, dataset: Dataset, device: torch.device | None, name: str) -> float:
+def _label(args: argparse.Namespace, dataset: Dataset, backend: crf.Backend, name: str) -> float:
     image = dataset.image(name)
     path = result_file(args, seeds_argument(args), name, ".npy")
     seeds = camfile.load(path, image.shape[:2], dataset.n_classes)
-    label = crf.ir_label(image, seeds["high_res"], seeds["keys"], args.conf_fg_thres, args.conf_bg_thres, device)
+    label = crf.ir_label(image, seeds["high_res"], seeds["keys"], args.conf_fg_thres, args.conf_bg_thres, backend)
     save_mask(result_file(args, "ir_label_out_dir", name, ".png"), label, voc_palette())
     return float((label == 255).mean())

@@ -77,12 +77,11 @@ def _segment(
         if inside + name in missing or not (folders[-1] / f"{name}.png").is_file()
     ]  # fmt: skip
     device = torchutils.resolve_device(args.device)
-    crf_device = crf.resolve_backend(args.crf_backend, device)
-    # A GPU refines one image after another in this process; on a CPU worker processes share them.
-    workers = 0 if crf_device is not None and crf_device.type == "cuda" else args.num_workers
+    backend = crf.resolve_backend(args.crf_backend, device)
+    workers = crf.processes(backend, args.num_workers)
     model = load_seg(args, dataset, weights, device)
     predictions = _predict(args, dataset, model, todo, device)
-    finish = partial(_finish, args, dataset, crf_device, folders)
+    finish = partial(_finish, args, dataset, backend, folders)
     for _ in progress_map(finish, predictions, f"eval_seg, trained on {labels}", workers, total=len(todo)):
         pass
     torchutils.barrier()
@@ -104,7 +103,7 @@ def _predict(
 def _finish(
     args: argparse.Namespace,
     dataset: Dataset,
-    crf_device: torch.device | None,
+    backend: crf.Backend,
     folders: Sequence[Path],
     prediction: tuple[str, tuple[int, int], list[np.ndarray]],
 ) -> None:
@@ -114,7 +113,7 @@ def _finish(
     masks = [shares.argmax(0).numpy()]
     if args.seg_crf_iter:
         kernels = crf.Kernels(*args.seg_crf)
-        refined = crf.crf_probabilities(dataset.image(name), shares.numpy(), kernels, args.seg_crf_iter, crf_device)
+        refined = crf.crf_probabilities(dataset.image(name), shares.numpy(), kernels, args.seg_crf_iter, backend)
         masks.append(refined)
     for folder, mask in zip(reversed(folders), masks, strict=True):  # once it is there, all are
         save_mask(folder / f"{name}.png", mask, voc_palette())

@@ -1,18 +1,22 @@
-"""The dense CRF: the lattice against a plain one, the two backends against each other, labels by hand."""
-
-import builtins
+"""The dense CRF: lattice and labels against plain dense forms, the backends against each other, labels by hand."""
 
 import cv2
 import numpy as np
 import pytest
 import torch
 
-from data.errors import UserError
+from benchmarks.common import labelings_of, photograph
 from misc import crf
 from misc.permutohedral import Lattice
-from tests.helpers import relative_error
+from tests.helpers import relative_error, run_cli
 
 CPU = torch.device("cpu")
+BACKENDS = ("scipy", CPU, "pydensecrf")
+
+
+def skip_without(backend):
+    if backend == "pydensecrf":
+        pytest.importorskip("pydensecrf")
 
 
 def plain_filter(features, x):
@@ -59,28 +63,32 @@ def plain_filter(features, x):
     return out
 
 
+@pytest.mark.parametrize("library", [np.asarray, torch.from_numpy])
 @pytest.mark.parametrize("d", [1, 2, 5])
-def test_lattice_equals_the_plain_form(d):
+def test_lattice_equals_the_plain_form(d, library):
     rng = np.random.default_rng(d)
     features = rng.normal(0, 1.5, (120, d)).astype(np.float32)
-    x = rng.random((120, 3))
-    got = Lattice(torch.from_numpy(features)).filter(torch.from_numpy(x).float())
-    assert relative_error(got, plain_filter(features, x)) < 1e-4
+    x = rng.random((120, 3)).astype(np.float32)
+    lattice = Lattice(library(features))
+    kernel = plain_filter(features, np.eye(120))
+    assert relative_error(lattice.filter(library(x)), kernel @ x) < 1e-4
+    norm = kernel.sum(1) ** -0.5
+    assert relative_error(lattice.normalise(3).filter(library(x)), 3 * np.outer(norm, norm) * kernel @ x) < 1e-4
 
 
 def test_lattice_approximates_a_gaussian():
     y, x = np.mgrid[:24, :24]
     features = np.stack([x, y], -1).reshape(-1, 2).astype(np.float32) / 3
     values = np.random.default_rng(0).random((576, 1)).astype(np.float32)
-    lattice = Lattice(torch.from_numpy(features))
-    got = lattice.filter(torch.from_numpy(values)) / lattice.filter(torch.ones(576, 1))
+    lattice = Lattice(features)
+    got = lattice.filter(values) / lattice.filter(np.ones((576, 1), np.float32))
     kernel = np.exp(-((features[:, None] - features[None]) ** 2).sum(-1) / 2)
-    assert np.abs(got.numpy() - kernel @ values / kernel.sum(1, keepdims=True)).max() < 0.03
+    assert np.abs(got - kernel @ values / kernel.sum(1, keepdims=True)).max() < 0.03
 
 
 def test_features_that_span_too_much_are_refused():
     with pytest.raises(ValueError, match="lattice steps"):
-        Lattice(torch.tensor([[0.0] * 5, [1e5] * 5]))
+        Lattice(np.float32([[0.0] * 5, [1e5] * 5]))
 
 
 def picture(seed, n_labels, size=(60, 80)):
@@ -93,38 +101,76 @@ def picture(seed, n_labels, size=(60, 80)):
     return np.clip(image, 0, 255).astype(np.uint8), labelings
 
 
-@pytest.mark.parametrize("n_labels", [2, 4])
-def test_backends_agree(n_labels):
-    pytest.importorskip("pydensecrf")
+def plain_crf(image, labeling, n_labels, kernel):
+    """Mean field with dense matrices in float64; kernel: [N, d] features -> [N, N]."""
+    y, x = np.mgrid[: image.shape[0], : image.shape[1]]
+    position, colour = np.stack([x.ravel(), y.ravel()], 1), image.reshape(-1, 3).astype(float)
+    messages = 0
+    for features, weight in ((position / 3, 3), (np.concatenate([position / 50, colour / 5], 1), 10)):
+        k = kernel(features.astype(np.float32))
+        messages += weight * k / np.sqrt(np.outer(k.sum(1), k.sum(1)))
+    prior = np.where(np.arange(n_labels) == labeling.reshape(-1, 1), 0.7, 0.3 / (n_labels - 1))
+    q = prior
+    for _ in range(10):
+        q = prior * np.exp(messages @ q)
+        q /= q.sum(1, keepdims=True)
+    return q.argmax(1).reshape(labeling.shape)
+
+
+@pytest.mark.parametrize("n_labels", [2, 5])
+@pytest.mark.parametrize("backend", BACKENDS, ids=str)
+def test_labels_equal_those_of_dense_matrices(backend, n_labels):
+    skip_without(backend)
+    image, labelings = picture(n_labels, n_labels, (15, 20))
+    refined = crf.crf_labels(image, labelings, n_labels, backend)
+    for labeling, got in zip(labelings, refined, strict=True):
+        wanted = plain_crf(image, labeling, n_labels, lambda features: plain_filter(features, np.eye(len(features))))
+        np.testing.assert_array_equal(got, wanted)
+    assert len(np.unique(refined)) > 1 and not np.array_equal(refined, labelings)
+
+
+@pytest.mark.parametrize("n_labels", [2, 4, 20])
+@pytest.mark.parametrize("backend", ["pydensecrf", CPU], ids=str)
+def test_backends_agree(backend, n_labels):
+    skip_without(backend)
     for seed in range(3):
         image, labelings = picture(seed, n_labels)
-        theirs = crf.crf_labels(image, labelings, n_labels)
-        ours = crf.crf_labels(image, labelings, n_labels, CPU)
-        assert np.mean([(a == b).mean() for a, b in zip(theirs, ours, strict=True)]) > 0.999
+        ours = crf.crf_labels(image, labelings, n_labels)
+        np.testing.assert_array_equal(ours, crf.crf_labels(image, labelings, n_labels, backend))
         assert len(np.unique(ours)) > 1
 
 
-@pytest.mark.parametrize("device", [None, CPU])
-def test_two_runs_in_one_equal_two_runs(device):
-    if device is None:
-        pytest.importorskip("pydensecrf")
-    image, labelings = picture(5, 3)
-    together = crf.crf_labels(image, labelings, 3, device)
-    for labeling, refined in zip(labelings, together, strict=True):
-        np.testing.assert_array_equal(refined, crf.crf_labels(image, [labeling], 3, device)[0])
+@pytest.mark.parametrize("n_labels", [2, 4, 20])
+def test_photographs_agree_with_pydensecrf(n_labels):
+    pytest.importorskip("pydensecrf")
+    for name in ("chelsea", "rocket"):
+        image = photograph(name, 160)
+        labelings = labelings_of(image, n_labels)
+        theirs = crf.crf_labels(image, labelings, n_labels, "pydensecrf")
+        np.testing.assert_array_equal(crf.crf_labels(image, labelings, n_labels), theirs)
+
+
+@pytest.mark.parametrize("backend", BACKENDS, ids=str)
+def test_two_runs_in_one_equal_two_runs(backend):
+    skip_without(backend)
+    for n_labels in (3, 12):  # in one pass over the lattices, in two
+        image, labelings = picture(5, n_labels)
+        together = crf.crf_labels(image, labelings, n_labels, backend)
+        for labeling, refined in zip(labelings, together, strict=True):
+            np.testing.assert_array_equal(refined, crf.crf_labels(image, [labeling], n_labels, backend)[0])
 
 
 def test_labels_by_hand():
     # One label: nothing to refine. A uniform image with one clear majority: the CRF removes the lone pixel.
-    assert crf.ir_label(np.zeros((4, 5, 3), np.uint8), np.zeros((0, 4, 5)), [], 0.3, 0.1, CPU).tolist() == [[0] * 5] * 4
+    assert crf.ir_label(np.zeros((4, 5, 3), np.uint8), np.zeros((0, 4, 5)), [], 0.3, 0.1).tolist() == [[0] * 5] * 4
     image = np.full((20, 20, 3), 90, np.uint8)
     cam = np.zeros((1, 20, 20), np.float32)
     cam[0, 10, 10] = 1
-    assert crf.ir_label(image, cam, [6], 0.3, 0.1, CPU).max() == 0
+    assert crf.ir_label(image, cam, [6], 0.3, 0.1).max() == 0
     # Left half above both thresholds, right half between them (ignored), each of its own colour; the rest below both.
     image[:, :7], image[:, 7:14] = (250, 0, 0), (0, 0, 250)
     cam[0, :, :7], cam[0, :, 7:14], cam[0, :, 14:] = 0.9, 0.2, 0.0
-    label = crf.ir_label(image, cam, [6], 0.3, 0.1, CPU)
+    label = crf.ir_label(image, cam, [6], 0.3, 0.1)
     assert (label[:, :6] == 7).all() and (label[:, 8:13] == 255).all() and (label[:, 15:] == 0).all()
 
 
@@ -133,17 +179,15 @@ def test_hard_labels_give_ties_to_background():
     assert crf.hard_labels(cams, 0.3).tolist() == [[0, 1, 2]]
 
 
-def test_backend_without_pydensecrf(monkeypatch):
-    monkeypatch.setattr(crf.importlib.util, "find_spec", lambda name: None)
-    real = builtins.__import__
+def test_auto_is_scipy_on_a_cpu_and_pytorch_on_a_gpu():
+    gpu = torch.device("cuda", 0)
+    assert crf.resolve_backend("auto", CPU) == crf.resolve_backend("scipy", gpu) == "scipy"
+    assert crf.resolve_backend("auto", gpu) == gpu and crf.resolve_backend("torch", CPU) == CPU
+    assert [crf.processes(backend, 4) for backend in ("scipy", "pydensecrf", CPU, gpu)] == [4, 4, 4, 0]
 
-    def refuse(name, *rest):
-        assert not name.startswith("pydensecrf")
-        return real(name, *rest)
 
-    monkeypatch.setattr(builtins, "__import__", refuse)
-    assert crf.resolve_backend("auto", CPU) == CPU
-    with pytest.raises(UserError, match="pip install pydensecrf2"):
-        crf.resolve_backend("pydensecrf", CPU)
-    image, labelings = picture(1, 2, (20, 20))
-    assert crf.crf_labels(image, labelings, 2, crf.resolve_backend("auto", CPU))[0].shape == (20, 20)
+def test_pydensecrf_that_is_not_installed_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr("misc.run.arguments.importlib.util.find_spec", lambda name: None)
+    assert run_cli("--crf_backend", "pydensecrf", "--dry_run") == 2
+    assert "wanted it installed: pip install -r requirements-pydensecrf.txt" in capsys.readouterr().err
+    assert run_cli("--crf_backend", "auto", "--dry_run") == 0

@@ -211,7 +211,10 @@ def test_voc_val_and_test(tmp_path, capsys):
             "at least 2 images at a time",
         ),
         (["--seg_labels", "rib"], "no list of different words out of pseudo, cam, truth"),
-        (["--seg_batch_size", "9", "--seg_accumulate", "2"], "--seg_batch_size is 9; wanted a multiple of --seg_accumulate 2"),
+        (
+            ["--seg_batch_size", "9", "--seg_accumulate", "2"],
+            "--seg_batch_size is 9; wanted a multiple of --seg_accumulate 2",
+        ),
         (["--seg_msc_scales", "0.5,1"], "wanted 1.0 as the first"),
         (["--seg_test_scales", ""], "wanted at least one number"),
         (["--seg_crf", "1,3"], "2 values, wanted 5"),

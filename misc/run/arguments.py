@@ -1,6 +1,7 @@
 """From a command line to checked values, and where each of them comes from."""
 
 import argparse
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -169,5 +170,7 @@ def _check(args: argparse.Namespace) -> None:
     demand(fits, "seg_crf", "deviations (1st, 3rd, 4th) above 0 and weights of at least 0")
     divides = args.seg_batch_size % args.seg_accumulate == 0
     demand(divides, "seg_batch_size", f"a multiple of --seg_accumulate {args.seg_accumulate}")
+    installed = args.crf_backend != "pydensecrf" or importlib.util.find_spec("pydensecrf") is not None
+    demand(installed, "crf_backend", "it installed: pip install -r requirements-pydensecrf.txt")
     low, high, step = args.cam_eval_sweep
     demand(low <= high and step > 0, "cam_eval_sweep", "LO <= HI and STEP above 0")
