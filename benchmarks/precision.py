@@ -17,7 +17,7 @@ import run_sample
 from benchmarks.common import row, write
 from data import camfile
 from misc.metrics import confusion, mean_iou
-from misc.report.gallery import seed_mask
+from misc.report.pictures import seed_mask
 
 
 def main() -> int:

@@ -16,20 +16,11 @@ from data.files import load_json, save_json, write_atomic
 from data.progress import bar
 from misc import torchutils
 from misc.metrics import ThresholdSweep, mean_iou
+from misc.report import plots
+from misc.report.tables import ablation_tables
 from misc.run.made_by import of_array
 from misc.run.recording import Recording, record
-from misc.run.studies import (
-    STUDIES,
-    Point,
-    Times,
-    chosen_studies,
-    inputs_of,
-    is_number,
-    make_point,
-    plot,
-    points_of,
-    table,
-)
+from misc.run.studies import STUDIES, Point, Times, chosen_studies, inputs_of, is_number, make_point, points_of
 from misc.run.workdir import require
 from step.eval_cam import fixed_and_best, thresholds_of
 
@@ -219,8 +210,10 @@ def _report(folder: Path, dataset: str, own: str, found: dict, before: dict) -> 
     save_json(folder / RESULTS, {"own": own, "studies": together})
     for name, study in found.items():
         images = len(study["names"])
-        plot(folder, name, study, f"{dataset}, {images} image{'s'[: images != 1]}: {study['title']}")
-    text = table(f"{dataset}, seed mIoU", together)
+        title = f"{dataset}, {images} image{'s'[: images != 1]}: {study['title']}"
+        plots.save(plots.ablation(study, title), folder / name)
+    parts = [f"{dataset}, seed mIoU (%)", *(table.text() for table in ablation_tables(together))]
+    text = "\n\n".join(parts)
     write_atomic(folder / "table.txt", lambda file: file.write(f"{text}\n".encode()))
     print(text)
     logging.info("ablate: table and plots in %s", folder)

@@ -8,7 +8,7 @@ import numpy as np
 from data import camfile, image_names, insfile, open_dataset
 from data.base import Dataset, voc_palette
 from data.files import save_grey, save_json, save_mask
-from misc.report.page import build
+from misc.report.build import build
 from misc.run import metricsfile, workdir
 from misc.run.provenance import provenance
 from misc.run.runner import parse

@@ -14,7 +14,7 @@ from pycocotools.coco import COCO
 from data import camfile, insfile
 from data.shapes import Shapes
 from misc.metrics import confusion, mean_iou
-from misc.report import viz
+from misc.report import pictures
 from run_sample import STEPS
 
 ROOT = Path(__file__).parent.parent
@@ -61,7 +61,7 @@ def test_every_step_leaves_its_files(finished):
         assert sorted(path.name for path in (folder / kind).iterdir()) == wanted
     for name in ("sess/res50_cam.pth", "sess/res50_irn.pth", *PICTURES, "args.json", "log.txt"):
         assert (folder / name).stat().st_size > 0
-    assert Image.open(folder / "overview.png").width == 7 * (viz.TILE + viz.GAP)  # the last column shows instances
+    assert Image.open(folder / "overview.png").width == 8 * (pictures.TILE + pictures.GAP)
     left = ("*.tmp", "*.checkpoint", ".lock")
     assert not [path for pattern in left for path in folder.rglob(pattern)]
 

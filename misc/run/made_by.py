@@ -26,8 +26,8 @@ PACKAGES = ("data", "misc", "net", "step", "voc12", "coco14")
 WITHOUT_EFFECT = (
     "misc.run.board", "data.cocojson", "data.errors", "data.files", "misc.run.lock", "misc.run.made_by",
     "misc.run.metricsfile", "data.pool", "data.progress", "misc.run.resume", "data.process",
-    "misc.report.toyplots", "misc.report.toytable", "misc.report.viz", "misc.run.workdir", "data.check",
-    "misc.run.presets",
+    "misc.report.pictures", "misc.report.plots", "misc.report.tables", "misc.report.toy", "misc.run.workdir",
+    "data.check", "misc.run.presets",
 )  # fmt: skip
 SHOWN = 72  # characters of a value that a message shows
 MODULES_SHOWN = 6
