@@ -16,8 +16,13 @@ import numpy as np
 import run_sample
 from benchmarks.common import row, write
 from data import camfile
+from misc.cam import cams_to_mask
 from misc.metrics import confusion, mean_iou
-from misc.report.gallery import seed_mask
+
+
+def _mask(path: Path, threshold: float) -> np.ndarray:
+    seeds = camfile.load(path)
+    return cams_to_mask(seeds["high_res"], seeds["keys"], threshold)
 
 
 def main() -> int:
@@ -31,7 +36,7 @@ def main() -> int:
         made = {precision: _seeds(args, Path(folder) / precision, precision) for precision in ("fp32", "bf16")}
         threshold = made["fp32"][0]["eval_rib_cam"]["best"]["threshold"]
         total = sum(
-            confusion(*(seed_mask(camfile.load(made[p][1] / path.name), threshold) for p in ("bf16", "fp32")), 255)
+            confusion(*(_mask(made[p][1] / path.name, threshold) for p in ("bf16", "fp32")), 255)
             for path in sorted(made["fp32"][1].glob("[!.]*.npy"))
         )
     rows = []

@@ -16,21 +16,12 @@ from data.files import load_json, save_json, write_atomic
 from data.progress import bar
 from misc import torchutils
 from misc.metrics import ThresholdSweep, fixed_and_best, mean_iou, sweep_thresholds
+from misc.report import plots
+from misc.report.tables import ablation_tables
 from misc.run.outputs import require
 from misc.run.provenance import digest_of_array
 from misc.run.recording import Recording, record
-from misc.run.studies import (
-    STUDIES,
-    Point,
-    Times,
-    chosen_studies,
-    inputs_of,
-    is_number,
-    make_point,
-    plot,
-    points_of,
-    table,
-)
+from misc.run.studies import STUDIES, Point, Times, chosen_studies, inputs_of, is_number, make_point, points_of
 
 RESULTS = "results.json"
 
@@ -221,8 +212,10 @@ def _report(folder: Path, dataset: str, own: str, found: dict, before: dict) -> 
     save_json(folder / RESULTS, {"own": own, "studies": together})
     for name, study in found.items():
         images = len(study["names"])
-        plot(folder, name, study, f"{dataset}, {images} image{'s'[: images != 1]}: {study['title']}")
-    text = table(f"{dataset}, seed mIoU", together)
+        title = f"{dataset}, {images} image{'s'[: images != 1]}: {study['title']}"
+        plots.save(plots.ablation(study, title), folder / name)
+    parts = [f"{dataset}, seed mIoU (%)", *(table.text() for table in ablation_tables(together))]
+    text = "\n\n".join(parts)
     write_atomic(folder / "table.txt", lambda file: file.write(f"{text}\n".encode()))
     print(text)
     logging.info("ablate: table and plots in %s", folder)

@@ -6,11 +6,10 @@ from pathlib import Path
 
 from data import image_names
 from data.base import Dataset
-from data.files import write_atomic
 from misc import torchutils
-from misc.report import viz
-from misc.report.page import build
-from misc.report.stages import stage_table
+from misc.report import pictures, plots
+from misc.report.build import build
+from misc.report.tables import stage_table
 from misc.run.outputs import metrics, outdated
 
 
@@ -23,19 +22,12 @@ def run(args: argparse.Namespace, dataset: Dataset) -> dict:
     names = image_names(args, dataset, "infer")
     for text in outdated(args):
         logging.warning("report: %s", text)
-    viz.save_image(folder / "overview.png", viz.overview(args, dataset, names))
-    curves = {
-        label: measured[step]["sweep"]
-        for step, label in (("eval_cam", "CAM"), ("eval_rib_cam", "RIB"))
-        if step in measured
-    }
+    pictures.save(folder / "overview.png", pictures.overview(args, measured, dataset, names))
+    curves = plots.sweeps(measured, args.cam_eval_thres, f"{dataset.name}: seed mIoU over the background threshold")
     if curves:
-        viz.plot_thresholds(
-            folder / "thresholds.png", curves, f"{dataset.name}: seed mIoU over the background threshold"
-        )
-    page = build(args, dataset, measured, names).encode()
-    write_atomic(folder / "report.html", lambda file: file.write(page))
-    print(stage_table(dataset.name, measured))
+        plots.save(curves, folder / "thresholds", ["png"])
+    pictures.save(folder / "report.html", build(args, dataset, measured, names).encode())
+    print(stage_table(measured, dataset.name).text())
     written = ["report.html", "overview.png", *(["thresholds.png"] if curves else [])]
     logging.info("report: %s", ", ".join(str(folder / name) for name in written))
     return {"images": len(names)}

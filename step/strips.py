@@ -14,7 +14,7 @@ from data.errors import UserError
 from data.files import load_mask
 from data.progress import bar
 from misc import torchutils
-from misc.report.strips import draw_strip, save_strip, shown_steps
+from misc.report.pictures import save, shown_steps, strip
 from misc.run.masks import pseudo_mask
 from misc.run.networks import load_irn
 from misc.run.outputs import path_of, require, result_file
@@ -47,7 +47,7 @@ def _chosen(args: argparse.Namespace, dataset: Dataset) -> list[str]:
 def preview(args: argparse.Namespace, dataset: Dataset) -> list[Path]:
     """Makes the strips of the images of `--preview`, whether they are in a list or not, and returns their paths.
 
-    They also have the CRF label, if there is a file of it, and the pseudo mask, if there is a boundary network.
+    They also have the IRN label, if there is a file of it, and the pseudo mask, if there is an IRN.
     """
     require(args, "cam_weights_name")
     return list(_draw(args, dataset, find_names(dataset, args.preview, "--preview"), "preview", with_masks=True))
@@ -95,7 +95,7 @@ def _draw(
             masks = {}
             label_file = result_file(args, "ir_label_out_dir", name, ".png")
             if with_masks and label_file.is_file():
-                masks["CRF label"] = load_mask(label_file)
+                masks["IRN label"] = load_mask(label_file)
             if irn is not None:
                 cam = recording.maps(0 if args.seeds == "cam" else written)[0]
                 keys, images = recording.keys.cpu().numpy(), recording.levels[0]
@@ -107,8 +107,8 @@ def _draw(
             classes = [dataset.classes[key] for key in recording.keys.tolist()]
             ended = len(recording.sums) - 1
             note = f", ended after k = {ended}" if ended < args.RIB_iter and classes else ""
-            strip = draw_strip(f"{dataset.name}: {name}{note}", dataset.image(name), classes, maps, masks)
-            save_strip(_file(args, name), strip)
+            picture = strip(f"{dataset.name}: {name}{note}", dataset.image(name), classes, maps, masks)
+            save(_file(args, name), picture)
             yield _file(args, name)
             progress.update()
 

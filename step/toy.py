@@ -20,7 +20,8 @@ from data.files import load_json, save_json, save_torch, write_atomic
 from data.progress import bar
 from misc import torchutils
 from misc.hgr import COMPARED, finetune, gradient_maps, high_gradient_ratio
-from misc.report import toyplots, toytable
+from misc.report import plots
+from misc.report.toy import summarise, text
 from misc.run.provenance import code_version, differences
 from net import weights
 from net.toy import LAYERS, ToyNet
@@ -58,14 +59,14 @@ def run(args: argparse.Namespace) -> dict:
         {name: [result[key][name] for result in results] for name in results[0][key]} for key in ("logits", "steps")
     )
     accuracy = [result["accuracy"] for result in results]
-    summary = toytable.summarise(by_threshold, args.toy_threshold, logits, steps, accuracy, args.toy_rib_lr)
-    text = toytable.text(summary)
-    print(text)
-    write_atomic(folder / "table.txt", lambda file: file.write(f"{text}\n".encode()))
+    summary = summarise(by_threshold, args.toy_threshold, logits, steps, accuracy, args.toy_rib_lr)
+    table = text(summary)
+    print(table)
+    write_atomic(folder / "table.txt", lambda file: file.write(f"{table}\n".encode()))
     if not summary["claims"]:
         logging.warning("toy: %s", summary["notes"][0])
     _draw(args, folder, seeds[0], by_threshold[args.toy_threshold])
-    written = ("table.txt", *(f"{name}.png" for name in toyplots.FIGURES))
+    written = ("table.txt", *(f"{name}.png" for name in plots.TOY_FIGURES))
     logging.info("toy: %s", ", ".join(str(folder / name) for name in written))
     return {
         "images": args.toy_test * len(seeds),
@@ -208,9 +209,9 @@ def _draw(args: argparse.Namespace, folder: Path, seed: int, curves: dict[str, n
     test = make_pictures("test", min(args.toy_test, 20), 1.0, seed, args.mnist_root)
     net = ToyNet(len(DIGITS))
     weights.load(net, _weights_file(folder, seed))
-    toyplots.dataset(folder, train, test)
-    toyplots.gradients(folder, test, _example_rows(args, net, test))
-    toyplots.curves(folder, curves, args.toy_threshold)
+    plots.save(plots.toy_dataset(train, test), folder / "dataset")
+    plots.save(plots.toy_gradients(test, _example_rows(args, net, test)), folder / "gradients")
+    plots.save(plots.toy_curves(curves, args.toy_threshold), folder / "curves")
 
 
 def _example_rows(args: argparse.Namespace, net: ToyNet, test: Pictures) -> dict[tuple[int, str], np.ndarray]:

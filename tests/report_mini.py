@@ -8,10 +8,11 @@ import numpy as np
 from data import camfile, image_names, insfile, open_dataset
 from data.base import Dataset, voc_palette
 from data.files import save_grey, save_json, save_mask
-from misc.report.page import build
-from misc.run import metricsfile, workdir
-from misc.run.provenance import provenance
-from misc.run.runner import choose, parse
+from misc.report.build import build
+from misc.run import outputs
+from misc.run.arguments import parse
+from misc.run.provenance import describe_call
+from misc.run.runner import choose
 from run_sample import STEPS
 
 SIZE = ["--shapes_train", "12", "--shapes_val", "4", "--shapes_size", "32", "--limit", "12", "--num_workers", "0"]
@@ -31,13 +32,13 @@ def finished(work_dir, *argv, steps=EVERY, seed=0):
     dataset = open_dataset(args)
     for i, name in enumerate(image_names(args, dataset, "infer")):
         write_image(args, dataset, name, np.random.default_rng([seed, i]))
-    save_json(work_dir / "args.json", {**provenance(args, sources, ["--steps", steps]), "earlier": []})
+    save_json(work_dir / "args.json", {**describe_call(args, sources, ["--steps", steps]), "earlier": []})
     if steps:
-        metricsfile.record(args, "train_cam", {"seconds": 3.0, "images": 12, "loss": [0.7, 0.4, 0.3]})
-        metricsfile.record(args, "make_rib_cam", {"seconds": 6.0, "images": 12, "of": 12, "RIB_steps": {"10": 12}})
+        outputs.record(args, "train_cam", {"seconds": 3.0, "images": 12, "loss": [0.7, 0.4, 0.3]})
+        outputs.record(args, "make_rib_cam", {"seconds": 6.0, "images": 12, "of": 12, "RIB_steps": {"10": 12}})
         for step in choose(STEPS, args):
-            values = importlib.import_module(step.module).run(args, **step.options)
-            metricsfile.record(args, step.name, {"seconds": 1.5, **values})
+            values = importlib.import_module(step.module).run(args, dataset, **step.options)
+            outputs.record(args, step.name, {"seconds": 1.5, **values})
     return args
 
 
@@ -47,15 +48,15 @@ def write_image(args, dataset: Dataset, name, draw):
     right = np.stack([truth == key + 1 for key in keys]).astype(np.float32)
     for argument, strength in (("cam_out_dir", 0.3), ("cam_rib_out_dir", 0.9)):
         maps = right * strength * draw.random(right.shape, np.float32) * (draw.random(right.shape) > 0.1)
-        camfile.save(workdir.result_file(args, argument, name, ".npy"), keys, maps[:, ::4, ::4], maps)
+        camfile.save(outputs.result_file(args, argument, name, ".npy"), keys, maps[:, ::4, ::4], maps)
     label, mask = truth.copy(), truth.copy()
     label[: draw.integers(4, 10)] = 255
     mask[:, : draw.integers(0, 20)] = 0
     for argument, drawn in (("ir_label_out_dir", label), ("sem_seg_out_dir", mask)):
-        save_mask(workdir.result_file(args, argument, name, ".png"), drawn, voc_palette())
-    save_grey(workdir.result_file(args, "edge_out_dir", name, ".png"), draw.random((8, 8)))
+        save_mask(outputs.result_file(args, argument, name, ".png"), drawn, voc_palette())
+    save_grey(outputs.result_file(args, "edge_out_dir", name, ".png"), draw.random((8, 8)))
     found = {"score": draw.random(len(keys)), "mask": right > 0, "class": keys}
-    insfile.save(workdir.result_file(args, "ins_seg_out_dir", name, ".npy"), found)
+    insfile.save(outputs.result_file(args, "ins_seg_out_dir", name, ".npy"), found)
 
 
 class Page(HTMLParser):
@@ -90,4 +91,4 @@ class Page(HTMLParser):
 def page_of(args, measured=None):
     dataset = open_dataset(args)
     names = image_names(args, dataset, "infer")
-    return build(args, dataset, metricsfile.metrics(args) if measured is None else measured, names)
+    return build(args, dataset, outputs.metrics(args) if measured is None else measured, names)

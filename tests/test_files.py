@@ -12,7 +12,7 @@ from PIL import Image
 from data.base import voc_palette
 from data.errors import UserError
 from data.files import load_json, load_mask, save_json, save_mask, save_torch, sweep, write_atomic
-from misc.run import metricsfile
+from misc.run import outputs
 
 
 def test_write_atomic_makes_folders_and_leaves_only_the_file(tmp_path):
@@ -113,15 +113,15 @@ def test_torch_files(tmp_path):
 
 def test_a_step_that_went_on_is_recorded_as_one(tmp_path):
     args = argparse.Namespace(work_dir=str(tmp_path))
-    metricsfile.record(args, "make_rib_cam", {"seconds": 4.0, "images": 3, "of": 5, "RIB_steps": {"2": 1, "10": 2}})
-    metricsfile.record(args, "make_rib_cam", {"seconds": 2.5, "images": 2, "of": 5, "RIB_steps": {"10": 2}})
+    outputs.record(args, "make_rib_cam", {"seconds": 4.0, "images": 3, "of": 5, "RIB_steps": {"2": 1, "10": 2}})
+    outputs.record(args, "make_rib_cam", {"seconds": 2.5, "images": 2, "of": 5, "RIB_steps": {"10": 2}})
     wanted = {"seconds": 6.5, "images": 5, "of": 5, "RIB_steps": {"2": 1, "10": 4}}
-    assert metricsfile.metrics(args) == {"schema": 1, "make_rib_cam": wanted}
+    assert outputs.metrics(args) == {"schema": 1, "make_rib_cam": wanted}
     nothing = {"seconds": 0.1, "images": 0, "of": 5, "RIB_steps": {}, "waiting_share": 0.0}
-    metricsfile.record(args, "make_rib_cam", nothing)
-    assert metricsfile.metrics(args)["make_rib_cam"] == wanted
-    metricsfile.record(args, "make_rib_cam", {"seconds": 7.0, "images": 5, "of": 5, "RIB_steps": {"10": 5}})  # all anew
-    assert metricsfile.metrics(args)["make_rib_cam"]["seconds"] == 7.0
+    outputs.record(args, "make_rib_cam", nothing)
+    assert outputs.metrics(args)["make_rib_cam"] == wanted
+    outputs.record(args, "make_rib_cam", {"seconds": 7.0, "images": 5, "of": 5, "RIB_steps": {"10": 5}})  # all anew
+    assert outputs.metrics(args)["make_rib_cam"]["seconds"] == 7.0
 
 
 def test_sweeping_leaves_the_runs_below_alone(tmp_path):

@@ -34,7 +34,7 @@ from data.files import load_json, load_mask, save_json
 from data.folder import Folder
 from data.reading import image_size, read_image, read_mask
 from misc.report.compare import compare
-from misc.run import made_by, metricsfile
+from misc.run import outputs
 from misc.run.arguments import parse
 from misc.run.trainloop import fit
 from net import weights
@@ -206,16 +206,14 @@ def config(folder):
 
 def metrics(folder):
     args = argparse.Namespace(work_dir=str(folder))
-    metricsfile.record(args, "make_rib_cam", {"seconds": 4.0, "images": 3, "of": 5, "RIB_steps": {"2": 1, "10": 2}})
+    outputs.record(args, "make_rib_cam", {"seconds": 4.0, "images": 3, "of": 5, "RIB_steps": {"2": 1, "10": 2}})
     best = {"threshold": 0.1, "miou": 0.5}
-    metricsfile.record(
-        args, "eval_cam", {"seconds": 1.0, "images": 5, "best": best, "fixed": best, "sweep": {"0.1": 0.5}}
-    )
+    outputs.record(args, "eval_cam", {"seconds": 1.0, "images": 5, "best": best, "fixed": best, "sweep": {"0.1": 0.5}})
     path = folder / "metrics.json"
 
     def read():
-        metricsfile.record(args, "make_rib_cam", {"seconds": 1.0, "images": 2, "of": 5, "RIB_steps": {"10": 2}})
-        return metricsfile.metrics(args)
+        outputs.record(args, "make_rib_cam", {"seconds": 1.0, "images": 2, "of": 5, "RIB_steps": {"10": 2}})
+        return outputs.metrics(args)
 
     return Reader(path, read, lambda got, _: isinstance(got["make_rib_cam"]["seconds"], float))
 

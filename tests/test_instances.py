@@ -23,7 +23,6 @@ from data.shapes import Shapes
 from misc import instances, metrics
 from misc.indexing import propagate_to_edge
 from misc.instances import centroids, clusters, detect, instance_map
-from misc.report import viz
 from step import eval_ins_seg
 from tests.helpers import golden
 
@@ -570,15 +569,3 @@ def test_matches_travel_between_processes(shapes):
 
 
 # pictures
-
-
-def test_overlay_gives_every_instance_its_own_colour():
-    image = np.full((20, 30, 3), 100, np.uint8)
-    masks = np.zeros((3, 20, 30), bool)
-    masks[0, 2:10, 2:12], masks[1, 2:10, 12:24], masks[2, 14:18, 2:8] = True, True, True
-    out = viz.overlay_instances(image, masks, np.array([0.9, 0.5, 0.0]))
-    assert out.dtype == np.uint8 and (out[12, 20] == 80).all()
-    assert (out[16, 4] == 80).all()  # scores 0
-    assert np.abs(out[5, 5].astype(int) - out[5, 16]).max() > 60
-    assert (out[2, 5] == 255).all()  # the outline
-    np.testing.assert_array_equal(viz.overlay_instances(image, masks[:0], np.zeros(0)), np.full((20, 30, 3), 80))

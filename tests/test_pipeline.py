@@ -13,7 +13,7 @@ from pycocotools.coco import COCO
 from data import camfile, insfile
 from data.shapes import Shapes
 from misc.metrics import confusion, mean_iou
-from misc.report import viz
+from misc.report import pictures
 from run_sample import STEPS
 from tests.helpers import ROOT, said, small_arguments
 
@@ -49,7 +49,7 @@ def test_every_step_leaves_its_files(small_run_said):
     for name in ("sess/res50_cam.pth", "sess/res50_irn.pth", *PICTURES, "args.json", "log.txt"):
         assert (folder / name).stat().st_size > 0
     with Image.open(folder / "overview.png") as overview:
-        assert overview.width == 7 * (viz.TILE + viz.GAP)  # the last column shows instances
+        assert overview.width == 8 * (pictures.TILE + pictures.GAP)
     left = ("*.tmp", "*.checkpoint")
     assert not [path for pattern in left for path in folder.rglob(pattern)]
 

@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data import open_dataset
 from data.errors import UserError
 from data.files import save_json
+from misc.metrics import confusion, mean_iou
 from misc.report.compare import compare
-from misc.run import board, metricsfile
+from misc.report.tables import at
+from misc.run import board, outputs
 from misc.run.runner import main
 from run_sample import STEPS
-from tests.report_mini import Page, arguments, finished
+from tests.report_mini import arguments, finished
 
 
 @pytest.fixture(scope="module")
@@ -23,24 +26,41 @@ def run(tmp_path_factory):
     return finished(tmp_path_factory.mktemp("run"), "--RIB_iter", "3")
 
 
-def test_compare(run, tmp_path):
+def rows_of(text, title):
+    """The cells of a table of compare.md."""
+    lines = text.split(f"## {title}\n")[1].split("\n## ")[0].splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")][2:]
+
+
+def test_compare(run, tmp_path, capsys):
     other = finished(tmp_path / "b", "--RIB_iter", "3", "--beta", "5", seed=1)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     argv = ["--compare", run.work_dir, other.work_dir, "--work_dir", str(tmp_path), "--num_workers", "0"]
     assert main(STEPS, argv) == 0
-    text = (tmp_path / "compare.html").read_text()
+    text, printed = (tmp_path / "compare.md").read_text(), capsys.readouterr().out
     assert {path: path.read_bytes() for path in before} == before
-    page = Page(text)
-    assert "beta10" + "5" in page.text and "RIB_iter" not in page.text
-    shown = [value for path, value in page.shown if path == "eval_sem_seg.miou"]
-    values = [metricsfile.metrics(args)["eval_sem_seg"]["miou"] for args in (run, other)]
-    assert shown == [f"{100 * value:.1f}" for value in values]
-    assert f"{100 * (values[1] - values[0]):+.1f}" in page.text
-    shares = [float(card["data-score"]) for card in page.cards()]
-    masks = [[np.array(Image.open(f"{args.work_dir}/sem_seg/{card['data-name']}.png")) for card in page.cards()]
-             for args in (run, other)]  # fmt: skip
-    assert shares == pytest.approx([(a != b).mean() for a, b in zip(*masks, strict=True)], abs=1e-4)
-    assert shares == sorted(shares, reverse=True) and shares[-1] > 0
+    assert rows_of(text, "Settings") == [["beta", "10", "5"]] and "beta     10  5" in printed
+    measured = [outputs.metrics(args) for args in (run, other)]
+    stages = {row[0]: row[1:] for row in rows_of(text, "Stages (%)")}
+    for label, path in (
+        ("pseudo mask, mIoU", "eval_sem_seg.miou"),
+        ("seed, RIB, fixed threshold", "eval_rib_cam.fixed.miou"),
+        ("IRN label, recall", "eval_sem_seg.ir_label.foreground.recall"),
+        ("instances, AP at 0.5", "eval_ins_seg.map_50"),
+    ):  # fmt: skip
+        a, b = (100 * at(values, path) for values in measured)
+        assert stages[label] == [f"{a:.1f}", f"{b:.1f}", f"{b - a:+.1f}"]
+        assert " ".join([label, *stages[label]]) in [" ".join(line.split()) for line in printed.splitlines()]
+    classes = {row[0]: row[1:] for row in rows_of(text, "Classes")}
+    a, b = (100 * values["eval_rib_cam"]["best"]["iou"]["background"] for values in measured)
+    assert classes["background"][3:6] == [f"{a:.1f}", f"{b:.1f}", f"{b - a:+.1f}"]
+    images = rows_of(text, "Images that changed most")
+    changes = [float(row[1]) for row in images]
+    masks = [[np.array(Image.open(f"{args.work_dir}/sem_seg/{row[0]}.png")) for row in images] for args in (run, other)]
+    assert changes == pytest.approx([100 * (a != b).mean() for a, b in zip(*masks, strict=True)], abs=0.051)
+    assert changes == sorted(changes, reverse=True) and changes[-1] > 0
+    truth = open_dataset(run).mask(images[0][0])
+    assert images[0][2:] == [f"{100 * mean_iou(confusion(mask[0], truth, 7)):.1f}" for mask in masks]
 
 
 def test_compare_seeds_where_there_are_no_masks(tmp_path):
@@ -48,16 +68,15 @@ def test_compare_seeds_where_there_are_no_masks(tmp_path):
     for path in [*tmp_path.glob("*/sem_seg/*"), *tmp_path.glob("a/cam_rib/*")]:
         path.unlink()
     args, _ = arguments(tmp_path, "--compare", *(run.work_dir for run in runs))
-    page = Page(compare(args, tmp_path).read_text())
-    assert "have a CAM seed of" in page.text and page.cards()
+    text = compare(args, tmp_path).read_text()
+    assert "both runs have a CAM seed" in text and rows_of(text, "Images that changed most")
 
 
-@pytest.mark.parametrize(("argv", "text"), [(["--shapes_size", "40"], "saw different images"), ([], "have the same")])
+@pytest.mark.parametrize(("argv", "text"), [(["--shapes_size", "40"], "saw different images"), ([], "0.0% of pixels")])
 def test_compare_runs_without_a_difference_to_show(run, tmp_path, argv, text):
     finished(tmp_path / "b", *argv)
     args, _ = arguments(tmp_path, "--compare", run.work_dir, str(tmp_path / "b"))
-    page = Page(compare(args, tmp_path).read_text())
-    assert text in page.text and not page.cards()
+    assert text in compare(args, tmp_path).read_text()
 
 
 def test_compare_mistakes(run, tmp_path, capsys):
@@ -85,12 +104,12 @@ def test_tensorboard_holds_scores_and_losses(run, tmp_path):
     board.start(tmp_path)
     for step, loss in enumerate((0.5, 0.25)):
         board.scalars("train_cam", {"loss": loss, "learning_rate": 0.1}, step)
-    board.scores("eval_cam", metricsfile.metrics(run)["eval_cam"])
+    board.scores("eval_cam", outputs.metrics(run)["eval_cam"])
     board.stop()
     board.scalars("train_cam", {"loss": 9.0}, 3)  # nobody listens any more
     events = EventAccumulator(str(tmp_path)).Reload()
     assert [event.value for event in events.Scalars("train_cam/loss")] == [0.5, 0.25]
-    wanted = metricsfile.metrics(run)["eval_cam"]
+    wanted = outputs.metrics(run)["eval_cam"]
     assert events.Scalars("eval_cam/best/miou")[0].value == pytest.approx(wanted["best"]["miou"])
     assert len(events.Scalars("eval_cam/sweep")) == len(wanted["sweep"])
 

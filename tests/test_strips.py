@@ -16,7 +16,7 @@ from data import camfile
 from data.errors import UserError
 from data.files import load_mask
 from data.shapes import Shapes
-from misc.report.strips import draw_strip, shown_steps
+from misc.report.pictures import shown_steps, strip
 from net.resnet50_irn import EdgeDisplacement
 from step.strips import find_names
 from tests.coco_mini import make_coco
@@ -34,13 +34,13 @@ SHAPES = "--shapes_train 12 --shapes_val 4 --shapes_size 48 --limit 8".split()
 def drawn(monkeypatch):
     """What was drawn: title -> (classes, maps, masks)."""
     seen = {}
-    plain = step.strips.draw_strip
+    plain = step.strips.strip
 
     def draw(title, image, classes, maps, masks):
         seen[title] = (classes, maps, masks)
         return plain(title, image, classes, maps, masks)
 
-    monkeypatch.setattr(step.strips, "draw_strip", draw)
+    monkeypatch.setattr(step.strips, "strip", draw)
     return seen
 
 
@@ -55,7 +55,7 @@ def test_shown_steps_are_those_of_the_figure_and_the_last():
 def test_a_strip_has_a_row_per_class_and_a_column_per_picture():
     image = np.zeros((40, 60, 3), np.uint8)
     maps = {"CAM": np.zeros((2, 40, 60), np.float32), "RIB": np.stack([np.ones((40, 60)), np.zeros((40, 60))])}
-    picture = Image.open(io.BytesIO(draw_strip("$odd_{name}", image, ["cat", "hot dog"], maps, {})))
+    picture = Image.open(io.BytesIO(strip("$odd_{name}", image, ["cat", "hot dog"], maps, {})))
     pixels = np.asarray(picture.convert("RGB")).astype(int)
     heat = pixels.max(2) - pixels.min(2) > 60  # all else is grey
     columns = np.flatnonzero(heat.any(0))
@@ -63,7 +63,7 @@ def test_a_strip_has_a_row_per_class_and_a_column_per_picture():
     # Only the first class of the last of three columns has heat.
     assert columns[0] > 0.6 * picture.width and rows[-1] < 0.6 * picture.height
     assert (np.ptp(rows) + 1) / (np.ptp(columns) + 1) == pytest.approx(40 / 60, abs=0.02)
-    none = Image.open(io.BytesIO(draw_strip("x", image, [], {"CAM": np.zeros((0, 40, 60))}, {"m": image[..., 0]})))
+    none = Image.open(io.BytesIO(strip("x", image, [], {"CAM": np.zeros((0, 40, 60))}, {"m": image[..., 0]})))
     assert none.size[0] == picture.size[0] and none.size[1] < picture.size[1]
 
 
@@ -87,7 +87,7 @@ def test_preview_shows_what_the_steps_make(tmp_path, drawn, capsys):
     assert title == "shapes: train_00003"
     assert classes == [dataset.classes[c] for c in np.flatnonzero(dataset.label("train_00003"))]
     assert list(maps) == ["CAM", "RIB, k = 1", "RIB, k = 2"] and list(masks) == [
-        "CRF label",
+        "IRN label",
         "pseudo mask",
         "ground truth",
     ]
@@ -96,7 +96,7 @@ def test_preview_shows_what_the_steps_make(tmp_path, drawn, capsys):
         assert wanted.max() > 0.9
         np.testing.assert_allclose(maps[key], wanted, atol=1e-4)
     assert not np.allclose(maps["RIB, k = 1"], maps["RIB, k = 2"], atol=1e-4)
-    np.testing.assert_array_equal(masks["CRF label"], load_mask(tmp_path / "ir_label" / "train_00003.png"))
+    np.testing.assert_array_equal(masks["IRN label"], load_mask(tmp_path / "ir_label" / "train_00003.png"))
     assert (masks["pseudo mask"] == load_mask(tmp_path / "sem_seg" / "train_00003.png")).mean() > 0.999
     np.testing.assert_array_equal(masks["ground truth"], dataset.mask("train_00003"))
 
@@ -132,7 +132,7 @@ def test_images_of_a_folder_by_their_file_names(tmp_path, drawn, capsys):
     names = [comma.removesuffix(".jpg"), "two words", "sub/deep er/picture"]
     assert capsys.readouterr().out.splitlines() == [str(tmp_path / "strips" / f"{name}.png") for name in names]
     assert all((tmp_path / "strips" / f"{name}.png").is_file() for name in names)
-    assert [masks for _, _, masks in drawn.values()] == [{}] * 3  # no ground truth, no boundary network
+    assert [masks for _, _, masks in drawn.values()] == [{}] * 3  # no ground truth, no IRN
     assert drawn["folder: two words"][0] == [] and drawn["folder: two words"][1]["CAM"].shape[0] == 0  # no object
     mini.write_csv(names=mini.names[:-1])
     for text, message in (

@@ -1,232 +1,144 @@
-"""Two runs side by side: settings, stages, classes, and the images whose masks changed most."""
+"""Two runs side by side, on the terminal and as compare.md: settings, stages, classes, the masks that changed most."""
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from data import camfile, image_names, open_dataset
-from data.base import Dataset
 from data.errors import UserError
 from data.files import load_json, load_mask, write_atomic
 from data.progress import bar, map_items
+from misc.cam import cams_to_mask
 from misc.metrics import confusion, mean_iou
-from misc.report import pictures, runinfo
-from misc.report.gallery import BY_NAME, controls, framed, seed_mask, tile
-from misc.report.markup import NOTHING, Html, at, join, number, tag
-from misc.report.page import page
-from misc.report.stages import INSTANCES, STAGES, variants
-from misc.run.outputs import OUTPUTS, metrics, path_of, result_file
+from misc.report.build import settings, shown
+from misc.report.tables import STAGES, Table, at, number, variants
+from misc.run.outputs import OUTPUTS, metrics, result_file
 
-MOST = 40  # images shown
-KINDS = ("sem_seg_out_dir", "cam_rib_out_dir", "cam_out_dir")  # what is compared, the first that both runs have
+MOST = 40  # images listed
+KINDS = {"sem_seg_out_dir": "pseudo mask", "cam_rib_out_dir": "RIB seed", "cam_out_dir": "CAM seed"}
 
 
 class Run:
     """A finished run: its folder, its arguments as args.json holds them, metrics and dataset."""
 
     def __init__(self, folder: str, data_root: str | None):
-        self.folder = Path(folder)
-        path = self.folder / "args.json"
-        arguments = load_json(path).get("arguments")
+        arguments = load_json(Path(folder) / "args.json").get("arguments")
         if arguments is None:
             raise UserError(f"--compare {folder}: there is no args.json; wanted the --work_dir of a run")
-        self.args = argparse.Namespace(**{**arguments, "work_dir": str(self.folder), "bad_images": {}})
-        for argument in OUTPUTS:  # of runs older than the argument
-            vars(self.args).setdefault(argument, None)
+        self.args = argparse.Namespace(**{**dict.fromkeys(OUTPUTS), **arguments, "work_dir": folder})
         self.measured = metrics(self.args)
-        try:
-            self.args.data_root = data_root or self.args.data_root
-            self.dataset = open_dataset(self.args)
-            self.names = image_names(self.args, self.dataset, "infer")
-            self.args.cam_eval_thres = float(self.args.cam_eval_thres)
-            for argument in OUTPUTS:
-                path_of(self.args, argument)
-        except (UserError, OSError, MemoryError):
-            raise
-        except Exception as error:  # its values can be of any kind
-            reason = f"{type(error).__name__}: {error}"
-            raise UserError(f"{path} does not hold the arguments of a whole run ({reason}); mend it") from error
+        self.args.data_root = data_root or self.args.data_root
+        self.dataset = open_dataset(self.args)
+        self.names = image_names(self.args, self.dataset, "infer")
 
-    def mask(self, kind: str, name: str, size: tuple[int, int] | None = None) -> np.ndarray:
-        """uint8 [H, W]: the mask of an image, of seeds that at the best threshold. size: which it must have."""
-        n = self.dataset.n_classes
+    def mask(self, kind: str, name: str) -> np.ndarray:
+        """uint8 [H, W]: the mask of an image, of seeds that at the best threshold."""
         if kind == "sem_seg_out_dir":
-            return load_mask(result_file(self.args, kind, name, ".png"), size, n + 1)
+            return load_mask(self.file(kind, name), None, self.dataset.n_classes + 1)
         step = "eval_rib_cam" if kind == "cam_rib_out_dir" else "eval_cam"
         threshold = at(self.measured, f"{step}.best.threshold")
-        file = camfile.load(result_file(self.args, kind, name, ".npy"), size, n)
-        return seed_mask(file, self.args.cam_eval_thres if threshold is None else threshold)
+        file = camfile.load(self.file(kind, name), None, self.dataset.n_classes)
+        threshold = self.args.cam_eval_thres if threshold is None else threshold
+        return cams_to_mask(file["high_res"], file["keys"], threshold)
 
-    def has(self, kind: str, name: str) -> bool:
-        """Whether there is such a mask."""
-        return result_file(self.args, kind, name, ".png" if kind == "sem_seg_out_dir" else ".npy").is_file()
+    def file(self, kind: str, name: str) -> Path:
+        """The file of such a mask."""
+        return result_file(self.args, kind, name, ".png" if kind == "sem_seg_out_dir" else ".npy")
 
 
 def compare(args: argparse.Namespace, folder: Path) -> Path:
-    """Writes `compare.html` of the two work_dirs of `--compare` into a folder and returns its path.
+    """Prints the tables of the two work_dirs of `--compare`, writes them to compare.md in `folder`, returns its path.
 
     UserError where one of them is no run, or where the two are of different datasets.
     """
     a, b = (Run(path, args.data_root) for path in args.compare)
     if (a.dataset.name, a.dataset.classes) != (b.dataset.name, b.dataset.classes):
         raise UserError(
-            f"--compare: {a.folder} is of {a.dataset.name} with {a.dataset.n_classes} classes, {b.folder} of "
-            f"{b.dataset.name} with {b.dataset.n_classes}; wanted two runs of one dataset"
+            f"--compare: {args.compare[0]} is of {a.dataset.name} with {a.dataset.n_classes} classes, "
+            f"{args.compare[1]} of {b.dataset.name} with {b.dataset.n_classes}; wanted two runs of one dataset"
         )
-    sections = [
-        ("settings", "Settings", _settings(a, b)),
-        ("stages", "Stages", _stages(a, b)),
-        ("classes", "Classes", _classes(a, b)),
-        ("gallery", "Images that changed most", _images(a, b, args.num_workers)),
-    ]
-    title = f"RIB comparison: {a.dataset.name}, {a.folder.name} and {b.folder.name}"
-    text = page(title, sections).encode()
-    path = Path(folder) / "compare.html"
-    write_atomic(path, lambda file: file.write(text))
-    print(path)
+    title = f"{a.dataset.name}: A is {args.compare[0]}, B is {args.compare[1]}"
+    tables = [_settings(a, b), _stages(a, b), _classes(a, b), _images(a, b, args.num_workers)]
+    text = "\n".join([f"# {title}\n", *(table.markdown() for table in tables)])
+    path = Path(folder) / "compare.md"
+    write_atomic(path, lambda file: file.write(text.encode()))
+    print("\n\n".join([title, *(table.text() for table in tables), str(path)]))
     return path
 
 
-def _settings(a: Run, b: Run) -> Html:
+def _settings(a: Run, b: Run) -> Table:
+    changed = [settings(run.args) for run in (a, b)]
     rows = []
-    for name in sorted({*vars(a.args), *vars(b.args)}):
-        if name in runinfo.ELSEWHERE or name.endswith(("_pass", "_out_dir")) or name == "bad_images":
-            continue
-        values = [_setting(run, name) for run in (a, b)]
-        if values[0] != values[1]:
-            rows.append(tag("tr", tag("th", name, scope="row"), *(tag("td", runinfo.shown(v)) for v in values)))
-    intro = [tag("p", tag("b", letter), f" {run.folder} · {len(run.names)} images · {runinfo.hardware(run.folder)}",
-                 class_="run") for letter, run in zip("AB", (a, b), strict=True)]  # fmt: skip
-    if not rows:
-        return join([*intro, tag("p", "The two have the same settings.", class_="note")])
-    return join([*intro, _table(("setting", "A", "B"), rows)])
+    for name in sorted({*changed[0], *changed[1]}):
+        before, after = (
+            s.get(name, shown(getattr(run.args, name, ""))) for s, run in zip(changed, (a, b), strict=True)
+        )
+        if before != after:
+            rows.append((name, before, after))
+    return Table("Settings", ("setting", "A", "B"), rows, () if rows else ("The two runs have the same settings.",))
 
 
-def _setting(run: Run, name: str) -> object:
-    """What a run was given, over all its calls; else the value of its last one."""
-    return runinfo.settings(run.folder).get(name, getattr(run.args, name, None))
+def _row(label: str, a: Run, b: Run, path: Sequence[str]) -> list[str]:
+    """A, B and their difference at a path in metrics.json, in percent."""
+    before, after = (at(run.measured, path[0]) for run in (a, b))
+    for key in path[1:]:
+        before, after = ((value or {}).get(key) for value in (before, after))
+    change = None if before is None or after is None else after - before
+    return [label, number(before), number(after), number(change) if change is None else f"{100 * change:+.1f}"]
 
 
-def _stages(a: Run, b: Run) -> Html:
+def _stages(a: Run, b: Run) -> Table:
     paths = []
     for stage in STAGES:
+        paths.append((f"{stage.label}, mIoU", f"{stage.best}.miou"))
         if stage.swept:
-            paths += [(f"{stage.label}, {key} threshold", f"{stage.path}.{key}.miou") for key in ("best", "fixed")]
-        else:
-            paths.append((stage.label, f"{stage.path}.miou"))
-        paths += [(f"{stage.label}, {k}", f"{stage.best}.foreground.{k}") for k in ("precision", "recall")]
-    paths += [*variants(a.measured), *variants(b.measured), ("instances, AP at 0.5", f"{INSTANCES.path}.map_50")]
-    rows = [_row(label, a, b, path) for label, path in dict.fromkeys(paths) if _both(a, b, path)]
-    if not rows:
-        return tag("p", "There is no stage that both runs have scored.", class_="note")
-    return _table(("in percent", "A", "B", "B \u2212 A"), rows)
+            paths.append((f"{stage.label}, fixed threshold", f"{stage.path}.fixed.miou"))
+        paths += [(f"{stage.label}, {key}", f"{stage.best}.foreground.{key}") for key in ("precision", "recall")]
+    paths += dict.fromkeys([*variants(a.measured), *variants(b.measured)])
+    rows = [_row(label, a, b, [path]) for label, path in paths]
+    rows = [row for row in rows if row[3] != "\u2013"]
+    notes = () if rows else ("There is no stage that both runs have scored.",)
+    return Table("Stages (%)", ("stage", "A", "B", "B - A"), rows, notes)
 
 
-def _classes(a: Run, b: Run) -> Html:
-    """The difference of IoU per class, at every stage that both have scored."""
-    found = [stage for stage in STAGES if _both(a, b, f"{stage.best}.miou")]
-    if not found:
-        return tag("p", "There is no stage that both runs have scored.", class_="note")
+def _classes(a: Run, b: Run) -> Table:
+    """IoU per class at every stage that both have scored."""
+    stages = [s for s in STAGES if all(at(run.measured, f"{s.best}.iou") for run in (a, b))]
+    head = ["IoU (%)", *(text for stage in stages for text in (f"{stage.key}: A", "B", "B - A"))]
     rows = []
     for name in ("background", *a.dataset.classes):
-        cells = []
-        for stage in found:
-            values = [(at(run.measured, f"{stage.best}.iou") or {}).get(name) for run in (a, b)]
-            cells += [tag("td", number(v), class_="n") for v in values] + [_difference(*values)]
-        rows.append(tag("tr", tag("th", name, scope="row"), *cells))
-    above = tag("tr", tag("th", ""), *(tag("th", stage.label, colspan=3, scope="colgroup") for stage in found))
-    return _table(("IoU in percent", *(("A", "B", "B \u2212 A") * len(found))), rows, above)
+        rows.append([name, *(cell for stage in stages for cell in _row("", a, b, [f"{stage.best}.iou", name])[1:])])
+    return Table("Classes", head, rows if stages else [])
 
 
-def _both(a: Run, b: Run, path: str) -> bool:
-    return all(isinstance(at(run.measured, path), int | float) for run in (a, b))
-
-
-def _row(label: str, a: Run, b: Run, path: str) -> Html:
-    values = [at(run.measured, path) for run in (a, b)]
-    cells = [tag("td", number(value), class_="n", data_key=path) for value in values]
-    return tag("tr", tag("th", label, scope="row"), *cells, _difference(*values))
-
-
-def _difference(before: float | None, after: float | None) -> Html:
-    if before is None or after is None:
-        return tag("td", NOTHING, class_="n")
-    change = 100 * (after - before)
-    kind = "up" if change >= 0.05 else "down" if change <= -0.05 else "same"
-    sign = {"up": "▲", "down": "▼", "same": ""}[kind]
-    return tag("td", f"{sign} {change:+.1f}", class_=f"n {kind}")
-
-
-def _table(titles: Sequence[str], rows: Sequence[Html], above: Html | str = "") -> Html:
-    head = tag("thead", above, tag("tr", *(tag("th", title, scope="col") for title in titles)))
-    table = tag("table", head, tag("tbody", *rows), class_="plain compared")
-    return tag("div", table, class_="scroll", tabindex=0, role="region", aria_label=titles[0])
-
-
-def _images(a: Run, b: Run, num_workers: int) -> Html:
-    kind = next((k for k in KINDS if any(a.has(k, n) and b.has(k, n) for n in a.names)), None)
+def _images(a: Run, b: Run, num_workers: int) -> Table:
+    shared = [name for name in a.names if name in set(b.names)]
+    files = {kind: [n for n in shared if all(run.file(kind, n).is_file() for run in (a, b))] for kind in KINDS}
+    kind = next((kind for kind, names in files.items() if names), None)
     if kind is None:
-        return tag("p", "There is no image of which both runs have a mask.", class_="note")
-    theirs = set(b.names)
-    names = [name for name in a.names if name in theirs and a.has(kind, name) and b.has(kind, name)]
+        return Table("Images", ("image",), (), ["There is no image of which both runs have a mask."])
+    names = files[kind]
     if not np.array_equal(a.dataset.image(names[0]), b.dataset.image(names[0])):
-        return tag("p", f"The two runs saw different images under the same names, {names[0]} first.", class_="note")
-    shares = []
+        return Table("Images", ("image",), (), [f"The two runs saw different images under one name, {names[0]} first."])
+    changes = []
     with bar(len(names), "compare masks") as progress:
-        for share in map_items(partial(_changed, a, b, kind), names, num_workers):
-            shares.append(share)
+        for values in map_items(partial(_changed, a, b, kind), names, num_workers):
+            changes.append(values)
             progress.update()
-    order = sorted(range(len(names)), key=lambda i: (-shares[i], names[i]))
-    shown = [i for i in order[:MOST] if shares[i] > 0]
-    classes: set[int] = set()
-    cards = []
-    for i in shown:
-        classes |= set(np.flatnonzero(a.dataset.label(names[i])).tolist())
-        cards.append(_card(a, b, kind, names[i], shares[i]))
-    what = {"sem_seg_out_dir": "pseudo mask", "cam_rib_out_dir": "RIB seed", "cam_out_dir": "CAM seed"}[kind]
-    text = (
-        f"{len(shown)} of {len(names)} images that both runs have a {what} of, by the share of pixels that changed; "
-        f"over all of them {100 * np.mean(shares):.1f}%. Last picture: blue where only B is right, orange where only "
-        "A was, grey where neither is or nothing is known."
-    )
-    if not cards:
-        return tag("p", f"All {len(names)} images have the same {what} in both runs.", class_="note")
-    return join(
-        [
-            tag("p", text, class_="note"),
-            controls(a.dataset, set(), classes, [("down", "most changed first"), BY_NAME]),
-            tag("div", *cards, class_="cards", id="cards"),
-        ]
-    )
+    order = sorted(range(len(names)), key=lambda i: (-changes[i][0], names[i]))
+    rows = [[names[i], *map(number, changes[i])] for i in order[:MOST] if changes[i][0] > 0]
+    mean = np.mean([fraction for fraction, *_ in changes])
+    note = f"Over the {len(names)} images of which both runs have a {KINDS[kind]}, {100 * mean:.1f}% of pixels changed."
+    return Table("Images that changed most", ("image", "% of pixels", "mIoU A", "mIoU B"), rows, [note])
 
 
-def _changed(a: Run, b: Run, kind: str, name: str) -> float:
-    before, after = a.mask(kind, name), b.mask(kind, name)
-    if before.shape != after.shape:
-        raise UserError(f"{name} has a mask of {before.shape} in {a.folder} and of {after.shape} in {b.folder}")
-    return float((before != after).mean())
-
-
-def _card(a: Run, b: Run, kind: str, name: str, share: float) -> Html:
-    dataset: Dataset = a.dataset
-    image, truth = dataset.image(name), dataset.mask(name)
-    masks = [run.mask(kind, name, image.shape[:2]) for run in (a, b)]
-    every = [*masks, *([] if truth is None else [truth])]
-    drawn = set().union(*(np.unique(mask).tolist() for mask in every)) - {0, 255}
-    colours = pictures.colours_of(sorted(drawn))
-    layer: Callable = partial(pictures.mask_layer, colours=colours)
-    tiles = [tile(image.shape, "image", name)]
-    scores: list[float | None] = [None, None]
-    if truth is not None:
-        tiles.append(tile(image.shape, "ground truth", name, layer(truth), key="truth"))
-        scores = [mean_iou(confusion(mask, truth, dataset.n_classes + 1)) for mask in masks]
-    for letter, mask, score in zip("AB", masks, scores, strict=True):
-        tiles.append(tile(image.shape, letter, name, layer(mask), score, key=letter))
-    tiles.append(tile(image.shape, "changed", name, pictures.change_layer(*masks, truth), key="change"))
-    note = f"{100 * share:.1f}% of the pixels changed"
-    if truth is not None:
-        note += f", mIoU {number(scores[0])} → {number(scores[1])}"
-    return framed(dataset, name, [], image, tiles, colours, share, note)
+def _changed(a: Run, b: Run, kind: str, name: str) -> tuple[float, float | None, float | None]:
+    """The fraction of pixels in which the masks of an image differ, and the mIoU of both."""
+    masks, truth = [run.mask(kind, name) for run in (a, b)], a.dataset.mask(name)
+    if masks[0].shape != masks[1].shape:
+        raise UserError(f"{name} has a mask of {masks[0].shape} in one run and of {masks[1].shape} in the other")
+    scores = [None if truth is None else mean_iou(confusion(mask, truth, a.dataset.n_classes + 1)) for mask in masks]
+    return float((masks[0] != masks[1]).mean()), *scores

@@ -1,135 +1,273 @@
-"""Pictures as data URIs: photographs as JPEG, everything laid over them as small palette PNGs with transparency."""
+"""Pictures: what a step makes of an image as a layer over its photograph; grids of them; data URIs for the page."""
 
+import argparse
 import base64
 import io
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
-from misc.report import viz
+from data import camfile, insfile
+from data.base import Dataset
+from data.errors import UserError
+from data.files import load_mask, write_atomic
+from misc.cam import cams_to_mask
+from misc.report.tables import at
+from misc.run.outputs import result_file
 
 SIDE = 320  # long side of a picture in the page
+TILE, GAP = 172, 4  # long side of a picture in a grid, and the space around it
 # Okabe and Ito's colours, told apart by colour-blind readers too; black is left to the background.
 COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167))
-OPEN, STROKE = 254, 255  # palette entries of ignored pixels
+IGNORED, STROKE = 254, 255  # palette entries
+SHOWN_STEPS = (1, 3, 5, 10)  # of the paper's figure 3
 
 
-def colours_of(classes: Sequence[int]) -> dict[int, tuple[int, int, int]]:
+class Layer(NamedTuple):
+    """What lies over a photograph: palette entries uint8 [h, w] and their colours with opacity, uint8 [256, 4]."""
+
+    index: np.ndarray
+    palette: np.ndarray
+
+
+class Output(NamedTuple):
+    """What a step made of an image: a key and a title, the layer that shows it, the mask uint8 [H, W] if it is one."""
+
+    key: str
+    title: str
+    layer: Layer
+    mask: np.ndarray | None = None
+
+
+def outputs(
+    args: argparse.Namespace, measured: dict, dataset: Dataset, name: str, image: np.ndarray, truth: np.ndarray | None
+) -> tuple[list[Output], dict[int, tuple[int, int, int]]]:
+    """What there is of an image, in the order of the steps, and the colours of its classes.
+
+    A file that is damaged, or of another image or other classes, is left out, and named in a warning.
+    """
+    size, n = image.shape[:2], dataset.n_classes
+    layers: dict[str, tuple[str, Layer | None, np.ndarray | None]] = {}
+    if truth is not None:
+        layers["truth"] = "ground truth", None, truth
+    for key, folder, step in (("cam", "cam_out_dir", "eval_cam"), ("rib", "cam_rib_out_dir", "eval_rib_cam")):
+        file = readable(camfile.load, result_file(args, folder, name, ".npy"), size, n)
+        if file is not None:
+            threshold = at(measured, f"{step}.best.threshold")
+            mask = cams_to_mask(file["high_res"], file["keys"], args.cam_eval_thres if threshold is None else threshold)
+            layers[key] = key.upper(), heat_layer(file["cam"]), mask
+    masks = {"label": ("IRN label", "ir_label"), "mask": ("pseudo mask", "sem_seg"), "seg": ("network", "seg")}
+    for key, (title, folder) in masks.items():
+        mask = readable(load_mask, result_file(args, f"{folder}_out_dir", name, ".png"), size, n + 1)
+        if mask is not None:
+            layers[key] = title, None, mask
+    edge = readable(load_mask, result_file(args, "edge_out_dir", name, ".png"))
+    if edge is not None:
+        layers["edge"] = "edge map", edge_layer(edge), None
+    instances = readable(insfile.load, result_file(args, "ins_seg_out_dir", name, ".npy"), size, n)
+    if instances is not None:
+        layers["instances"] = "instances", instance_layer(instances["mask"], instances["score"]), None
+    drawn = {*(np.flatnonzero(dataset.label(name)) + 1).tolist()}
+    drawn |= {value for _, layer, mask in layers.values() if layer is None for value in np.unique(mask).tolist()}
+    colours = colours_of(drawn - {0, 255})
+    order = [key for key in ("truth", "cam", "rib", "label", "edge", "mask", "instances", "seg") if key in layers]
+    listed = [(key, *layers[key]) for key in order]
+    return [Output(key, title, layer or mask_layer(mask, colours), mask) for key, title, layer, mask in listed], colours
+
+
+def readable(load: Callable, path: Path, *wanted: object) -> Any:
+    """load(path, *wanted); None where there is no file, or a damaged one, which a warning names."""
+    try:
+        return load(path, *wanted) if path.is_file() else None
+    except UserError as error:
+        logging.warning("left out of the pictures: %s", error)
+        return None
+
+
+def colours_of(classes: Sequence[int] | set[int]) -> dict[int, tuple[int, int, int]]:
     """A colour for each class (mask value) of an image, all different up to seven, and the same in most images."""
     free, out = list(range(len(COLOURS))), {}
     for value in sorted(classes):
         free = free or list(range(len(COLOURS)))
         wanted = (value - 1) % len(COLOURS)
-        chosen = wanted if wanted in free else free[0]
-        free.remove(chosen)
+        free.remove(chosen := wanted if wanted in free else free[0])
         out[value] = COLOURS[chosen]
     return out
 
 
-def shown_size(shape: Sequence[int]) -> tuple[int, int]:
-    """(height, width) at which an image [H, W, ...] stands in the page; never enlarged."""
-    scale = min(1.0, SIDE / max(shape[:2]))
+def fit(shape: Sequence[int], side: int = SIDE, enlarge: bool = False) -> tuple[int, int]:
+    """(height, width) of an image [H, W, ...] shrunk to a long side."""
+    scale = side / max(shape[:2]) if enlarge else min(1.0, side / max(shape[:2]))
     return max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
 
 
-def photograph(image: np.ndarray) -> str:
-    """uint8 [H, W, 3] as a JPEG."""
-    height, width = shown_size(image.shape)
-    small = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
-    data = io.BytesIO()
-    Image.fromarray(small).save(data, format="JPEG", quality=84, optimize=True)
-    return _uri("jpeg", data)
-
-
-def mask_layer(mask: np.ndarray, colours: dict[int, tuple[int, int, int]]) -> str:
-    """uint8 [H, W] in colours, background clear, ignored pixels hatched."""
-    height, width = shown_size(mask.shape)
-    small = cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST)
-    index = np.where(small == 255, OPEN, small).astype(np.uint8)
-    index[viz.hatching(small, max(2, round(max(small.shape) / 80)))] = STROKE
+def mask_layer(mask: np.ndarray, colours: dict[int, tuple[int, int, int]] | None = None) -> Layer:
+    """A mask uint8 [H, W] in colours: background clear, ignored pixels (255) hatched."""
+    small = _resize(mask, fit(mask.shape), cv2.INTER_NEAREST)
+    y, x = np.indices(small.shape)
+    strokes = (x + y) // max(2, round(max(small.shape) / 80)) % 3 == 0
     palette = np.zeros((256, 4), np.uint8)
-    for value, colour in colours.items():
+    for value, colour in (colours or colours_of({*np.unique(mask).tolist()} - {0, 255})).items():
         palette[value] = (*colour, 255)
-    palette[OPEN], palette[STROKE] = (40, 40, 40, 130), (255, 255, 255, 255)
-    return _palette_png(index, palette)
+    palette[IGNORED], palette[STROKE] = (40, 40, 40, 130), 255
+    return Layer(np.where(small == 255, np.where(strokes, STROKE, IGNORED), small).astype(np.uint8), palette)
 
 
-def heat_layer(cams: np.ndarray, size: tuple[int, int]) -> str:
-    """The strongest of CAMs float32 [n, h, w] as heat, drawn like the overview; size: of the image, for no CAM."""
-    strongest = cams.max(0) if len(cams) else np.zeros((max(1, size[0] // 4), max(1, size[1] // 4)), np.float32)
-    levels = (np.sqrt(np.clip(strongest, 0, 1)) * 63).round().astype(np.uint8)
+def heat_layer(cams: np.ndarray) -> Layer:
+    """The strongest of CAMs float32 [n, h, w] as heat.
+
+    The square root is drawn: seeds are cut at low thresholds, where a linear scale shows nothing but the peak.
+    """
     strength = np.arange(64) / 63
     palette = np.zeros((256, 4), np.uint8)
-    palette[:64, :3] = viz.heat_colours()[(strength * 255).astype(int)]
-    palette[:64, 3] = 255 * (0.45 + 0.5 * strength)
-    return _palette_png(_at_most(levels), palette)
+    palette[:64, :3] = cv2.applyColorMap((255 * strength).astype(np.uint8)[:, None], cv2.COLORMAP_INFERNO)[:, 0, ::-1]
+    palette[:64, 3] = 255 * (0.45 + 0.55 * strength)
+    levels = (np.sqrt(np.clip(cams.max(0, initial=0), 0, 1)) * 63).round().astype(np.uint8)
+    return Layer(_resize(levels, fit(levels.shape, SIDE // 2)), palette)  # smooth, and enlarged smoothly
 
 
-def edge_layer(edge: np.ndarray) -> str:
-    """A boundary map uint8 [h, w] as light on a darkened image."""
-    levels = (edge.astype(np.float32) / 255 * 31).round().astype(np.uint8)
-    share = np.arange(32)[:, None] / 31
+def edge_layer(edge: np.ndarray) -> Layer:
+    """An edge map uint8 [h, w] as light on a darkened image."""
+    strength = np.arange(32) / 31
     palette = np.zeros((256, 4), np.uint8)
-    palette[:32, :3] = share * np.array([255, 236, 150])
-    palette[:32, 3] = (255 * (0.72 + 0.28 * share[:, 0])).astype(np.uint8)
-    return _palette_png(_at_most(levels), palette)
+    palette[:32, :3] = strength[:, None] * np.array([255, 236, 150])
+    palette[:32, 3] = 255 * (0.72 + 0.28 * strength)
+    return Layer(_resize((edge / 255 * 31).round().astype(np.uint8), fit(edge.shape, SIDE // 2)), palette)
 
 
-def instance_layer(masks: np.ndarray, scores: np.ndarray) -> str:
+def instance_layer(masks: np.ndarray, scores: np.ndarray) -> Layer:
     """Instances bool [n, H, W], each in a colour with a white outline, the surest on top; none that scores 0."""
-    height, width = shown_size(masks.shape[1:])
-    index = np.zeros((height, width), np.uint8)
-    palette = np.zeros((256, 4), np.uint8)
+    size = fit(masks.shape[1:])
+    index, palette = np.zeros(size, np.uint8), np.zeros((256, 4), np.uint8)
     palette[STROKE] = 255
-    shown = [i for i in np.argsort(scores, kind="stable") if scores[i] > 0]
-    for rank, i in enumerate(shown):
-        entry = 1 + rank % (OPEN - 1)
-        palette[entry] = (*viz.instance_colour(rank), 255)
-        small = cv2.resize(masks[i].astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST)
+    for rank, i in enumerate(i for i in np.argsort(scores, kind="stable") if scores[i] > 0):
+        entry, hue = 1 + rank % (IGNORED - 1), int(180 * (rank * 0.618034 % 1))  # golden section: neighbours differ
+        palette[entry] = (*cv2.cvtColor(np.uint8([[[hue, 220, 255]]]), cv2.COLOR_HSV2RGB)[0, 0], 255)
+        small = _resize(masks[i].astype(np.uint8), size, cv2.INTER_NEAREST)
         index[small > 0] = entry
         outlines, _ = cv2.findContours(small, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(index, outlines, -1, STROKE, 1)
-    return _palette_png(index, palette)
+    return Layer(index, palette)
 
 
-def change_layer(before: np.ndarray, after: np.ndarray, truth: np.ndarray | None) -> str:
-    """Where two masks differ: blue where the second is right, orange where the first was, grey else."""
-    index = (before != after).astype(np.uint8) * 3
-    if truth is not None:
-        index[(index > 0) & (after == truth)] = 1
-        index[(index > 0) & (before == truth)] = 2
-        index[truth == 255] = 0
-    height, width = shown_size(index.shape)
-    palette = np.zeros((256, 4), np.uint8)
-    palette[1:4] = (86, 180, 233, 255), (230, 159, 0, 255), (190, 190, 190, 255)
-    return _palette_png(cv2.resize(index, (width, height), interpolation=cv2.INTER_NEAREST), palette)
+def over(image: np.ndarray, layer: Layer, opacity: float = 0.75) -> np.ndarray:
+    """uint8 [h, w, 3]: a layer over the photograph in grey."""
+    size = fit(image.shape)
+    grey = _resize(image, size).mean(2, keepdims=True)
+    rgba = _resize(layer.palette[layer.index], size, cv2.INTER_LINEAR).astype(np.float32)
+    alpha = opacity * rgba[..., 3:] / 255
+    return (rgba[..., :3] * alpha + grey * (1 - alpha)).astype(np.uint8)
 
 
-def confusion_picture(share: np.ndarray) -> str:
-    """Shares [C, C] in 0..1 as heat, one pixel each; the square root, or all but the diagonal would be dark."""
-    palette = np.full((256, 4), 255, np.uint8)
-    palette[:, :3] = viz.heat_colours()
-    return _palette_png((255 * np.sqrt(share)).round().astype(np.uint8), palette)
-
-
-def _at_most(levels: np.ndarray) -> np.ndarray:
-    """Levels at no more than half the side of a picture: maps are smooth, and the browser enlarges them smoothly."""
-    scale = min(1.0, SIDE / 2 / max(levels.shape))
-    size = (max(1, round(levels.shape[1] * scale)), max(1, round(levels.shape[0] * scale)))
-    return levels if scale == 1 else cv2.resize(levels, size, interpolation=cv2.INTER_AREA)
-
-
-def _palette_png(index: np.ndarray, palette: np.ndarray) -> str:
-    """Indices uint8 [h, w] with colours uint8 [256, 4]; only entries that occur are stored."""
-    used, small = np.unique(index, return_inverse=True)
-    image = Image.fromarray(small.reshape(index.shape).astype(np.uint8))
-    image.putpalette(palette[used, :3].tobytes())
+def grid(captions: Sequence[str], rows: Sequence[tuple[str, Sequence[np.ndarray | None]]], title: str = "") -> bytes:
+    """A PNG: a title, captions, then per row a name and its pictures; what is None is left grey."""
+    sizes = [fit(next(p for p in row if p is not None).shape, TILE, enlarge=True) for _, row in rows]
+    heights = [height + GAP for height, _ in sizes]
+    top, left = 26 + 22 * bool(title), 24 * any(name for name, _ in rows)
+    sheet = Image.new("RGB", (left + len(captions) * (TILE + GAP), top + sum(heights)), "white")
+    draw = ImageDraw.Draw(sheet)
+    draw.text((left, 3), title, "black", _font(14))
+    for i, caption in enumerate(captions):
+        draw.text((left + i * (TILE + GAP), top - 20), caption, "black", _font(13))
+    for (name, pictures), size, height in zip(rows, sizes, heights, strict=True):
+        for i, picture in enumerate(pictures):
+            tile = np.full((*size, 3), 225, np.uint8) if picture is None else picture
+            small = _resize(tile, size, cv2.INTER_AREA if len(tile) > size[0] else cv2.INTER_NEAREST)
+            sheet.paste(Image.fromarray(small), (left + i * (TILE + GAP), top))
+        label = Image.new("RGB", (height, left or 1), "white")
+        ImageDraw.Draw(label).text((height / 2, 10), name, "black", _font(13), anchor="mm")
+        sheet.paste(label.rotate(90, expand=True), (0, top))
+        top += height
     data = io.BytesIO()
-    image.save(data, format="PNG", transparency=palette[used, 3].tobytes(), optimize=True)
-    return _uri("png", data)
+    sheet.save(data, format="PNG")
+    return data.getvalue()
 
 
-def _uri(kind: str, data: io.BytesIO) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(data.getvalue()).decode()}"
+def overview(args: argparse.Namespace, measured: dict, dataset: Dataset, names: Sequence[str], most: int = 12) -> bytes:
+    """A PNG: for `most` images, spread over the list, a row of what every step made of it."""
+    rows, titles = [], {}
+    for i in spread(len(names), most):
+        image = dataset.image(names[i])
+        made, _ = outputs(args, measured, dataset, names[i], image, dataset.mask(names[i]))
+        rows.append((image, {output.key: over(image, output.layer) for output in made}))
+        titles |= {output.key: output.title for output in made}
+    keys = [key for key in ("truth", "cam", "rib", "label", "edge", "mask", "instances", "seg") if key in titles]
+    return grid(["image", *(titles[key] for key in keys)], [("", [im, *map(made.get, keys)]) for im, made in rows])
+
+
+def spread(length: int, n: int) -> list[int]:
+    """At most n indices over 0..length - 1, both ends included."""
+    return np.unique(np.linspace(0, length - 1, min(n, length)).round().astype(int)).tolist()
+
+
+def strip(
+    title: str, image: np.ndarray, classes: Sequence[str], maps: dict[str, np.ndarray], masks: dict[str, np.ndarray]
+) -> bytes:
+    """A PNG as the paper's figure 3: a row per class, the columns image, maps, masks.
+
+    classes: names of the n classes of the image; none gives one row with empty maps. maps: title -> [n, H, W] in
+    [0, 1]. masks: title -> uint8 [H, W] (0 background, c + 1 class, 255 ignored).
+    """
+    rows = []
+    for r in range(max(1, len(classes))):
+        heats = [over(image, heat_layer(cams[r : r + 1])) for cams in maps.values()]
+        drawn = [over(image, mask_layer(mask)) for mask in masks.values()]
+        rows.append((classes[r] if len(classes) else "no class", [image, *heats, *drawn]))
+    return grid(["image", *maps, *masks], rows, f"{title} (maps: square root; k: updates of the weights)")
+
+
+def shown_steps(k_max: int) -> list[int]:
+    """The steps that a strip shows: those of the paper's figure, as far as there are, and the last."""
+    return sorted({k for k in SHOWN_STEPS if k < k_max} | {k_max})
+
+
+def photograph(image: np.ndarray) -> str:
+    """uint8 [H, W, 3] as the data URI of a JPEG."""
+    data = io.BytesIO()
+    Image.fromarray(_resize(image, fit(image.shape))).save(data, format="JPEG", quality=84, optimize=True)
+    return data_uri("jpeg", data.getvalue())
+
+
+def layer_uri(layer: Layer) -> str:
+    """A layer as the data URI of a palette PNG with transparency; only colours that occur are stored."""
+    used, small = np.unique(layer.index, return_inverse=True)
+    image = Image.fromarray(small.reshape(layer.index.shape).astype(np.uint8))
+    image.putpalette(layer.palette[used, :3].tobytes())
+    data = io.BytesIO()
+    image.save(data, format="PNG", transparency=layer.palette[used, 3].tobytes(), optimize=True)
+    return data_uri("png", data.getvalue())
+
+
+def confusion_picture(fraction: np.ndarray) -> str:
+    """Fractions [C, C] in 0..1 as the data URI of a picture, one pixel each; the square root, or most would be dark."""
+    levels = (255 * np.sqrt(fraction)).round().astype(np.uint8)
+    data = cv2.imencode(".png", cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO))[1]
+    return data_uri("png", data.tobytes())
+
+
+def data_uri(kind: str, data: bytes) -> str:
+    """The data URI of an image of a kind ("png", "jpeg")."""
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def save(path: Path, data: bytes) -> None:
+    """Writes a file, whole or not at all."""
+    write_atomic(path, lambda file: file.write(data))
+
+
+def _resize(array: np.ndarray, size: Sequence[int], interpolation: int = cv2.INTER_AREA) -> np.ndarray:
+    """[h, w, ...] at (height, width)."""
+    return array if tuple(size) == array.shape[:2] else cv2.resize(array, size[::-1], interpolation=interpolation)
+
+
+@cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    import matplotlib
+
+    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)

@@ -1,20 +1,14 @@
-"""The ablations of RIB: which settings each study compares, and its table and plots."""
+"""The ablations of RIB: which settings each study compares."""
 
 import argparse
 import hashlib
-import io
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
-
-import numpy as np
 
 from data import image_names
 from data.base import Dataset
 from data.errors import UserError
-from data.files import write_atomic
 from misc.run.outputs import path_of
 from misc.run.provenance import digest_of_array, digest_of_file, digest_of_names
 from net.weights import find_doubled
@@ -133,122 +127,3 @@ def is_number(study: Study, point: Point) -> bool:
 
 def _on_axis(study: Study, point: Point) -> bool:
     return f"{study.argument}=" in point.label
-
-
-def table(title: str, studies: dict[str, dict]) -> str:
-    """Text: per point the mIoU in percent at the best threshold of the sweep and at the fixed one.
-
-    studies: as in results.json, name -> {"argument", "sweep", "points": [{"label", "images", "curve", ...}]}. A
-    threshold at an end of the sweep is marked, for a better one may lie beyond. "early": images that RIB ended before
-    its last step; "over": those whose numbers overflowed and which count as they were before.
-    """
-    lines = [f"{title:<40}{'best':>7}{'at':>7}{'fixed':>8}{'images':>8}{'early':>7}{'over':>6}"]
-    for name, study in studies.items():
-        lines += ["", f"{name}: {study['title']}"]
-        if study["argument"] is None:
-            point = study["points"][0]
-            for k in range(len(point["curve"]["best"])):
-                notes = " (CAM)" * (k == 0) + " (make_rib_cam)" * (k == point["written"])
-                lines.append(_row(f"after {k} updates{notes}", study, point, k))
-            continue
-        lines.append(_row("CAM", study, study["points"][0], 0))
-        lines += [
-            _row(point["label"] + " *" * point["own"], study, point, point["written"]) for point in study["points"]
-        ]
-    text = "\n".join([*lines, "", "* the setting of this run"])
-    if "!" in text:
-        text += "\n! an end of the sweep: a better threshold may lie beyond, see --cam_eval_sweep"
-    if any(point["not_finite"] for study in studies.values() for point in study["points"]):
-        text += (
-            "\nover: their numbers overflowed, they count as they were before; make_rib_cam stops with an error there"
-        )
-    return text
-
-
-def _row(label: str, study: dict, point: dict, k: int) -> str:
-    """A line of the table: a point after k updates."""
-    best, at, fixed = (point["curve"][key][k] for key in ("best", "best_threshold", "fixed"))
-    edge = "!" if at in study["sweep"] else " "
-    ends = f"{point['ended_early']:7d}{point['not_finite']:6d}" if k else ""
-    return f"  {label:<38}{100 * best:7.1f}{at:6.2f}{edge}{100 * fixed:8.1f}{point['images']:8d}{ends}"
-
-
-def plot(folder: Path, name: str, study: dict, title: str) -> None:
-    """Writes NAME.png and NAME.svg: mIoU over the study's argument, and over the steps for each of its points.
-
-    study: as for `table`.
-    """
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    with rc_context({"svg.hashsalt": "rib"}):  # the same bytes for the same numbers
-        if study["argument"] is None:
-            figure = Figure(figsize=(6.4, 4), layout="constrained")
-            _over_steps(figure.subplots(), study["points"], both=True)
-        else:
-            figure = Figure(figsize=(12, 6), layout="constrained")
-            axes = figure.subplot_mosaic([["best", "steps"], ["fixed", "steps"]], width_ratios=(1, 1.2))
-            _over_argument(axes["best"], study, "best")
-            _over_argument(axes["fixed"], study, "fixed")
-            _over_steps(axes["steps"], study["points"], both=False)
-        figure.suptitle(title)
-        for kind, options in (("png", {"dpi": 120}), ("svg", {"metadata": {"Date": None}})):
-            data = io.BytesIO()
-            figure.savefig(data, format=kind, **options)
-            write_atomic(folder / f"{name}.{kind}", lambda file, data=data: file.write(data.getvalue()))
-
-
-BEST, FIXED = "#D55E00", "#0072B2"
-
-
-def _over_argument(axes, study: dict, key: str) -> None:
-    """mIoU over the argument at the "best" or "fixed" threshold, each on axes of its own: they may lie far apart."""
-    points = [point for point in study["points"] if "x" in point]
-    x = [point["x"] for point in points]
-    positions = np.arange(len(x)) if study["words"] else np.array(x, float)
-    colour = {"best": BEST, "fixed": FIXED}[key]
-    y = [100 * point["curve"][key][point["written"]] for point in points]
-    axes.plot(positions, y, "o" if study["words"] else "o-", color=colour, label="RIB")
-    for position, value, point in zip(positions, y, points, strict=True):
-        if point["own"]:
-            axes.plot(position, value, "o", ms=12, mfc="none", mec=colour, ls="", label="the setting of this run")
-    axes.axhline(100 * study["points"][0]["curve"][key][0], color=colour, ls=":", label="CAM")
-    for point in study["points"]:
-        if "x" not in point:
-            value = 100 * point["curve"][key][point["written"]]
-            axes.axhline(value, color=colour, ls="--", label=point["label"])
-    if study["words"]:
-        axes.set_xticks(positions, x)
-        axes.margins(x=0.15)
-    else:
-        axes.set_xscale("log" if study["log"] else "linear")
-        axes.set_xticks(x, [f"{value:g}" for value in x])
-        axes.minorticks_off()
-    _finish(axes, study["argument"] + (" (tau)" if study["argument"] == "score_th" else ""))
-    axes.set_ylabel(f"mIoU (%), {key} threshold")
-    axes.legend(fontsize=7)
-
-
-def _over_steps(axes, points: Sequence[dict], both: bool) -> None:
-    from matplotlib import colormaps
-
-    colours = colormaps["viridis"](np.linspace(0, 0.92, len(points)))
-    for i, point in enumerate(points):
-        style = "-" if point["own"] else (0, (4, 2))  # of two equal curves both are seen
-        for key in ("best", "fixed") if both else ("best",):
-            y = 100 * np.array(point["curve"][key])
-            colour = {"best": BEST, "fixed": FIXED}[key] if both else colours[i]
-            label = f"{key} threshold" if both else point["label"]
-            axes.plot(np.arange(len(y)), y, ls=style, color=colour, label=label, lw=2.5 if point["own"] else 1.4)
-            axes.plot(point["written"], y[point["written"]], "o", color=colour)
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    _finish(axes, "updates of the weights (0: CAM; dot: what make_rib_cam writes)")
-    if not both:
-        axes.set_ylabel("mIoU (%), best threshold")
-        axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))  # lines cross the whole panel
-
-
-def _finish(axes, label: str) -> None:
-    axes.set(xlabel=label, ylabel="mIoU (%)")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)

@@ -1,0 +1,209 @@
+"""The report: one HTML file with everything in it, from whatever steps have run."""
+
+import argparse
+import base64
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import jinja2
+import numpy as np
+
+from data.base import DataError, Dataset
+from data.errors import UserError
+from data.files import load_json
+from misc.report import plots, toy
+from misc.report.gallery import gallery
+from misc.report.pictures import confusion_picture, data_uri
+from misc.report.tables import Table, ablation_tables, at, class_table, figure, is_figure, number, scored, stage_table
+from misc.run.options import preset
+from misc.run.outputs import OUTPUTS, outdated, record_file
+
+FOLDER = Path(__file__).parent
+# Arguments that say where and how to run, not what is computed.
+ELSEWHERE = (
+    "data_root", "work_dir", "config", "steps", "list_steps", "dry_run", "check_data", "overwrite", "skip_bad",
+    "compare", "tensorboard", "num_workers", "coco_json", "dataset", "help", "help_all",
+)  # fmt: skip
+TABLE_CLASSES = 26  # up to here a confusion is a table of numbers, beyond it a picture and its largest entries
+LARGEST = 20
+LARGEST_FIGURE = 260_000  # bytes of a plot that is put into the page
+
+
+def build(args: argparse.Namespace, dataset: Dataset, measured: dict, names: Sequence[str]) -> str:
+    """The page. measured: the content of metrics.json; names: the images that got, or would get, pseudo masks."""
+    work_dir = Path(args.work_dir)
+    steps = {name: values for name, values in measured.items() if isinstance(values, dict) and name != "report"}
+    sweep = plots.sweeps(measured, args.cam_eval_thres)
+    curves = [("Seeds over the background threshold", sweep)] if sweep else []
+    return render(
+        title=f"RIB report: {dataset.name}",
+        dataset=dataset.name,
+        n_images=len(names),
+        warnings=outdated(args),
+        settings=settings(args),
+        hardware=hardware(work_dir),
+        seconds=sum(values.get("seconds", 0) for values in steps.values()),
+        headline=_headline(measured),
+        stages=stage_table(measured, "Scores (%)", dataset.name, args.seeds),
+        curves=[(title, plots.inline(plot)) for title, plot in (*curves, *plots.losses(measured))],
+        scored=scored(measured),
+        classes=class_table(measured),
+        confusions=[_confusion(measured, stage) for stage in reversed(scored(measured))],
+        experiments=_experiments(work_dir, measured),
+        gallery=gallery(args, measured, dataset, names),
+        steps=_steps(measured, steps),
+        calls=calls(work_dir),
+    )
+
+
+def render(**context: object) -> str:
+    """The template, filled in. Only its own script may run, and nothing is fetched, whatever names and classes hold."""
+    loader = jinja2.FileSystemLoader(FOLDER)
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["number"] = number
+    environment.tests["figure"] = is_figure
+    script, style = ((FOLDER / f"page.{kind}").read_text(encoding="utf-8") for kind in ("js", "css"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return environment.get_template("page.html.j2").render(script=script, style=style, digest=digest, **context)
+
+
+def calls(work_dir: Path) -> list[dict]:
+    """What args.json says of every call that wrote into a work_dir, the oldest first."""
+    last = load_json(work_dir / "args.json")
+    return [*last.pop("earlier", []), last] if last else []
+
+
+def settings(args: argparse.Namespace) -> dict[str, str]:
+    """Arguments that are not as the preset of the dataset has them, as they would be typed.
+
+    What made a result stands in its record; of arguments that no record tells of, the last call that set them counts.
+    """
+    values: dict[str, list] = {}
+    usual: dict[str, object] = {}
+    for call in calls(Path(args.work_dir)):
+        given, sources = call["arguments"], call.get("sources", {})
+        try:
+            usual = {name: value for name, (value, _) in preset(given.get("dataset", "")).items()}
+        except DataError:  # the user's own file, moved since
+            usual = {}
+        words = [name for name, source in sources.items() if source == "command line" or source.startswith("config ")]
+        values |= {name: [given[name]] for name in words if name in given}
+    told: dict[str, list] = {}
+    for argument in OUTPUTS:
+        try:
+            record = load_json(record_file(args, argument))
+        except UserError:  # damaged
+            continue
+        for key, value in record.get("arguments", {}).items():
+            name = key.removeprefix("--")
+            if not name.endswith("_list") and (name in usual or name in values) and value not in told.get(name, ()):
+                told.setdefault(name, []).append(value)
+    listed = sorted({**values, **told}.items())
+    return {
+        name: " and ".join(map(shown, each))
+        for name, each in listed
+        if name not in ELSEWHERE and not name.endswith(("_pass", "_out_dir"))
+        if each != [json.loads(json.dumps(usual.get(name)))]
+    }
+
+
+def shown(value: object) -> str:
+    """A setting as it would be typed."""
+    if isinstance(value, list | tuple):
+        return ",".join(map(shown, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def hardware(work_dir: Path) -> str:
+    """The machines that took part."""
+    texts = {}
+    for call in calls(work_dir):
+        machine = call.get("hardware", {})
+        on_cpu = call["arguments"].get("device") == "cpu" or not machine.get("gpu")
+        name = machine.get("cpu") if on_cpu else machine["gpu"]
+        texts |= {f"{name}, {machine.get('cores')} cores": None} if machine else {}
+    return "; ".join(texts)
+
+
+def _headline(measured: dict) -> list[tuple[str, str, str, str]]:
+    """(colour, stage, its figure, a remark) of each stage."""
+    cards = []
+    for stage in scored(measured):
+        best, fixed = at(measured, stage.best), at(measured, f"{stage.path}.fixed")
+        remark = f"{number(best['ignored'], 0)}% of pixels ignored" if "ignored" in best else "mIoU"
+        if stage.swept:
+            remark = f"at {best['threshold']:.2f}; {number(fixed['miou'])} at the fixed {fixed['threshold']:.2f}"
+        cards.append((stage.key, stage.label, figure(measured, f"{stage.best}.miou"), remark))
+    ap = figure(measured, "eval_ins_seg.map_50")
+    return [*cards, ("soft", "instances", ap, "AP at IoU 0.5")] if ap.key else cards
+
+
+def _confusion(measured: dict, stage) -> dict:
+    """Of each true class, the fraction of its pixels given to each class, as a table or, of many classes, a picture."""
+    counts = np.array(at(measured, f"{stage.best}.confusion") or [], float)
+    names = list(at(measured, f"{stage.best}.iou") or {})
+    if not counts.size:
+        return {}
+    fraction = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    content = {"label": stage.label, "key": f"{stage.best}.confusion", "names": names}
+    if len(names) <= TABLE_CLASSES:
+        return {**content, "rows": list(zip(names, counts.tolist(), fraction.tolist(), strict=True))}
+    off = fraction * ~np.eye(len(fraction), dtype=bool)
+    off[0] = off[:, 0] = 0  # every class is mostly mistaken for the background; that stands in the picture
+    largest = np.unravel_index(np.argsort(-off, axis=None, kind="stable")[:LARGEST], off.shape)
+    rows = [
+        (names[i], names[j], number(off[i, j]), f"{counts[i, j]:.0f}")
+        for i, j in zip(*largest, strict=True)
+        if off[i, j] > 0
+    ]
+    head = ("truth", "taken for", "% of its pixels", "pixels")
+    return {**content, "picture": confusion_picture(fraction), "largest": Table("Largest confusions", head, rows)}
+
+
+def _experiments(work_dir: Path, measured: dict) -> list[dict]:
+    """The toy experiment and the ablations, where metrics.json has something of them."""
+    out = []
+    if "toy" in measured:
+        values = measured["toy"]
+        text = (
+            f"A small network tells 2 from 8 ({values['digits']} digits): {len(values['seeds'])} seeds, accuracy "
+            f"{', '.join(number(value) for value in values['accuracy'])}%. HGR is the fraction of pixels whose "
+            f"normalised gradient exceeds {values['threshold']:.2f}. A claim counts as reproduced where its condition "
+            "holds in every seed."
+        )
+        figures = [_plot(work_dir, f"toy/{name}.png", words) for name, words in plots.TOY_FIGURES.items()]
+        parts = [{"table": table} for table in toy.tables(values)]
+        out.append({"id": "toy", "title": "Toy experiment", "text": text, "parts": [*parts, *figures]})
+    if "ablate" in measured:
+        studies = load_json(work_dir / "ablate" / "results.json").get("studies", {})
+        text = "mIoU of RIB's seeds at the best threshold of the sweep and at the fixed one, on the same images."
+        parts = []
+        for name, table in zip(studies, ablation_tables(studies), strict=True):
+            parts += [{"table": table}, _plot(work_dir, f"ablate/{name}.png", table.title)]
+        out.append({"id": "ablate", "title": "Ablations", "text": text, "parts": parts})
+    return out
+
+
+def _plot(work_dir: Path, path: str, words: str) -> dict:
+    """A PNG of the run for the page; its path alone where it is too large."""
+    if not (work_dir / path).is_file():
+        return {}
+    data = (work_dir / path).read_bytes()
+    return {"words": words, "path": path, "picture": data_uri("png", data) if len(data) <= LARGEST_FIGURE else ""}
+
+
+def _steps(measured: dict, steps: dict[str, dict]) -> Table:
+    rows = []
+    for name, values in steps.items():
+        images, seconds, remark = values.get("images"), values.get("seconds"), ""
+        rate = images / seconds if images and seconds else None
+        if "RIB_steps" in values:
+            remark = "RIB steps: " + ", ".join(f"{n} in {count} images" for n, count in values["RIB_steps"].items())
+        known = [value for value in values.get("average_precision", {}).values() if value is not None]
+        if known:
+            remark = f"mean average precision on the validation images {number(sum(known) / len(known))}"
+        cells = [figure(measured, f"{name}.{key}", digits, 1) for key, digits in (("images", 0), ("seconds", 1))]
+        rows.append([name, *cells, number(rate, 2 if rate and rate < 10 else 1, 1), remark])
+    return Table("Steps", ("step", "images", "seconds", "images/s", ""), rows)
