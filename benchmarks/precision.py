@@ -15,7 +15,7 @@ import numpy as np
 
 import run_sample
 from benchmarks.common import row, write
-from data import camfile
+from data.results import load_cam
 from misc.metrics import confusion, mean_iou
 from misc.report.gallery import seed_mask
 
@@ -31,7 +31,7 @@ def main() -> int:
         made = {precision: _seeds(args, Path(folder) / precision, precision) for precision in ("fp32", "bf16")}
         threshold = made["fp32"][0]["eval_rib_cam"]["best"]["threshold"]
         total = sum(
-            confusion(*(seed_mask(camfile.load(made[p][1] / path.name), threshold) for p in ("bf16", "fp32")), 255)
+            confusion(*(seed_mask(load_cam(made[p][1] / path.name), threshold) for p in ("bf16", "fp32")), 255)
             for path in sorted(made["fp32"][1].glob("[!.]*.npy"))
         )
     rows = []

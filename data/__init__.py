@@ -7,7 +7,8 @@ import weakref
 from pathlib import Path
 from types import ModuleType
 
-from data.base import DataError, Dataset, load_file
+from data.base import Dataset, load_file
+from data.errors import DataError
 from data.process import rank, world_size
 
 PURPOSES = ("train", "infer", "eval", "val")  # of image lists: `--PURPOSE_list`

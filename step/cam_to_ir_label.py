@@ -5,11 +5,12 @@ from functools import partial
 
 import torch
 
-from data import camfile, image_names, open_dataset
-from data.base import Dataset, voc_palette
-from data.files import save_mask
+from data import image_names, open_dataset
+from data.base import Dataset
+from data.images import save_mask, voc_palette
 from data.pool import map_items
 from data.progress import bar
+from data.results import load_cam
 from misc import crf, torchutils
 from misc.run.metricsfile import made
 from misc.run.resume import pending
@@ -37,7 +38,7 @@ def run(args: argparse.Namespace) -> dict:
 def _label(args: argparse.Namespace, dataset: Dataset, device: torch.device | None, name: str) -> float:
     image = dataset.image(name)
     path = result_file(args, seeds_argument(args), name, ".npy")
-    seeds = camfile.load(path, image.shape[:2], dataset.n_classes)
+    seeds = load_cam(path, image.shape[:2], dataset.n_classes)
     label = crf.ir_label(image, seeds["high_res"], seeds["keys"], args.conf_fg_thres, args.conf_bg_thres, device)
     save_mask(result_file(args, "ir_label_out_dir", name, ".png"), label, voc_palette())
     return float((label == 255).mean())

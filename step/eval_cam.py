@@ -7,10 +7,11 @@ from functools import partial
 
 import numpy as np
 
-from data import camfile, open_dataset, scored_names
+from data import open_dataset, scored_names
 from data.base import Dataset
 from data.pool import chunks, map_items
 from data.progress import bar
+from data.results import load_cam
 from misc import torchutils
 from misc.metrics import ThresholdSweep, foreground, iou_table, mean_iou
 from misc.run.workdir import require, result_file
@@ -87,6 +88,6 @@ def _count(
     sweep = ThresholdSweep(thresholds, dataset.n_classes + 1)
     for name in names:
         mask = dataset.mask(name)
-        seeds = camfile.load(result_file(args, folder, name, ".npy"), mask.shape, dataset.n_classes)
+        seeds = load_cam(result_file(args, folder, name, ".npy"), mask.shape, dataset.n_classes)
         sweep.add(seeds["keys"], seeds["high_res"], mask)
     return sweep.counts

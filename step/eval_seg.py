@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from data import image_names, open_dataset
-from data.base import Dataset, voc_palette
-from data.files import save_mask
+from data.base import Dataset
+from data.images import save_mask, voc_palette
 from data.loaders import Pyramids, iterate_images
 from data.pool import map_items
 from data.progress import bar

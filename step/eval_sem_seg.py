@@ -11,7 +11,8 @@ import numpy as np
 
 from data import open_dataset, scored_names
 from data.base import Dataset
-from data.files import load_mask, save_json
+from data.files import save_json
+from data.images import read_mask
 from data.pool import chunks, map_items
 from data.progress import bar
 from misc import torchutils
@@ -93,7 +94,7 @@ def _count(dataset: Dataset, folder: Path, skip_open: bool, names: Sequence[str]
     total, left_open, miou = np.zeros((n, n), np.int64), 0, {}
     for name in names:
         truth = dataset.mask(name)
-        mask = load_mask(folder / f"{name}.png", truth.shape, n)
+        mask = read_mask(folder / f"{name}.png", dataset.n_classes, truth.shape)
         if skip_open:
             left_open += int(((mask == 255) & (truth != 255)).sum())
             truth = np.where(mask == 255, 255, truth)

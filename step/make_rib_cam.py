@@ -4,9 +4,10 @@ import argparse
 
 import torch
 
-from data import camfile, image_names, open_dataset
+from data import image_names, open_dataset
 from data.errors import UserError
 from data.progress import bar
+from data.results import save_cam
 from misc import torchutils
 from misc.cam import combine_scales
 from misc.run.metricsfile import made
@@ -41,7 +42,7 @@ def run(args: argparse.Namespace) -> dict:
                 ) from error
             keys = label.nonzero().flatten()
             cam, high_res = combine_scales(cams, keys, size)
-            camfile.save(
+            save_cam(
                 result_file(args, "cam_rib_out_dir", name, ".npy"),
                 keys.cpu().numpy(),
                 cam.cpu().numpy(),

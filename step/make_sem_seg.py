@@ -6,11 +6,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from data import camfile, image_names, open_dataset
-from data.base import voc_palette
-from data.files import save_grey, save_mask
+from data import image_names, open_dataset
+from data.images import save_grey, save_mask, voc_palette
 from data.loaders import Pyramids, iterate_images
 from data.progress import bar
+from data.results import load_cam
 from misc import torchutils
 from misc.indexing import propagate_to_edge
 from misc.run.metricsfile import made
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace, seeds: str | None = None, out: str = "sem_seg_
     model = load_irn(args, device)
     with bar(len(todo), "make_sem_seg") as progress:
         for name, size, (images,), _ in iterate_images(Pyramids(dataset, todo, (1.0,)), args.num_workers):
-            seed = camfile.load(result_file(args, seeds, name, ".npy"), size, dataset.n_classes)
+            seed = load_cam(result_file(args, seeds, name, ".npy"), size, dataset.n_classes)
             label, edge = pseudo_mask(args, model, images.to(device), seed["cam"], seed["keys"], size)
             if out == "sem_seg_out_dir":
                 save_grey(result_file(args, "edge_out_dir", name, ".png"), edge)

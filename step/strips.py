@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from data import image_names, open_dataset
-from data.base import DataError, Dataset
-from data.errors import UserError
-from data.files import load_mask
+from data.base import Dataset
+from data.errors import DataError, UserError
+from data.images import read_mask
 from data.progress import bar
 from misc import torchutils
 from misc.report.strips import draw_strip, save_strip, shown_steps
@@ -97,7 +97,7 @@ def _draw(
             masks = {}
             label_file = result_file(args, "ir_label_out_dir", name, ".png")
             if with_masks and label_file.is_file():
-                masks["CRF label"] = load_mask(label_file)
+                masks["CRF label"] = read_mask(label_file)
             if irn is not None:
                 cam = recording.maps(0 if args.seeds == "cam" else written)[0]
                 keys, images = recording.keys.cpu().numpy(), recording.levels[0]

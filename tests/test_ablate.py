@@ -14,8 +14,8 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from data import camfile
 from data.errors import UserError
+from data.results import load_cam
 from data.shapes import Shapes
 from data.transforms import pyramid
 from misc.metrics import ThresholdSweep, mean_iou
@@ -265,7 +265,7 @@ def test_ablate_gives_what_the_steps_give(work_dir, capsys):
     for k, kind in ((0, "cam"), (own["written"], "cam_rib")):
         sweep = ThresholdSweep(np.arange(61) / 100, 7)
         for name in names:
-            file = camfile.load(work_dir / kind / f"{name}.npy")
+            file = load_cam(work_dir / kind / f"{name}.npy")
             sweep.add(file["keys"], file["high_res"], dataset.mask(name))
         miou = [mean_iou(confusion) for confusion in sweep.confusions()]
         assert own["curve"]["best"][k] == pytest.approx(max(miou), abs=1e-3)
@@ -462,7 +462,7 @@ def test_damaged_results_stop_before_anything_is_computed(work_dir, runs, capsys
     path.parent.mkdir()
     path.write_text("{")
     assert ablate(work_dir, "--ablate", "steps") == 2 and runs.count == 0
-    assert f"{path} is not whole JSON" in capsys.readouterr().err
+    assert f"{path} is not valid JSON" in capsys.readouterr().err
     assert ablate(work_dir, "--ablate", "steps", "--overwrite") == 0 and list(results(work_dir)) == ["steps"]
 
 

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from data import camfile
-from data.base import voc_palette
 from data.errors import UserError
 from data.failures import explain
-from data.files import FileError, save_json, save_mask, save_torch, sweep, write_atomic
+from data.files import FileError, save_json, save_torch, write_atomic
+from data.images import save_mask, voc_palette
 from data.pool import map_items
+from data.results import load_cam, save_cam
 from misc.run.runner import _LogFile
 from net.resnet50_cam import Net
 from tests.folder_mini import make_folder
@@ -73,7 +73,7 @@ WRITERS = {
     "torch": lambda path: save_torch(path, {"a": torch.rand(40_000)}),
     "npz": lambda path: write_atomic(path, lambda file: np.savez(file, a=np.zeros(40_000))),
     "npy": lambda path: write_atomic(path, lambda file: np.save(file, np.zeros(40_000))),
-    "CAM": lambda path: camfile.save(path, np.arange(2), np.zeros((2, 99, 99)), np.zeros((2, 99, 99))),
+    "CAM": lambda path: save_cam(path, np.arange(2), np.zeros((2, 99, 99)), np.zeros((2, 99, 99))),
     "JSON": lambda path: save_json(path, ["x"] * 40_000),
     "PNG": lambda path: save_mask(path, np.random.default_rng(0).integers(0, 255, (400, 400)), voc_palette()),
 }  # fmt: skip
@@ -85,7 +85,7 @@ def test_a_full_disk_leaves_nothing_of_a_file(disk, kind):
     with pytest.raises(FileError) as error:
         WRITERS[kind](disk / "x")
     message = str(error.value)
-    assert message.startswith(f"{disk / 'x'} cannot be written: ") and "give the same command again" in message
+    assert message.startswith(f"{disk / 'x'} cannot be written: ") and "run the command again" in message
     assert os.listdir(disk) == ["x"] and (disk / "x").read_bytes() == b"old"
 
 
@@ -93,9 +93,9 @@ def test_a_run_on_a_full_disk_goes_on_with_more_space(disk, trained):
     arguments = ("--steps", "make_cam", "--cam_weights_name", str(trained))
     code, said = run(disk / "work", *arguments)
     assert code == 2 and len(said) <= 2  # the second one is of the log
-    assert "cannot be written: No space left on device; free some space and give the same command again" in said[-1]
+    assert "cannot be written: No space left on device. Free some space and run the command again" in said[-1]
     finished = {path: path.stat().st_mtime_ns for path in (disk / "work" / "cam").glob("*.npy")}
-    assert 0 < len(finished) < 8 and all(camfile.load(path) for path in finished)
+    assert 0 < len(finished) < 8 and all(load_cam(path) for path in finished)
     assert not list(disk.rglob("*.tmp"))
     assert mount(disk, "-o", "remount,size=1m")
     assert run(disk / "work", *arguments) == (0, [])
@@ -110,7 +110,7 @@ def test_a_read_only_disk(disk, trained):
     elsewhere = ["--cam_out_dir", str(disk / "cam"), "--cam_weights_name", str(trained)]
     code, said = run(disk.parent / "work", "--steps", "make_cam", *elsewhere)
     assert (code, len(said)) == (2, 1)
-    assert "cam/.made_by.json cannot be written: Read-only file system; see to its permissions" in said[0]
+    assert "cam/.made_by.json cannot be written: Read-only file system. Check its permissions" in said[0]
 
 
 def _write_in_worker(path: str) -> None:
@@ -120,7 +120,7 @@ def _write_in_worker(path: str) -> None:
 def test_a_full_disk_in_a_worker_process(disk):
     with pytest.raises(FileError) as error:
         list(map_items(_write_in_worker, [str(disk / "x")], 1))
-    assert str(error.value).startswith(f"{disk / 'x'} cannot be written: No space left on device; free some space")
+    assert str(error.value).startswith(f"{disk / 'x'} cannot be written: No space left on device. Free some space")
     assert os.listdir(disk) == []
 
 
@@ -132,7 +132,7 @@ def test_missing_permission(tmp_path, trained):
     bound = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
     code, said = run(tmp_path, "--steps", "make_cam", "--cam_weights_name", str(trained), before=bound)
     assert (code, len(said)) == (2, 1), said
-    assert "cam/.made_by.json cannot be written: Permission denied; see to its permissions" in said[0]
+    assert "cam/.made_by.json cannot be written: Permission denied. Check its permissions" in said[0]
 
 
 def test_data_that_vanish_in_mid_run(tmp_path):
@@ -153,7 +153,7 @@ def test_data_that_vanish_in_mid_run(tmp_path):
     last = said.splitlines()[-1]
     assert "does not exist" in last and f"--data_root {mini.root} is gone: bring it back (is it mounted?)" in last
     finished = list(work.glob("cam_rib/*.npy"))
-    assert finished and all(camfile.load(path) for path in finished) and not list(work.rglob("*.tmp"))
+    assert finished and all(load_cam(path) for path in finished) and not list(work.rglob("*.tmp"))
 
 
 def test_the_log_ends_with_one_line_where_its_disk_is_full(capsys):
@@ -165,20 +165,6 @@ def test_the_log_ends_with_one_line_where_its_disk_is_full(capsys):
     handler.close()
     said = capsys.readouterr().err
     assert said == "run_sample.py: /dev/full cannot be written any more: No space left on device\n"
-
-
-def test_temporary_files_of_killed_runs_are_swept(tmp_path):
-    (tmp_path / "cam" / "sub").mkdir(parents=True)
-    left = [tmp_path / "cam" / f".{17 + i}.0123456789abcdef.tmp" for i in range(2)]
-    left.append(tmp_path / "cam" / "sub" / ".9.fedcba9876543210.tmp")
-    kept = [tmp_path / "cam" / name for name in ("x.npy", "mine.tmp", ".17.tmp", ".made_by.json")]
-    for path in left + kept:
-        path.write_bytes(b"")
-    os.utime(left[0], (1.0, 1.0))
-    assert sweep(tmp_path, older_than_s=3600) == 1 and not left[0].exists()
-    assert sweep(tmp_path) == 2
-    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(kept)
-    assert sweep(tmp_path / "none") == 0
 
 
 def test_a_run_sweeps_what_a_killed_one_left(tmp_path, trained):
@@ -197,9 +183,9 @@ def test_a_run_sweeps_what_a_killed_one_left(tmp_path, trained):
     [
         (UserError("x.png is missing"), "x.png is missing", 2),
         (FloatingPointError("the loss is nan"), "the loss is nan", 1),
-        (OSError(errno.ENOSPC, "No space left on device", "/a/b"), "/a/b cannot be used: No space left on device;", 2),
-        (PermissionError(errno.EACCES, "Permission denied", "/a"), "/a cannot be used: Permission denied; see", 2),
-        (OSError("2048 requested and 512 written"), "2048 requested and 512 written; mend that and give the same", 2),
+        (OSError(errno.ENOSPC, "No space left on device", "/a/b"), "/a/b cannot be used: No space left on device.", 2),
+        (PermissionError(errno.EACCES, "Permission denied", "/a"), "/a cannot be used: Permission denied. Check", 2),
+        (OSError("2048 requested and 512 written"), "2048 requested and 512 written. Fix this and run", 2),
         (MemoryError(), "out of memory; lower the batch size", 1),
         (torch.OutOfMemoryError("CUDA out of memory.\nTried to"), "CUDA out of memory.; lower the batch size", 1),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), "a worker process ended: DataL", 1),
@@ -227,7 +213,7 @@ def _fail_in_worker(error: OSError) -> None:
 def test_errors_of_the_system_keep_their_meaning_from_a_worker_process():
     with pytest.raises(OSError) as error:
         list(map_items(_fail_in_worker, [OSError(errno.EACCES, "Permission denied", "/a/b")], 1))
-    assert explain(error.value)[0].startswith("/a/b cannot be used: Permission denied; see to its permissions")
+    assert explain(error.value)[0].startswith("/a/b cannot be used: Permission denied. Check its permissions")
 
 
 def test_what_a_writer_does_wrong_is_no_matter_of_the_disk(tmp_path):

@@ -3,15 +3,13 @@
 import argparse
 import json
 import logging
-import os
 import shutil
 
 import pytest
 import torch
 from PIL import Image
 
-from data.base import DataError
-from data.errors import UserError
+from data.errors import DataError, UserError
 from data.folder import Folder
 from misc.run import made_by, metricsfile, resume, workdir
 from misc.run.presets import preset
@@ -454,17 +452,6 @@ def test_names_with_dots_do_not_share_records_or_checkpoints(tmp_path):
     ]  # fmt: skip
     checkpoints = [begin(args, "cam_weights_name")[0].name for args in runs]
     assert checkpoints == ["x.1.checkpoint", "x.2.checkpoint", "x.checkpoint"]
-
-
-def test_unfinished_files_beside_weights_outside_the_work_dir_are_removed(tmp_path):
-    outside = tmp_path / "weights"
-    outside.mkdir()
-    old, young = (outside / f".1.{digit * 16}.tmp" for digit in "ab")
-    for path in (old, young):
-        path.write_bytes(b"half")
-    os.utime(old, (0, 0))
-    args = arguments(tmp_path, work_dir=str(tmp_path / "work"), cam_weights_name=str(outside / "x.pth"))
-    assert workdir.sweep_temporaries(args) == 1 and not old.exists() and young.exists()
 
 
 def test_the_start_of_a_training_is_an_input(tmp_path):

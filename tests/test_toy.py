@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 
 from data import digits
-from data.base import DataError, rng
+from data.base import rng
 from data.digits import DIGITS, MARK_GAP, MARK_PX, REGIONS, SIDE, compose, draw_digit, make_pictures, mark_of
+from data.errors import DataError
 from misc.hgr import COMPARED, CONTROL, fall, finetune, gradient_maps, high_gradient_ratio
 from misc.report import toyplots, toytable
 from misc.rib import ACTIVATIONS

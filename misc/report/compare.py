@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from data import camfile, image_names, open_dataset
+from data import image_names, open_dataset
 from data.base import Dataset
 from data.errors import UserError
-from data.files import load_json, load_mask, write_atomic
+from data.files import load_json, write_atomic
+from data.images import read_mask
 from data.pool import map_items
 from data.progress import bar
+from data.results import load_cam
 from misc.metrics import confusion, mean_iou
 from misc.report import pictures, runinfo
 from misc.report.gallery import BY_NAME, controls, framed, seed_mask, tile
@@ -56,10 +58,10 @@ class Run:
         """uint8 [H, W]: the mask of an image, of seeds that at the best threshold. size: which it must have."""
         n = self.dataset.n_classes
         if kind == "sem_seg_out_dir":
-            return load_mask(result_file(self.args, kind, name, ".png"), size, n + 1)
+            return read_mask(result_file(self.args, kind, name, ".png"), n, size)
         step = "eval_rib_cam" if kind == "cam_rib_out_dir" else "eval_cam"
         threshold = at(self.measured, f"{step}.best.threshold")
-        file = camfile.load(result_file(self.args, kind, name, ".npy"), size, n)
+        file = load_cam(result_file(self.args, kind, name, ".npy"), size, n)
         return seed_mask(file, self.args.cam_eval_thres if threshold is None else threshold)
 
     def has(self, kind: str, name: str) -> bool:

@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data import camfile, insfile
 from data.base import Dataset
-from data.files import load_json, load_mask
+from data.files import load_json
+from data.images import read_mask
+from data.results import load_cam, load_instances
 from misc.metrics import confusion, mean_iou
 from misc.report import pictures, viz
 from misc.report.markup import Html, at, join, number, tag
@@ -98,20 +99,20 @@ def layers(
         found.append(("truth", "ground truth", None, truth))
     size, n = image.shape[:2], dataset.n_classes
     for key, folder, step in (("cam", "cam_out_dir", "eval_cam"), ("rib", "cam_rib_out_dir", "eval_rib_cam")):
-        file = viz.readable(camfile.load, result_file(args, folder, name, ".npy"), size, n)
+        file = viz.readable(load_cam, result_file(args, folder, name, ".npy"), size, n)
         if file is not None:
             threshold = at(measured, f"{step}.best.threshold")
             mask = seed_mask(file, args.cam_eval_thres if threshold is None else threshold)
             found.append((key, key.upper(), partial(pictures.heat_layer, file["cam"], size), mask))
     masks = (("label", "CRF label", "ir_label"), ("mask", "pseudo mask", "sem_seg"), ("seg", "segmentation net", "seg"))
     for key, title, folder in masks:
-        mask = viz.readable(load_mask, result_file(args, f"{folder}_out_dir", name, ".png"), size, n + 1)
+        mask = viz.readable(read_mask, result_file(args, f"{folder}_out_dir", name, ".png"), n, size)
         if mask is not None:
             found.append((key, title, None, mask))
-    edge = viz.readable(load_mask, result_file(args, "edge_out_dir", name, ".png"))
+    edge = viz.readable(read_mask, result_file(args, "edge_out_dir", name, ".png"))
     if edge is not None:
         found.append(("edge", "edge map", partial(pictures.edge_layer, edge), None))
-    instances = viz.readable(insfile.load, result_file(args, "ins_seg_out_dir", name, ".npy"), size, n)
+    instances = viz.readable(load_instances, result_file(args, "ins_seg_out_dir", name, ".npy"), size, n)
     if instances is not None:
         picture = partial(pictures.instance_layer, instances["mask"], instances["score"])
         found.append(("instances", "instances", picture, None))

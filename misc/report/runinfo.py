@@ -3,8 +3,7 @@
 import json
 from pathlib import Path
 
-from data.base import DataError
-from data.errors import UserError
+from data.errors import DataError, UserError
 from data.files import load_json
 from misc.report.markup import Html, html, join, measured_cell, number, tag
 from misc.run.made_by import NAME, read

@@ -10,10 +10,11 @@ from typing import Any
 import cv2
 import numpy as np
 
-from data import camfile, insfile
-from data.base import Dataset, voc_palette
+from data.base import Dataset
 from data.errors import UserError
-from data.files import load_mask, write_atomic
+from data.files import write_atomic
+from data.images import read_mask, voc_palette
+from data.results import load_cam, load_instances
 from misc.run.workdir import result_file
 
 TILE = 144  # height of a picture in the overview
@@ -93,14 +94,14 @@ def overview(args: argparse.Namespace, dataset: Dataset, names: Sequence[str], r
         row = [image, None if truth is None else overlay_mask(image, truth)]
         for folder in ("cam_out_dir", "cam_rib_out_dir"):
             path = result_file(args, folder, name, ".npy")
-            file = readable(camfile.load, path, size, dataset.n_classes)
+            file = readable(load_cam, path, size, dataset.n_classes)
             row.append(None if file is None else _heat(image, file["high_res"]))
         for folder in ("ir_label_out_dir", "sem_seg_out_dir"):
             path = result_file(args, folder, name, ".png")
-            mask = readable(load_mask, path, size, dataset.n_classes + 1)
+            mask = readable(read_mask, path, dataset.n_classes, size)
             row.append(None if mask is None else overlay_mask(image, mask))
         if has_instances:
-            found = readable(insfile.load, instances[name], size, dataset.n_classes)
+            found = readable(load_instances, instances[name], size, dataset.n_classes)
             row.append(None if found is None else overlay_instances(image, found["mask"], found["score"]))
         tiles.append([_tile(picture) for picture in row])
     return np.vstack([np.hstack(row) for row in tiles])

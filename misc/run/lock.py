@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data.errors import UserError
-from data.files import LOCK, FileError, refusal
+from data.files import FileError, refusal
 
+LOCK = ".lock"  # in the work_dir of a run
 BEAT_S = 15.0  # between two signs of life of the holder
 WATCH_S = 50.0  # how long another host's holder is watched for one, three beats and a margin for cached attributes
 STALE_S = 600.0  # a sign of life older than this is taken for none without watching; clocks differ by less

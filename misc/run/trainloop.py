@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from data.errors import UserError
-from data.files import look_anew, save_json, save_torch
+from data.files import save_json, save_torch
 from data.loaders import SegmentationCrops, TrainingCrops, TrainingLoader, epoch_batches, stream_batches
 from data.progress import bar
 from misc import torchutils
@@ -52,7 +52,6 @@ def fit(
     """
     first, losses, batches = 0, [], 0
     if torchutils.on_first_rank(checkpoint.is_file):
-        look_anew(checkpoint.parent)
         first, losses, batches = _resume(checkpoint, settings, model, optimizer, scheduler)
         _check_same_epoch(checkpoint, first)
     model.train()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data.errors import UserError
-from data.files import look_anew, sweep
+from data.files import sweep
 from misc.run import made_by
 from misc.torchutils import on_first_rank
 from net.weights import find_doubled
@@ -32,7 +32,6 @@ class Place(NamedTuple):
     seg_labels: str | None = None
 
 
-SHARED_S = 3600.0  # other runs may be writing into a folder outside --work_dir: no file takes them this long
 ALWAYS = ("seed",)
 NETWORK = ("cam_network", "precision")
 SCHEDULE = ("crop_size", "batch_size", "num_epoches", "learning_rate", "weight_decay")
@@ -124,8 +123,6 @@ def require(args: argparse.Namespace, argument: str, names: Sequence[str] | None
     names: the images whose result files are needed; without, the argument names a single file. All ranks must call it.
     """
     on_first_rank(lambda: _require(args, argument, names, suffix))
-    path = place(args, argument)
-    look_anew(path.parent if names is None else path)  # other ranks have just written there
 
 
 def _require(args: argparse.Namespace, argument: str, names: Sequence[str] | None, suffix: str) -> None:
@@ -143,11 +140,7 @@ def _require(args: argparse.Namespace, argument: str, names: Sequence[str] | Non
 
 def sweep_temporaries(args: argparse.Namespace) -> int:
     """Removes the temporary files of runs that were killed; how many. The lock of `--work_dir` must be held."""
-    work_dir = Path(args.work_dir).resolve()
-    paths = {argument: place(args, argument).resolve() for argument in PLACES}
-    named = {path if argument.endswith("_out_dir") else path.parent for argument, path in paths.items()}
-    outside = [folder for folder in named if not folder.is_relative_to(work_dir)]
-    return sweep(work_dir) + sum(sweep(folder, SHARED_S) for folder in outside)
+    return sweep(args.work_dir)
 
 
 def record_path(args: argparse.Namespace, argument: str) -> Path:
