@@ -103,7 +103,7 @@ def prepare(data_root: Path, num_workers: int = 0, overwrite: bool = False) -> S
 
 
 def find_annotations(root: Path, split: str) -> Path:
-    """The official JSON file of a split; DataError says where it must lie."""
+    """The official JSON file of a split; DataError says where to put it."""
     name = f"instances_{split}2014.json"
     for path in (root / "annotations" / name, root / name):
         if path.is_file():
@@ -119,8 +119,9 @@ def read_annotations(path: Path) -> COCO:
             coco = COCO(str(path))
         categories = {number: category["name"] for number, category in coco.cats.items()}
         for annotation in coco.anns.values():
-            if isinstance(annotation["segmentation"], list):  # pycocotools would take two corners for a box
-                annotation["segmentation"] = [polygon for polygon in annotation["segmentation"] if len(polygon) >= 6]
+            polygons = annotation["segmentation"]
+            if isinstance(polygons, list):  # arrays save memory; pycocotools would take two corners for a box
+                annotation["segmentation"] = [np.array(corners) for corners in polygons if len(corners) >= 6]
     except (ValueError, KeyError, TypeError, AssertionError) as error:
         raise DataError(f"{path} is damaged ({type(error).__name__}: {error}); {again}") from error
     if not coco.imgs or categories != CATEGORIES or not set(coco.catToImgs) <= CATEGORIES.keys():

@@ -1,4 +1,4 @@
-"""Your own images: a folder with images/ and labels.csv and, where there are any, masks/, classes.txt and splits/.
+"""Your own images: a folder with images/, labels.csv and optionally masks/, classes.txt and splits/.
 
     images/      jpg, jpeg, png, webp; subfolders are part of the name; rotated as their EXIF orientation says
     labels.csv   name,class1;class2   with or without a header; nothing after the comma: no object in the image

@@ -14,7 +14,6 @@ import data
 from data.base import Dataset
 from data.errors import DataError
 from data.folder import Folder
-from data.images import save_mask, voc_palette
 from misc.run.runner import main
 from run_sample import STEPS, add_arguments
 from tests.folder_mini import CLASSES, TURNED, make_folder
@@ -121,16 +120,6 @@ def test_splits(mini):
     assert folder.names("val") == wanted
     with pytest.raises(DataError, match=r"splits/test\.txt does not exist; splits are all, train, val"):
         folder.names("test")
-
-
-def test_names_as_long_as_the_system_allows(mini):
-    name = "ü" * 125
-    shutil.copy(mini.root / "images/plain.jpg", mini.root / "images" / f"{name}.jpg")
-    mini.csv.write_text(f"{name},cat\n", encoding="utf-8")
-    folder = Folder(mini.root)
-    assert folder.names("train") == [name] and folder.image(name).shape == mini.images["plain"].shape
-    save_mask(mini.root / f"{name}.png", mini.masks["plain"], voc_palette())
-    assert (mini.root / f"{name}.png").is_file() and not list(mini.root.glob(".*.tmp"))
 
 
 def test_linked_folders_are_followed(mini):
