@@ -31,8 +31,8 @@ from benchmarks.common import (
     row,
     write,
 )
-from data import camfile
 from data.progress import map_items
+from data.results import load_cam, save_cam
 from data.transforms import pyramid
 from misc import crf
 from misc.indexing import PathIndex, propagate_to_edge
@@ -117,7 +117,7 @@ def cam_files(
         cams = cv2.resize(rng.random((8, 10, 2)).astype(np.float32), size[::-1]).transpose(2, 0, 1)
         truth = np.append(0, keys + 1)[rng.integers(0, 3, size)].astype(np.uint8)
         path = folder / f"{i}.npy"
-        camfile.save(path, keys, cams[:, ::4, ::4], cams)
+        save_cam(path, keys, cams[:, ::4, ::4], cams)
         out.append((path, truth))
     return out
 
@@ -137,7 +137,7 @@ def sweep_files(
 def _sweep_part(thresholds: np.ndarray, n_classes: int, files: list[tuple[Path, np.ndarray]]) -> np.ndarray:
     sweep = ThresholdSweep(thresholds, n_classes)
     for path, truth in files:
-        seeds = camfile.load(path)
+        seeds = load_cam(path)
         sweep.add(seeds["keys"], seeds["high_res"], truth)
     return sweep.counts
 
@@ -164,7 +164,7 @@ def _bench_eval(n_classes: int) -> Row:
         files = cam_files(Path(folder), 128, n_classes)
         one, _ = measure(lambda: sweep_files(files, THRESHOLDS[:1], n_classes, 2))
         all_, _ = measure(lambda: sweep_files(files, THRESHOLDS, n_classes, 2))
-        few = [(camfile.load(p)["keys"], camfile.load(p)["high_res"], truth) for p, truth in files[:16]]
+        few = [(load_cam(p)["keys"], load_cam(p)["high_res"], truth) for p, truth in files[:16]]
         begin = time.perf_counter()
         wanted = reference.confusions_by_threshold(few, THRESHOLDS, n_classes)
         plain = np.array([time.perf_counter() - begin]) * 8

@@ -15,13 +15,13 @@ import numpy as np
 
 import run_sample
 from benchmarks.common import row, write
-from data import camfile
+from data.results import load_cam
 from misc.cam import cams_to_mask
 from misc.metrics import confusion, mean_iou
 
 
 def _mask(path: Path, threshold: float) -> np.ndarray:
-    seeds = camfile.load(path)
+    seeds = load_cam(path)
     return cams_to_mask(seeds["high_res"], seeds["keys"], threshold)
 
 

@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.base import DataError, Dataset, MissingFile, read_list
+from data.base import Dataset, check_names, read_list
+from data.errors import DataError, MissingFile
 from data.files import write_atomic
-from data.reading import check_names, check_same_size, image_size, read_image, read_mask, visible_instances
+from data.images import image_size, read_image, read_instances, read_mask
 
 # Official category id -> name, in the order of the official list; mask value i + 1 is the i-th of them.
 CATEGORIES = {
@@ -30,7 +31,7 @@ CATEGORIES = {
 }  # fmt: skip
 CLASSES = tuple(CATEGORIES.values())
 
-# What differs from data/presets.py.
+# What differs from misc/run/presets.py.
 PRESET: dict[str, tuple[object, str]] = {
     "cam_eval_sweep": ((0.10, 0.50, 0.01), "RIB, step/eval_cam.py, for COCO"),
     "RIB_lr": (5e-6, "RIB, section 5.1, for COCO"),
@@ -50,7 +51,7 @@ PRESET: dict[str, tuple[object, str]] = {
 SPLITS = ("train", "val")
 N_IMAGES = {"train": 82_783, "val": 40_504}
 IMAGE_FOLDERS = ("JPEGImages", "train2014", "val2014", "images", "images/train2014", "images/val2014")
-FILE_NAME = re.compile(r"((?:COCO_(?:train|val)2014_)?)(\d{12})\.(?:jpg|png)", re.ASCII)
+FILE_NAME = re.compile(r"(?:COCO_(?:train|val)2014_)?(\d{12})", re.ASCII)  # without its ending
 PREPARED = "coco14"  # the folder below the data root that `coco14.prepare` writes
 INDEX, MASKS, OBJECTS = "index.npz", "masks", "objects"
 AUTHORS_MASKS = "coco_masks"  # where `python -m data.download coco_masks` unpacks those that the authors of RIB made
@@ -67,7 +68,7 @@ class COCO14(Dataset):
     """MS COCO 2014 below `root`, after `python -m coco14.prepare`; images in any of the IMAGE_FOLDERS.
 
     Names are the 12-digit image ids, with or without `COCO_train2014_` in the file name. Splits: train and val. Masks
-    are those of `coco14.prepare`, else those of the authors, found anywhere below `coco_masks`.
+    are those of `coco14.prepare`, else those of the authors, anywhere below `coco_masks`.
     """
 
     name = "coco14"
@@ -79,10 +80,11 @@ class COCO14(Dataset):
         if not self.root.is_dir():
             raise DataError(f"--data_root {self.root} is not a folder. {how_to_get(self.root)}")
         self._index = Index.load(self.root / PREPARED / INDEX)
+        self._rows = {name_of(image_id): row for row, image_id in enumerate(self._index.ids)}
 
     @property
     def has_masks(self) -> bool:
-        return bool(self._masks.forms)
+        return bool(self._masks)
 
     def names(self, split: str) -> list[str]:
         if split not in SPLITS:
@@ -94,113 +96,59 @@ class COCO14(Dataset):
         return [self.find_name(name) for name in read_list(path)]
 
     def find_name(self, text: str) -> str:
-        return re.sub(r"^COCO_(?:train|val)2014_(?=\d{12}$)", "", super().find_name(text))
+        name = super().find_name(text)
+        match = FILE_NAME.fullmatch(name)
+        return match[1] if match else name
 
     def image(self, name: str) -> np.ndarray:
         return read_image(self._jpeg(name))
 
     def label(self, name: str) -> np.ndarray:
-        """float32 [80], 1 where the class occurs, be it as a crowd; all zero for an image without any object."""
+        """float32 [80], 1 where the class occurs, also as a crowd; all zero for an image without any object."""
         return self.labels([name])[0]
 
     def labels(self, names: Sequence[str]) -> np.ndarray:
-        bits = self._index.labels[[self._row(name) for name in names]].reshape(-1, self._index.labels.shape[1])
-        return np.unpackbits(bits, axis=1, count=self.n_classes).astype(np.float32)
+        rows = [self._row(name) for name in names]
+        return self._index.labels[rows].reshape(-1, self.n_classes).astype(np.float32)
 
     def mask(self, name: str) -> np.ndarray | None:
-        """uint8 [H, W] or None where there is no file; DataError if it does not fit its image."""
-        path = self._masks.path(self._row(name), name, ".png")
-        return None if path is None else self._read_png(name, path, self.n_classes)
+        if name not in self._masks:
+            return None
+        return read_mask(self.root / self._masks[name], self.n_classes, image_size(self._jpeg(name)))
 
     def has_mask(self, name: str) -> bool:
-        return self._masks.path(self._row(name), name, ".png") is not None
+        return name in self._masks
 
     def instances(self, name: str) -> tuple[np.ndarray, np.ndarray] | None:
-        """Objects as `coco14.prepare` painted them, crowds left out; None where it was not run for masks."""
-        paths = [self.root / PREPARED / folder / f"{name}.png" for folder in (OBJECTS, MASKS)]
-        if not all(path.is_file() for path in paths):
-            return None
-        objects = self._read_png(name, paths[0], 254)
-        return visible_instances(objects, self._read_png(name, paths[1], self.n_classes), self.n_classes)
+        """Objects as `coco14.prepare` painted them, without crowds, or None."""
+        paths = (self.root / PREPARED / folder / f"{name}.png" for folder in (OBJECTS, MASKS))
+        return read_instances(*paths, self.n_classes, image_size(self._jpeg(name)))
 
     def check_names(self, names: Sequence[str], source: str) -> None:
-        known = {name_of(i) for i in self._index.ids[self._images.form != NOWHERE]}
-        check_names(names, known, source, self.root)
+        check_names(names, self._rows.keys() & self._images.keys(), source, self.root)
 
     @cached_property
-    def _images(self) -> "Files":
-        return Files.find(self.root, IMAGE_FOLDERS, ".jpg", self._index.ids)
+    def _images(self) -> dict[str, str]:
+        return find_files(self.root, IMAGE_FOLDERS, ".jpg")
 
     @cached_property
-    def _masks(self) -> "Files":
+    def _masks(self) -> dict[str, str]:
         authors = sorted(str(Path(folder).relative_to(self.root)) for folder, *_ in os.walk(self.root / AUTHORS_MASKS))
-        return Files.find(self.root, (f"{PREPARED}/{MASKS}", *authors), ".png", self._index.ids)
+        return find_files(self.root, (f"{PREPARED}/{MASKS}", *authors), ".png")
 
     def _row(self, name: str) -> int:
-        number = int(name) if name.isascii() and name.isdigit() and len(name) == 12 else -1
-        row = int(np.searchsorted(self._index.ids, number))
-        if row == len(self._index.ids) or self._index.ids[row] != number:
+        if name not in self._rows:
             raise MissingFile(f"coco14 has no image {name!r} (names are 12 digits, such as 000000057870)")
-        return row
+        return self._rows[name]
 
     def _jpeg(self, name: str) -> Path:
-        path = self._images.path(self._row(name), name, ".jpg")
-        if path is None:
+        self._row(name)
+        if name not in self._images:
             raise MissingFile(
                 f"image {name}.jpg, also as COCO_train2014_{name}.jpg or COCO_val2014_{name}.jpg, is in none of "
                 f"{', '.join(IMAGE_FOLDERS)} below {self.root}"
             )
-        return path
-
-    def _read_png(self, name: str, path: Path, n_classes: int) -> np.ndarray:
-        mask = read_mask(path, n_classes)
-        check_same_size(self._jpeg(name), image_size(self._jpeg(name)), path, mask.shape)
-        return mask
-
-
-NOWHERE = 255
-
-
-class Files(NamedTuple):
-    """Where the file of each image lies, without a path per image: forms of path, and per image the one it has."""
-
-    forms: list[str]  # path up to the 12 digits
-    form: np.ndarray  # uint8 [N], NOWHERE where there is none
-
-    @classmethod
-    def find(cls, root: Path, folders: Sequence[str], suffix: str, ids: np.ndarray) -> "Files":
-        """Reads the folders below `root` once, of files named FILE_NAME with `suffix`; earlier folders win.
-
-        ids: of the images, ascending.
-        """
-        forms, form = [], np.full(len(ids), NOWHERE, np.uint8)
-        for folder in folders:
-            for prefix, numbers in numbered_files(root / folder, suffix).items():
-                rows = np.searchsorted(ids, numbers)
-                rows, numbers = rows[rows < len(ids)], numbers[rows < len(ids)]
-                rows = rows[ids[rows] == numbers]
-                rows = rows[form[rows] == NOWHERE]
-                if len(rows) and len(forms) < NOWHERE:
-                    form[rows] = len(forms)
-                    forms.append(f"{root / folder}/{prefix}")
-        return cls(forms, form)
-
-    def path(self, row: int, name: str, suffix: str) -> Path | None:
-        """The file of the image in `row`."""
-        form = self.form[row]
-        return None if form == NOWHERE else Path(f"{self.forms[form]}{name}{suffix}")
-
-
-def numbered_files(folder: Path, suffix: str) -> dict[str, np.ndarray]:
-    """Image ids of the files of a folder by the prefix of their names; nothing where there is no folder."""
-    found: dict[str, list[int]] = {}
-    if folder.is_dir():
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                match = FILE_NAME.fullmatch(entry.name)
-                if match and entry.name.endswith(suffix):
-                    found.setdefault(match[1], []).append(int(match[2]))
-    return {prefix: np.array(numbers, np.int64) for prefix, numbers in sorted(found.items())}
+        return self.root / self._images[name]
 
 
 class Index(NamedTuple):
@@ -208,10 +156,10 @@ class Index(NamedTuple):
 
     ids: np.ndarray  # int64 [N]
     splits: np.ndarray  # uint8 [N], index into SPLITS
-    labels: np.ndarray  # uint8 [N, 10], one bit a class
+    labels: np.ndarray  # bool [N, 80]
 
     def save(self, path: Path) -> None:
-        """Writes an .npz without pickles."""
+        """Writes an .npz file."""
         write_atomic(path, lambda file: np.savez_compressed(file, **self._asdict()))
 
     @classmethod
@@ -220,17 +168,23 @@ class Index(NamedTuple):
         try:
             with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
                 index = cls(*(file[name] for name in cls._fields))
+            index.labels.reshape(len(index.ids), len(CLASSES))
+            return index
         except FileNotFoundError as error:
             raise DataError(f"{path} does not exist. {how_to_get(path.parent.parent)}") from error
         except Exception as error:  # a damaged archive can raise anything
             raise DataError(f"{path} is damaged ({error}); run `{_prepare(path.parent.parent)}` again") from error
-        n = len(index.ids) if index.ids.ndim else 0
-        whole = [(array.dtype, array.shape) for array in index] == [
-            (np.int64, (n,)), (np.uint8, (n,)), (np.uint8, (n, -(-len(CLASSES) // 8)))
-        ]  # fmt: skip
-        if not whole or not n or (np.diff(index.ids) <= 0).any() or index.splits.max() >= len(SPLITS):
-            raise DataError(f"{path} is not an index of COCO 2014; run `{_prepare(path.parent.parent)}` again")
-        return index
+
+
+def find_files(root: Path, folders: Sequence[str], ending: str) -> dict[str, str]:
+    """Image name -> path below `root`, of the files called FILE_NAME in these folders; earlier folders win."""
+    files: dict[str, str] = {}
+    for folder in folders:
+        for file in sorted(os.listdir(root / folder)) if (root / folder).is_dir() else ():
+            match = FILE_NAME.fullmatch(file.removesuffix(ending))
+            if match and file.endswith(ending):
+                files.setdefault(match[1], f"{folder}/{file}")
+    return files
 
 
 def name_of(image_id: int) -> str:
@@ -239,10 +193,10 @@ def name_of(image_id: int) -> str:
 
 
 def how_to_get(root: Path) -> str:
-    """What to do where COCO 2014 is not, or not yet prepared."""
+    """What to do where COCO 2014 is missing or not prepared."""
     return (
-        f"Get COCO 2014 with `python -m data.download coco2014 --data_root {root}`; its images must lie in "
-        f"{' and '.join(IMAGE_FOLDERS[1:3])} (or {IMAGE_FOLDERS[0]}), its JSON files in annotations. Then make "
+        f"Get COCO 2014 with `python -m data.download coco2014 --data_root {root}`, or put its images into "
+        f"{' and '.join(IMAGE_FOLDERS[1:3])} (or {IMAGE_FOLDERS[0]}) and its JSON files into annotations. Then make "
         f"labels, lists and masks with `{_prepare(root)}`"
     )
 

@@ -6,7 +6,8 @@ import logging
 from pathlib import Path
 from types import ModuleType
 
-from data.base import DataError, Dataset, load_file
+from data.base import Dataset, load_file
+from data.errors import DataError
 
 PURPOSES = ("train", "infer", "eval", "val")  # of image lists: `--PURPOSE_list`
 # name -> (module, one line). A module offers PRESET and open_dataset(args); see docs/adding_a_dataset.md.

@@ -1,46 +1,38 @@
-"""What a dataset is: names, images, image-level labels and, where there are any, masks."""
+"""What a dataset is: names, images, image-level labels and, if there is ground truth, masks."""
 
 import importlib.util
 import operator
 import sys
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 
 import numpy as np
 
-from data.errors import UserError
-
-
-class DataError(UserError):
-    """The user's data are not as they must be; the message says what was found, what was wanted and what to do."""
-
-
-class MissingFile(DataError):
-    """An image or mask that is named somewhere is not there."""
+from data.errors import DataError, UserError
 
 
 class Dataset:
-    """Images with image-level labels, and masks where there are any.
+    """Images with image-level labels and, for some or all of them, masks.
 
-    A dataset is a value that is passed in; nothing outside `data/` asks which one it is. A subclass sets `name`,
-    `classes` (foreground names; index c here is the mask value c + 1) and answers the questions below.
+    A subclass sets `name` and `classes` (foreground names; index c here is the mask value c + 1) and overrides the
+    methods below.
     """
 
     name: str
     classes: tuple[str, ...]
-    # What `--check_data` reports besides what it finds by reading every image: problems to be mended, and mere notes.
+    # What `--check_data` reports besides what it finds by reading every image: problems to fix, and notes.
     problems: Sequence[str] = ()
     notes: Sequence[str] = ()
     # name -> what is wrong: the images that `--skip_bad` leaves out of every list.
     bad_images: Mapping[str, str] = MappingProxyType({})
-    # Folder, below that of the masks, in which the dataset's test server wants those of images without ground truth.
+    # Folder below that of the masks for those of images without ground truth, as the dataset's test server wants it.
     submission = ""
 
     def __reduce_ex__(self, protocol: int) -> tuple:
-        """For worker processes that inherit no modules: a user's own dataset file is loaded there before anything."""
+        """For worker processes that inherit no modules: a user's own dataset file is loaded there first."""
         file = getattr(sys.modules.get(type(self).__module__), "DATASET_FILE", None)
         if file is None:
             return super().__reduce_ex__(protocol)
@@ -59,7 +51,7 @@ class Dataset:
 
     @property
     def has_masks(self) -> bool:
-        """Whether there is ground truth at all; without, the steps that score against it are left out."""
+        """Whether there is ground truth at all; without it the evaluation steps are left out."""
         return type(self).mask is not Dataset.mask
 
     def names(self, split: str) -> list[str]:
@@ -85,16 +77,16 @@ class Dataset:
         return self.names(list_or_split)
 
     def read_list(self, path: Path) -> list[str]:
-        """Image names of a list file; a dataset whose names hold spaces or folders reads its lines in its own way."""
+        """Image names of a list file; overridden by a dataset whose names hold spaces or folders."""
         return read_list(path)
 
     def find_name(self, text: str) -> str:
-        """The name of the image that a user means by its name or its file name; unchanged where there is none such."""
+        """The name of the image that a user means by its name or file name; `text` itself if there is none."""
         stem, _, ending = text.rpartition(".")
         return stem if stem and ending.lower() in ("jpg", "jpeg", "png", "webp") else text
 
     def all_names(self) -> list[str]:
-        """The images that `--check_data` is to read besides those of the lists."""
+        """The images that `--check_data` reads besides those of the lists."""
         return []
 
     @property
@@ -154,9 +146,9 @@ def rng(seed: int, *keys: int | str) -> np.random.Generator:
     return np.random.default_rng([seed, *words])
 
 
-def read_list(path: Path, name_of: Callable[[str], str] | None = None) -> list[str]:
-    """Image names of a list file: of every line that is not empty, name_of(line) or the stem of its first word."""
-    names = [name_of(line) if name_of else Path(line.split()[0]).stem for line in read_lines(path) if line.strip()]
+def read_list(path: Path) -> list[str]:
+    """Image names of a list file: the stem of the first word of every line that is not empty."""
+    names = [Path(line.split()[0]).stem for line in read_lines(path) if line.strip()]
     if not names:
         raise DataError(f"list file {path} names no image")
     return names
@@ -167,18 +159,25 @@ def read_lines(path: Path) -> list[str]:
     try:
         return path.read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError as error:
-        raise DataError(f"list file {path} does not exist") from error
+        raise DataError(f"{path} does not exist") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"list file {path} is not text: {error}") from error
+        raise DataError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from error
     except OSError as error:
-        raise DataError(f"list file {path} cannot be read: {error.strerror}") from error
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def voc_palette() -> np.ndarray:
-    """uint8 [256, 3]: the PASCAL VOC colour map (bits of the index spread over the three channels)."""
-    index = np.arange(256)
-    palette = np.zeros((256, 3), np.uint8)
-    for bit in range(8):
-        for channel in range(3):
-            palette[:, channel] |= (((index >> (3 * bit + channel)) & 1) << (7 - bit)).astype(np.uint8)
-    return palette
+def check_names(names: Sequence[str], known: Collection[str], source: str, where: Path) -> None:
+    """DataError that counts the names of `source` (a split or list file) that are not in `known`, the images below
+    `where`, and shows the first of them."""
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise DataError(
+            f"{len(unknown)} of the {len(names)} names of {source} have no image in {where}: {shortened(unknown)}; "
+            f"correct the list or add the images"
+        )
+
+
+def shortened(names: Sequence[str], shown: int = 5) -> str:
+    """The first few names, separated by commas, and how many more there are."""
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more

@@ -1,4 +1,4 @@
-"""Reads every image, label and mask once, to know the bad ones before the work begins."""
+"""Reads every image, label and mask once, to find the bad ones before the work begins (`--check_data`)."""
 
 import argparse
 from collections.abc import Iterator, Sequence
@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.base import DataError, Dataset, MissingFile
-from data.errors import UserError
+from data.base import Dataset
+from data.errors import DataError, MissingFile, UserError
 from data.progress import progress_map
 
 IMAGES_PER_CALL = 16
@@ -17,7 +17,7 @@ MISSING, UNREADABLE, UNLABELLED, BAD_MASK = "missing", "unreadable", "unlabelled
 
 
 class Finding(NamedTuple):
-    """What an image is found to be; `kind` and `problem` are empty where nothing is wrong."""
+    """What reading an image found; `kind` and `problem` are empty if nothing is wrong."""
 
     name: str
     kind: str = ""
@@ -28,7 +28,7 @@ class Finding(NamedTuple):
 
 
 def bad_images(dataset: Dataset, names: Sequence[str], num_workers: int) -> dict[str, str]:
-    """name -> what is wrong, for the images that cannot be used: the image, its label or its mask cannot be read."""
+    """name -> what is wrong, for the images whose image file, label or mask cannot be read."""
     return {found.name: found.problem for found in findings(dataset, names, num_workers) if found.kind}
 
 
@@ -44,7 +44,7 @@ def findings(dataset: Dataset, names: Sequence[str], num_workers: int) -> Iterat
 
 
 def check_data(args: argparse.Namespace, dataset: Dataset) -> bool:
-    """Reads everything that the lists name and prints what is there and what is wrong; whether nothing is wrong."""
+    """Reads everything that the lists name and prints a summary and the problems; returns whether there are none."""
     from data import PURPOSES
 
     lists: dict[str, list[str]] = {}
@@ -69,8 +69,8 @@ def check_data(args: argparse.Namespace, dataset: Dataset) -> bool:
     for problem in problems[:SHOWN]:
         print(f"problem: {problem}")
     if len(problems) > SHOWN:
-        print(f"and {len(problems) - SHOWN} problems more")
-    print(f"{len(problems)} problem{'s' * (len(problems) != 1)} to be mended" if problems else "nothing is wrong")
+        print(f"and {len(problems) - SHOWN} more problems")
+    print(f"{len(problems)} problem{'s' * (len(problems) != 1)} to fix" if problems else "nothing is wrong")
     return not problems
 
 

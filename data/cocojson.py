@@ -12,7 +12,7 @@ from data.files import write_atomic
 
 
 def image_ids(names: Sequence[str]) -> dict[str, int]:
-    """Image ids by name: the names themselves where all are numbers (COCO's), else the place in the list, from 1."""
+    """Image ids by name: the names themselves if all are numbers (COCO's), else their position in the list, from 1."""
     if all(name.isascii() and name.isdigit() for name in names) and len({int(name) for name in names}) == len(names):
         return {name: int(name) for name in names}
     return {name: i + 1 for i, name in enumerate(names)}
@@ -21,8 +21,7 @@ def image_ids(names: Sequence[str]) -> dict[str, int]:
 def results(image_id: int, detected: dict[str, np.ndarray], category_ids: Sequence[int]) -> list[dict]:
     """The detections of an image (score, mask, class as in an instance file) in COCO's result format.
 
-    category_ids: of the classes, as `Dataset.category_ids`. Fragments that score 0 are too small to be objects and left
-    out.
+    category_ids: as `Dataset.category_ids`. Fragments that score 0 are too small to be objects and are left out.
     """
     return [
         {
@@ -60,7 +59,7 @@ def annotation_file(
 ) -> dict:
     """A COCO annotation file.
 
-    ids: as `image_ids`. sizes: (H, W) of the images that are to be in it. entries: their instances, as `results`.
+    ids: as `image_ids`. sizes: (H, W) of the images to list. entries: their instances, as `results`.
     """
     return {
         "info": {"description": description},

@@ -12,7 +12,8 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from data.base import DataError, rng
+from data.base import rng
+from data.errors import DataError
 from data.progress import bar
 
 DIGITS = (2, 8)  # class 0, class 1 (RIB, section 3)

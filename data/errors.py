@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend: shown as one line, without a traceback."""
+"""Errors that the user can fix: shown as one line, without a traceback."""
 
 
 class UserError(Exception):
@@ -8,8 +8,16 @@ class UserError(Exception):
         super().__init__(without_traceback(message))
 
 
+class DataError(UserError):
+    """Something is wrong with the user's data; the message says what was found and what was wanted."""
+
+
+class MissingFile(DataError):
+    """An image or mask that a list names does not exist."""
+
+
 def without_traceback(message: str) -> str:
-    """The message of an error; raised in a worker process of torch's loader it comes with the worker's traceback."""
+    """The message of an error; one raised in a worker process of torch's loader comes with the worker's traceback."""
     if message.startswith("Caught ") and "Original Traceback" in message:
         return message.rstrip().splitlines()[-1].partition(": ")[2]
     return message

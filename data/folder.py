@@ -1,39 +1,38 @@
-"""Your own images: a folder with images/ and labels.csv and, where there are any, masks/, classes.txt and splits/.
+"""Your own images: a folder with images/, labels.csv and optionally masks/, classes.txt and splits/.
 
-    images/      jpg, jpeg, png, webp; subfolders are part of the name; turned as their EXIF orientation says
+    images/      jpg, jpeg, png, webp; subfolders are part of the name; rotated as their EXIF orientation says
     labels.csv   name,class1;class2   with or without a header; nothing after the comma: no object in the image
     masks/       palette or 8-bit grey PNG of class indices named as the image: 0 background, 1.. classes, 255 ignore
-    classes.txt  one class a line, line k is the mask value k; without it: the classes of labels.csv by the alphabet
-    splits/      train.txt and val.txt, one image a line. Without train.txt every labelled image that is not in val.txt
-                 is a training image, without val.txt the training images are validated on
+    classes.txt  one class per line, line k is the mask value k; default: the classes of labels.csv, alphabetically
+    splits/      train.txt and val.txt, one image per line; default: every labelled image that is not in val.txt is a
+                 training image, and the training images are also those of val
 
 The name of an image is its path below images/ without the ending; lists and labels.csv may have it with the ending.
 """
 
 import argparse
 import csv
-import io
 import os
-import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from data.base import DataError, Dataset, MissingFile, read_lines
-from data.reading import check_names, check_same_size, image_size, read_image, read_mask, shortened
+from data.base import Dataset, check_names, read_lines, shortened
+from data.errors import DataError, MissingFile
+from data.images import image_size, read_image, read_mask
 
 IMAGES, LABELS, MASKS, CLASSES, SPLITS = "images", "labels.csv", "masks", "classes.txt", "splits"
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
-MASK_ENDINGS = (*ENDINGS, ".bmp", ".gif", ".tif", ".tiff")  # what is no PNG is refused when it is read
-HEADERS = ("name", "image", "images", "imagename", "imagefile", "imageid", "file", "filename", "path", "id")
+MASK_ENDINGS = (*ENDINGS, ".bmp", ".gif", ".tif", ".tiff")  # anything but a PNG is refused when it is read
 MAX_CLASSES = 254  # mask values are bytes, 0 is background and 255 ignored
 SHOWN = 5
+_LAYOUT = f"images in {IMAGES}/ and a {LABELS} with lines like: name,class1;class2"
 
-# What differs from data/presets.py: the published values belong to VOC 2012, these hold for images of any size.
+# What differs from misc/run/presets.py, whose values are those of VOC 2012.
 PRESET: dict[str, tuple[object, str]] = {
-    "cam_eval_sweep": ((0.05, 0.60, 0.01), "wide: nobody knows the best threshold of your images"),
+    "cam_eval_sweep": ((0.05, 0.60, 0.01), "wide: the best threshold of your images is unknown"),
     "irn_infer_pad": (0, "images may be larger than 512"),
     "train_list": ("train", "splits/train.txt, else every labelled image that is not in splits/val.txt"),
     "infer_list": ("train", "pseudo masks for the training images"),
@@ -62,26 +61,25 @@ class Folder(Dataset):
         self.root, self.strict = Path(root), strict
         self.problems: list[str] = []
         self.notes: list[str] = []
-        self._absent: dict[str, str] = {}  # text that names no image -> where it stands
-        _check_layout(self.root)
+        self._absent: dict[str, str] = {}  # text that names no image -> file and line
+        if not self.root.is_dir():
+            raise DataError(f"--data_root {self.root} is not a folder; wanted one with {IMAGES}/ and {LABELS}")
+        missing = [name for name in (IMAGES, LABELS) if not (self.root / name).exists()]
+        if missing:
+            raise DataError(f"{self.root} has no {' and no '.join(missing)}; wanted {_LAYOUT}")
         self._images = self._files(IMAGES, ENDINGS)
         self._names = {_plain(path): name for name, path in self._images.items()}  # path with ending -> name
         self._masks = self._files(MASKS, MASK_ENDINGS)
         if not self._images:
             raise DataError(f"{self.root / IMAGES} holds no image; wanted {', '.join(ENDINGS)}")
         listed = self._read_classes()
-        rows = self._read_labels(listed)
+        self._rows = rows = self._read_labels(listed)
         self.classes = listed or tuple(sorted({name for names in rows.values() for name in names}))
         if not rows or not self.classes:
             kind = "class" if rows else "image"
-            self._complain(f"{self.root / LABELS} names no {kind}; wanted lines like: name,class1;class2")
+            self._complain(f"{self.root / LABELS} names no {kind}; wanted {_LAYOUT}")
         if len(self.classes) > MAX_CLASSES:
             self._complain(f"{len(self.classes)} classes are more than the {MAX_CLASSES} that a mask can hold")
-        place = {name: i for i, name in enumerate(self.classes)}
-        self._rows = {name: row for row, name in enumerate(rows)}
-        self._matrix = np.zeros((len(rows), self.n_classes), np.uint8)
-        for row, names in enumerate(rows.values()):
-            self._matrix[row, [place[name] for name in names]] = 1
         self._note_what_is_left_out(listed)
         if strict:
             self._raise([*(f"{where}: {self._no_image(text)}" for text, where in self._absent.items()), *self.problems])
@@ -102,13 +100,13 @@ class Folder(Dataset):
             names = sorted(name for name in self._rows if name not in held_out)
             if not names:
                 why = f"{lists / 'val.txt'} has them all" if held_out else f"{self.root / LABELS} names none"
-                raise DataError(f"no labelled image is left for the split {split}: {why}")
+                raise DataError(f"no labelled image is left for split {split}: {why}")
             return names
-        there = sorted({path.stem for path in lists.glob("*.txt")} | {"train", "val", "all"})
-        raise DataError(f"there is no {lists / split}.txt; splits are {', '.join(there)}, or name a list file (.txt)")
+        splits = sorted({path.stem for path in lists.glob("*.txt")} | {"train", "val", "all"})
+        raise DataError(f"{lists / split}.txt does not exist; splits are {', '.join(splits)}, or name a list file")
 
     def read_list(self, path: Path) -> list[str]:
-        """Image names of a list file, one a line: the whole line, with or without its ending."""
+        """Image names of a list file, one per line, with or without ending."""
         names: dict[str, int] = {}
         problems = []
         for number, line in enumerate(read_lines(path), 1):
@@ -123,7 +121,7 @@ class Folder(Dataset):
             elif name not in self._rows:
                 problems.append(f"{where}: {name!r} has no line in {self.root / LABELS}")
             if names.setdefault(name, number) != number:
-                twice = f"{where}: {name!r} stands in line {names[name]} too"
+                twice = f"{where}: {name!r} is also in line {names[name]}"
                 self._complain(twice)
                 problems.append(twice)
         if not names:
@@ -144,16 +142,13 @@ class Folder(Dataset):
     def label(self, name: str) -> np.ndarray:
         if name not in self._rows:
             raise DataError(f"image {name!r} has no line in {self.root / LABELS}; nothing after the comma: no object")
-        return self._matrix[self._rows[name]].astype(np.float32)
+        return np.isin(self.classes, self._rows[name]).astype(np.float32)
 
     def mask(self, name: str) -> np.ndarray | None:
-        """uint8 [H, W] of masks/, or None; DataError if it is no PNG of class indices, or of another size."""
         if name not in self._masks:
             return None
-        image, path = self._image_path(name), self.root / MASKS / self._masks[name]
-        mask = read_mask(path, self.n_classes)
-        check_same_size(image, image_size(image, exif=True), path, mask.shape)
-        return mask
+        size = image_size(self._image_path(name), exif=True)
+        return read_mask(self.root / MASKS / self._masks[name], self.n_classes, size)
 
     def has_mask(self, name: str) -> bool:
         return name in self._masks
@@ -168,10 +163,10 @@ class Folder(Dataset):
         return self.root / IMAGES / self._images[name]
 
     def _no_image(self, text: str) -> str:
-        return f"{text!r} is not in {self.root / IMAGES} (with the ending {', '.join(ENDINGS)})"
+        return f"{text!r} is not in {self.root / IMAGES} (with ending {', '.join(ENDINGS)})"
 
     def _find(self, text: str) -> str | None:
-        """The name of the image that a line means: its name or path, also as `./x`, `images/x` or `sub\\x`."""
+        """The name of the image that a line means by name or path, also as `./x`, `images/x` or `sub\\x`."""
         for form in (_plain(text), _plain(text.strip()), _plain(text.strip().replace("\\", "/"))):
             for path in (form, form.removeprefix("./").removeprefix(f"{IMAGES}/")):
                 if path in self._names:
@@ -181,19 +176,15 @@ class Folder(Dataset):
         return None
 
     def _files(self, folder: str, endings: Sequence[str]) -> dict[str, str]:
-        """Name -> path below `folder` of its files with these endings; hidden ones are not looked at."""
+        """Name -> path below `folder` of its files with these endings."""
         files: dict[str, str] = {}
         for path in sorted(_walk(self.root / folder)):
             stem, ending = os.path.splitext(path)
             if ending.lower() not in endings:
                 continue
             name = _plain(stem)
-            if not _is_text(name):
-                self._complain(f"{self.root / folder} has a file name that is not UTF-8 text: {path!a}; rename it")
-            elif name in files:
-                self._complain(
-                    f"{self.root / folder} has {files[name]!r} and {path!r}: both have the name {name!r}; rename one"
-                )
+            if name in files:
+                self._complain(f"{self.root / folder} has {files[name]!r} and {path!r}, both {name!r}; rename one")
             else:
                 files[name] = path
         return files
@@ -212,46 +203,48 @@ class Folder(Dataset):
             if not name:
                 self._complain(f"{where} is empty; line k is the class with the mask value k")
             elif name.lower() == "background":
-                self._complain(f"{where}: background is no class, it is the mask value 0; take the line out")
+                self._complain(f"{where}: background is no class, it is the mask value 0; remove the line")
             elif name in classes:
-                self._complain(f"{where}: class {name!r} stands in line {classes[name]} too")
+                self._complain(f"{where}: class {name!r} is also in line {classes[name]}")
             else:
                 classes[name] = number
         if not classes:
-            self._complain(f"{path} names no class; write one a line, or delete it")
+            self._complain(f"{path} names no class; write one per line, or delete it")
         return tuple(classes)
 
     def _read_labels(self, classes: Sequence[str]) -> dict[str, list[str]]:
-        """Image name -> its classes, of labels.csv. classes: those there may be; empty: any."""
+        """Image name -> its classes, of labels.csv. classes: the allowed ones; empty: any."""
         path = self.root / LABELS
         rows: dict[str, list[str]] = {}
         lines: dict[str, int] = {}
-        for i, (number, cells) in enumerate(_csv(path)):
+        table = list(_csv(path))
+        for number, cells in table[1:] if table and self._is_header(table, classes) else table:
             where = f"{path} line {number}"
             name = self._find(cells[0])
-            if i == 0 and name is None and re.sub(r"[\W_]", "", cells[0]).lower() in HEADERS:
-                continue
             if len(cells) != 2:
                 self._complain(
-                    f"{where} has {len(cells)} column{'s' if len(cells) > 1 else ''}, wanted 2: name,class1;class2 "
-                    f"(a name with a comma in double quotes; nothing after the comma: no object)"
+                    f"{where} has {len(cells)} columns, wanted 2: name,class1;class2 (a name with a comma in double "
+                    f"quotes; nothing after the comma: no object)"
                 )
-                continue
-            if name is None:
+            elif name is None:
                 self._absent[cells[0].strip()] = where
-                continue
-            if name in lines:
-                self._complain(f"{where}: image {name!r} stands in line {lines[name]} too")
-                continue
-            lines[name] = number
-            found = [_plain(part.strip()) for part in cells[1].split(";") if part.strip()]
-            for word in found:
-                if word.lower() == "background":
-                    self._complain(f"{where}: background is no class; leave it out")
-                elif classes and word not in classes:
-                    self._complain(f"{where}: class {word!r} is not in {self.root / CLASSES}")
-            rows[name] = [word for word in found if word.lower() != "background" and (not classes or word in classes)]
+            elif name in lines:
+                self._complain(f"{where}: image {name!r} is also in line {lines[name]}")
+            else:
+                lines[name], words = number, _words(cells)
+                for word in words:
+                    if word.lower() == "background":
+                        self._complain(f"{where}: background is no class; leave it out")
+                    elif classes and word not in classes:
+                        self._complain(f"{where}: class {word!r} is not in {self.root / CLASSES}")
+                rows[name] = [word for word in words if word.lower() != "background" and word in (classes or words)]
         return rows
+
+    def _is_header(self, table: list[tuple[int, list[str]]], classes: Sequence[str]) -> bool:
+        """Whether the first row names neither an image nor classes that occur elsewhere."""
+        first, words = table[0][1], set(_words(table[0][1]))
+        known = set(classes) or {word for _, cells in table[1:] for word in _words(cells)}
+        return len(first) == 2 and self._find(first[0]) is None and bool(words) and not words & known
 
     def _note_what_is_left_out(self, listed: Sequence[str]) -> None:
         unlabelled = sorted(self._images.keys() - self._rows.keys())
@@ -263,7 +256,7 @@ class Folder(Dataset):
         if orphans:
             self.notes.append(f"{len(orphans)} files in {MASKS}/ belong to no image: {shortened(orphans)}")
         if self._masks and not listed:
-            self.notes.append(f"there is no {CLASSES}: the mask values stand for the classes in alphabetical order")
+            self.notes.append(f"no {CLASSES}: mask values are the classes in alphabetical order")
 
     def _complain(self, problem: str) -> None:
         if problem not in self.problems:
@@ -275,62 +268,31 @@ class Folder(Dataset):
             raise DataError("; ".join(problems[:SHOWN]) + more)
 
 
-def _check_layout(root: Path) -> None:
-    if not root.is_dir():
-        raise DataError(f"--data_root {root} is not a folder; wanted one with {IMAGES}/ and {LABELS}")
-    missing = [name for name in (IMAGES, LABELS) if not (root / name).exists()]
-    if missing:
-        raise DataError(
-            f"{root} has no {' and no '.join(missing)}; wanted the images in {IMAGES}/ and a {LABELS} "
-            f"with lines like: name,class1;class2"
-        )
-
-
 def _plain(text: str) -> str:
-    """Text in the one form (NFC) in which names and classes are compared; some systems store names decomposed."""
+    """Text in the one form (NFC) in which names and classes are compared; macOS stores file names decomposed."""
     return unicodedata.normalize("NFC", text)
 
 
-def _is_text(name: str) -> bool:
-    """Whether a file name is UTF-8; Python keeps other bytes as surrogates, which cannot be written anywhere."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def _words(cells: Sequence[str]) -> list[str]:
+    """The classes in a row of labels.csv."""
+    return [_plain(part.strip()) for cell in cells[1:] for part in cell.split(";") if part.strip()]
 
 
 def _walk(folder: Path) -> Iterator[str]:
-    """Paths below `folder` of all files, those of linked folders too."""
-
-    def stop(error: OSError) -> None:
-        raise DataError(f"folder {error.filename} cannot be read: {error.strerror}") from error
-
-    seen = set()
-    for parent, folders, files in os.walk(folder, onerror=stop, followlinks=True) if folder.is_dir() else ():
-        real = os.path.realpath(parent)
-        folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
-        if real not in seen:
-            yield from (os.path.relpath(os.path.join(parent, name), folder) for name in files if name[0] != ".")
-        seen.add(real)
+    """Paths below `folder` of all files that are not hidden, also in linked folders."""
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (os.path.relpath(os.path.join(parent, name), folder) for name in files if name[0] != ".")
 
 
 def _csv(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """(line, cells) of the rows of a CSV file that are not empty; empty cells at the end are dropped."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text ({error}); save it as CSV in UTF-8") from error
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    line = 1
+    """(line, cells) of the rows of a CSV file that are not empty, without empty cells at the end."""
+    reader = csv.reader((f"{line}\n" for line in read_lines(path)), strict=True)
     try:
         for cells in reader:
             while len(cells) > 2 and not cells[-1].strip():
                 cells.pop()
             if any(cell.strip() for cell in cells):
-                yield line, cells
-            line = reader.line_num + 1
+                yield reader.line_num, cells
     except csv.Error as error:
         raise DataError(f"{path} line {reader.line_num}: {error}") from error

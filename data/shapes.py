@@ -12,7 +12,8 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
-from data.base import DataError, Dataset
+from data.base import Dataset
+from data.errors import DataError
 
 CLASSES = ("check", "stripes", "rings", "dots", "cross", "wedges")
 # Two colours per class for the pattern of the head, RGB.

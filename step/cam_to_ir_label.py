@@ -3,10 +3,11 @@
 import argparse
 from functools import partial
 
-from data import camfile, image_names
-from data.base import Dataset, voc_palette
-from data.files import save_mask
+from data import image_names
+from data.base import Dataset
+from data.images import save_mask, voc_palette
 from data.progress import progress_map
+from data.results import load_cam
 from misc import crf, torchutils
 from misc.run.outputs import made, pending, require, result_file, seeds_argument
 
@@ -30,7 +31,7 @@ def run(args: argparse.Namespace, dataset: Dataset) -> dict:
 def _label(args: argparse.Namespace, dataset: Dataset, backend: crf.Backend, name: str) -> float:
     image = dataset.image(name)
     path = result_file(args, seeds_argument(args), name, ".npy")
-    seeds = camfile.load(path, image.shape[:2], dataset.n_classes)
+    seeds = load_cam(path, image.shape[:2], dataset.n_classes)
     label = crf.ir_label(image, seeds["high_res"], seeds["keys"], args.conf_fg_thres, args.conf_bg_thres, backend)
     save_mask(result_file(args, "ir_label_out_dir", name, ".png"), label, voc_palette())
     return float((label == 255).mean())

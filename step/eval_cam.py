@@ -7,9 +7,10 @@ from functools import partial
 
 import numpy as np
 
-from data import camfile, scored_names
+from data import scored_names
 from data.base import Dataset
 from data.progress import progress_map
+from data.results import load_cam
 from misc import torchutils
 from misc.metrics import ThresholdSweep, fixed_and_best, foreground, iou_table, mean_iou, sweep_thresholds
 from misc.run.outputs import require, result_file
@@ -61,6 +62,6 @@ def _count(
     sweep = ThresholdSweep(thresholds, dataset.n_classes + 1)
     for name in names:
         mask = dataset.mask(name)
-        seeds = camfile.load(result_file(args, folder, name, ".npy"), mask.shape, dataset.n_classes)
+        seeds = load_cam(result_file(args, folder, name, ".npy"), mask.shape, dataset.n_classes)
         sweep.add(seeds["keys"], seeds["high_res"], mask)
     return sweep.counts

@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data import cocojson, image_names, insfile
+from data import cocojson, image_names
 from data.base import Dataset
 from data.progress import progress_map
+from data.results import load_instances
 from misc import torchutils
 from misc.metrics import COCO_IOUS, InstanceAP, Matches, match_instances, mean_ap
 from misc.run.outputs import require, result_file
@@ -73,7 +74,7 @@ def _score(args: argparse.Namespace, dataset: Dataset, ids: dict[str, int] | Non
             continue
         index, values = instances
         masks, labels = index[None] == np.arange(1, len(values) + 1)[:, None, None], values.astype(np.int64) - 1
-        detected = insfile.load(result_file(args, "ins_seg_out_dir", name, ".npy"), index.shape, dataset.n_classes)
+        detected = load_instances(result_file(args, "ins_seg_out_dir", name, ".npy"), index.shape, dataset.n_classes)
         matches = match_instances(detected["mask"], detected["class"], detected["score"], masks, labels)
         results = cocojson.results(ids[name], detected, dataset.category_ids) if ids else []
         truth = cocojson.truth(ids[name], masks, labels, dataset.category_ids) if ids else []

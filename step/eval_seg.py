@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from data import image_names
-from data.base import Dataset, voc_palette
-from data.files import save_mask
+from data.base import Dataset
+from data.images import save_mask, voc_palette
 from data.loaders import Pyramids, iterate_images
 from data.progress import progress_map
 from misc import crf, torchutils

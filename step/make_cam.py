@@ -4,10 +4,11 @@ import argparse
 
 import torch
 
-from data import camfile, image_names
+from data import image_names
 from data.base import Dataset
 from data.loaders import Pyramids, iterate_images
 from data.progress import bar
+from data.results import save_cam
 from misc import torchutils
 from misc.cam import combine_scales, merge_mirrors
 from misc.run.networks import load_cam
@@ -29,7 +30,7 @@ def run(args: argparse.Namespace, dataset: Dataset) -> dict:
             keys = label.nonzero().flatten()
             cam, high_res = combine_scales(cams, keys.to(device), size)
             cam, high_res = cam.cpu().numpy(), high_res.cpu().numpy()
-            camfile.save(result_file(args, "cam_out_dir", name, ".npy"), keys.numpy(), cam, high_res)
+            save_cam(result_file(args, "cam_out_dir", name, ".npy"), keys.numpy(), cam, high_res)
             covered = (cam > args.cam_eval_thres).any(0).mean()
             progress.set_postfix_str(f"{covered:.0%} above {args.cam_eval_thres:g}", refresh=False)
             progress.update()

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import torch
 
-from data import camfile, cocojson, image_names, insfile
+from data import cocojson, image_names
 from data.base import Dataset
 from data.loaders import Pyramids, iterate_images
 from data.progress import bar, progress_map
+from data.results import load_cam, load_instances, save_instances
 from misc import torchutils
 from misc.instances import centroids, clusters, detect, instance_map
 from misc.run.networks import load_irn
@@ -28,7 +29,7 @@ def run(args: argparse.Namespace, dataset: Dataset) -> dict:
     model = load_irn(args, device)
     with bar(len(todo), "make_ins_seg") as progress:
         for name, size, (images,), _ in iterate_images(Pyramids(dataset, todo, (1.0,)), args.num_workers):
-            seeds = camfile.load(result_file(args, seeds_argument(args), name, ".npy"), size, dataset.n_classes)
+            seeds = load_cam(result_file(args, seeds_argument(args), name, ".npy"), size, dataset.n_classes)
             with torchutils.autocast(device, args.precision):
                 edge, displacement = model(images.to(device))
             displacement = displacement.float()
@@ -39,7 +40,7 @@ def run(args: argparse.Namespace, dataset: Dataset) -> dict:
             index, score = instance_map(cam, masks, edge, size, args.ins_seg_bg_thres, *walk)
             min_area = args.ins_seg_min_area * size[0] * size[1]
             detected = detect(index, score, seeds["keys"].repeat(len(masks)), min_area)
-            insfile.save(result_file(args, "ins_seg_out_dir", name, ".npy"), detected)
+            save_instances(result_file(args, "ins_seg_out_dir", name, ".npy"), detected)
             progress.set_postfix_str(f"{(detected['score'] > 0).sum()} instances", refresh=False)
             progress.update()
     torchutils.barrier()
@@ -63,5 +64,5 @@ def _export(args: argparse.Namespace, dataset: Dataset, names: Sequence[str]) ->
 def _read(
     args: argparse.Namespace, dataset: Dataset, ids: dict[str, int], name: str
 ) -> tuple[tuple[int, int], list[dict]]:
-    detected = insfile.load(result_file(args, "ins_seg_out_dir", name, ".npy"), n_classes=dataset.n_classes)
+    detected = load_instances(result_file(args, "ins_seg_out_dir", name, ".npy"), n_classes=dataset.n_classes)
     return detected["mask"].shape[1:], cocojson.results(ids[name], detected, dataset.category_ids)

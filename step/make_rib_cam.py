@@ -2,9 +2,10 @@
 
 import argparse
 
-from data import camfile, image_names
+from data import image_names
 from data.base import Dataset
 from data.progress import bar
+from data.results import save_cam
 from misc import torchutils
 from misc.cam import combine_scales
 from misc.run.outputs import made, pending, require, result_file
@@ -28,7 +29,7 @@ def run(args: argparse.Namespace, dataset: Dataset) -> dict:
                 cams, n_steps = [levels[0].new_zeros((len(label), 1, 1))], 0
             keys = label.nonzero().flatten()
             cam, high_res = combine_scales(cams, keys, size)
-            camfile.save(
+            save_cam(
                 result_file(args, "cam_rib_out_dir", name, ".npy"),
                 keys.cpu().numpy(),
                 cam.cpu().numpy(),

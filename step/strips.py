@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from data import image_names
-from data.base import DataError, Dataset
-from data.errors import UserError
-from data.files import load_mask
+from data.base import Dataset
+from data.errors import DataError, UserError
+from data.images import read_mask
 from data.progress import bar
 from misc import torchutils
 from misc.report.pictures import save, shown_steps, strip
@@ -95,7 +95,7 @@ def _draw(
             masks = {}
             label_file = result_file(args, "ir_label_out_dir", name, ".png")
             if with_masks and label_file.is_file():
-                masks["IRN label"] = load_mask(label_file)
+                masks["IRN label"] = read_mask(label_file)
             if irn is not None:
                 cam = recording.maps(0 if args.seeds == "cam" else written)[0]
                 keys, images = recording.keys.cpu().numpy(), recording.levels[0]

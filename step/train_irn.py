@@ -8,7 +8,7 @@ import torch
 
 from data import image_names
 from data.base import Dataset
-from data.files import load_mask
+from data.images import read_mask
 from data.loaders import AffinityCrops, Loader, TopLeftCrops
 from data.progress import bar
 from misc import torchutils
@@ -76,4 +76,4 @@ def _mean_displacement(
 
 
 def _read_label(args: argparse.Namespace, dataset: Dataset, name: str, size: tuple[int, int]) -> np.ndarray:
-    return load_mask(result_file(args, "ir_label_out_dir", name, ".png"), size, dataset.n_classes + 1)
+    return read_mask(result_file(args, "ir_label_out_dir", name, ".png"), dataset.n_classes, size)

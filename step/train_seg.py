@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from data import image_names
-from data.base import DataError, Dataset
-from data.errors import UserError
-from data.files import load_mask
+from data.base import Dataset
+from data.errors import DataError, UserError
+from data.images import read_mask
 from data.loaders import SegmentationCrops
 from misc import torchutils
 from misc.run.masks import make_pseudo_masks
@@ -121,5 +121,5 @@ def _read_label(
 ) -> np.ndarray:
     folder = SEG[labels].masks
     if folder:
-        return load_mask(result_file(args, folder, name, ".png"), size, dataset.n_classes + 1)
+        return read_mask(result_file(args, folder, name, ".png"), dataset.n_classes, size)
     return dataset.mask(name)

@@ -10,7 +10,7 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from coco14 import CATEGORIES
-from data.base import voc_palette
+from data.images import voc_palette
 
 # Where the JPEG of image i lies, and how it is named: all the variants that are about.
 VARIANTS = {

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from data.base import voc_palette
+from data.images import voc_palette
 
 CLASSES = ("cat", "Käse", "hot dog")
 # Path below images/ as it lies on disk; the name is the path without its ending, accents composed.

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.files import load_mask
+from data.images import read_mask
 
 RECORDED: list[tuple[str, float]] = []  # (test, relative error), for the table of `--golden_table`
 ROOT = Path(__file__).parent.parent
@@ -143,6 +143,6 @@ def assert_mixed(work_dir: Path, kinds: Sequence[str] = MASKS) -> None:
     A mask of one value is what nearly any mistake in the steps before it would give too.
     """
     for kind in kinds:
-        masks = [load_mask(path) for path in sorted((work_dir / kind).glob("*.png"))]
+        masks = [read_mask(path) for path in sorted((work_dir / kind).glob("*.png"))]
         mixed = sum(bool((mask == 0).any() and ((mask > 0) & (mask < 255)).any()) for mask in masks)
         assert 2 * mixed > len(masks), f"{kind}: {mixed} of {len(masks)} masks hold background and foreground"

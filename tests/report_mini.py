@@ -5,9 +5,11 @@ from html.parser import HTMLParser
 
 import numpy as np
 
-from data import camfile, image_names, insfile, open_dataset
-from data.base import Dataset, voc_palette
-from data.files import save_grey, save_json, save_mask
+from data import image_names, open_dataset
+from data.base import Dataset
+from data.files import save_json
+from data.images import save_grey, save_mask, voc_palette
+from data.results import save_cam, save_instances
 from misc.report.build import build
 from misc.run import outputs
 from misc.run.arguments import parse
@@ -48,7 +50,7 @@ def write_image(args, dataset: Dataset, name, draw):
     right = np.stack([truth == key + 1 for key in keys]).astype(np.float32)
     for argument, strength in (("cam_out_dir", 0.3), ("cam_rib_out_dir", 0.9)):
         maps = right * strength * draw.random(right.shape, np.float32) * (draw.random(right.shape) > 0.1)
-        camfile.save(outputs.result_file(args, argument, name, ".npy"), keys, maps[:, ::4, ::4], maps)
+        save_cam(outputs.result_file(args, argument, name, ".npy"), keys, maps[:, ::4, ::4], maps)
     label, mask = truth.copy(), truth.copy()
     label[: draw.integers(4, 10)] = 255
     mask[:, : draw.integers(0, 20)] = 0
@@ -56,7 +58,7 @@ def write_image(args, dataset: Dataset, name, draw):
         save_mask(outputs.result_file(args, argument, name, ".png"), drawn, voc_palette())
     save_grey(outputs.result_file(args, "edge_out_dir", name, ".png"), draw.random((8, 8)))
     found = {"score": draw.random(len(keys)), "mask": right > 0, "class": keys}
-    insfile.save(outputs.result_file(args, "ins_seg_out_dir", name, ".npy"), found)
+    save_instances(outputs.result_file(args, "ins_seg_out_dir", name, ".npy"), found)
 
 
 class Page(HTMLParser):

@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from data import camfile
 from data.errors import UserError
+from data.results import load_cam
 from data.shapes import Shapes
 from data.transforms import pyramid
 from misc.metrics import ThresholdSweep, mean_iou
@@ -238,7 +238,7 @@ def test_ablate_gives_what_the_steps_give(work_dir, capsys):
     for k, kind in ((0, "cam"), (own["written"], "cam_rib")):
         sweep = ThresholdSweep(np.arange(61) / 100, 7)
         for name in names:
-            file = camfile.load(work_dir / kind / f"{name}.npy")
+            file = load_cam(work_dir / kind / f"{name}.npy")
             sweep.add(file["keys"], file["high_res"], dataset.mask(name))
         miou = [mean_iou(confusion) for confusion in sweep.confusions()]
         assert own["curve"]["best"][k] == pytest.approx(max(miou), abs=1e-3)

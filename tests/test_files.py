@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from data.base import voc_palette
-from data.errors import UserError
-from data.files import load_json, load_mask, save_json, save_mask, save_torch, sweep, write_atomic
-from misc.run import outputs
+from data.errors import DataError
+from data.files import load_json, save_json, save_torch, sweep, write_atomic
+from data.images import read_mask, save_mask, voc_palette
+from misc.run import metricsfile
 
 
 def test_write_atomic_makes_folders_and_leaves_only_the_file(tmp_path):
@@ -63,37 +63,26 @@ def test_others_may_read_the_file(tmp_path):
 def test_masks_round_trip_with_palette(tmp_path):
     mask = np.array([[0, 1, 20], [255, 7, 0]], np.uint8)
     save_mask(tmp_path / "m.png", mask, voc_palette())
-    loaded = load_mask(tmp_path / "m.png")
+    loaded = read_mask(tmp_path / "m.png")
     assert loaded.dtype == np.uint8 and np.array_equal(loaded, mask)
     with Image.open(tmp_path / "m.png") as image:
         assert image.mode == "P"
         colours = np.array(image.convert("RGB"))
     # The colours of PASCAL VOC: background, aeroplane, tvmonitor, ignore.
     assert colours[0].tolist() == [[0, 0, 0], [128, 0, 0], [0, 64, 128]] and colours[1, 0].tolist() == [224, 224, 192]
-
-
-def test_masks_of_every_value_round_trip(tmp_path):
-    mask = np.arange(256, dtype=np.int64).reshape(8, 32)
-    save_mask(tmp_path / "m.png", mask.T, voc_palette())
-    np.testing.assert_array_equal(load_mask(tmp_path / "m.png"), mask.T)
-
-
-def test_grey_masks_are_read_as_they_are(tmp_path):
-    mask = np.array([[0, 3, 255]], np.uint8)
-    Image.fromarray(mask).save(tmp_path / "grey.png")
-    np.testing.assert_array_equal(load_mask(tmp_path / "grey.png"), mask)
+    every = np.arange(256).reshape(8, 32).T
+    save_mask(tmp_path / "m.png", every, voc_palette())
+    np.testing.assert_array_equal(read_mask(tmp_path / "m.png"), every)
 
 
 def test_masks_of_another_image_or_other_classes_are_refused(tmp_path):
     path = tmp_path / "m.png"
     save_mask(path, np.array([[0, 3, 255]], np.uint8), voc_palette())
-    assert load_mask(path, (1, 3), 4).tolist() == [[0, 3, 255]]
-    with pytest.raises(UserError, match=r"m\.png is 1 x 3 pixels, wanted 3 x 1 \(height x width\)"):
-        load_mask(path, (3, 1))
-    with pytest.raises(UserError, match=r"m\.png holds the value 3, wanted values from 0 to 2, or 255"):
-        load_mask(path, (1, 3), 3)
-    save_mask(path, np.full((1, 3), 255, np.uint8), voc_palette())
-    assert (load_mask(path, n_labels=2) == 255).all()
+    assert read_mask(path, 3, (1, 3)).tolist() == [[0, 3, 255]]
+    with pytest.raises(DataError, match=r"m\.png is 3 x 1, its image is 1 x 3 \(width x height\)"):
+        read_mask(path, size=(3, 1))
+    with pytest.raises(DataError, match=r"m\.png holds the value 3; wanted .* \(0 background, 1\.\.2 classes"):
+        read_mask(path, 2, (1, 3))
 
 
 def test_json(tmp_path):
@@ -113,24 +102,23 @@ def test_torch_files(tmp_path):
 
 def test_a_step_that_went_on_is_recorded_as_one(tmp_path):
     args = argparse.Namespace(work_dir=str(tmp_path))
-    outputs.record(args, "make_rib_cam", {"seconds": 4.0, "images": 3, "of": 5, "RIB_steps": {"2": 1, "10": 2}})
-    outputs.record(args, "make_rib_cam", {"seconds": 2.5, "images": 2, "of": 5, "RIB_steps": {"10": 2}})
+    metricsfile.record(args, "make_rib_cam", {"seconds": 4.0, "images": 3, "of": 5, "RIB_steps": {"2": 1, "10": 2}})
+    metricsfile.record(args, "make_rib_cam", {"seconds": 2.5, "images": 2, "of": 5, "RIB_steps": {"10": 2}})
     wanted = {"seconds": 6.5, "images": 5, "of": 5, "RIB_steps": {"2": 1, "10": 4}}
-    assert outputs.metrics(args) == {"schema": 1, "make_rib_cam": wanted}
+    assert metricsfile.metrics(args) == {"schema": 1, "make_rib_cam": wanted}
     nothing = {"seconds": 0.1, "images": 0, "of": 5, "RIB_steps": {}, "waiting_share": 0.0}
-    outputs.record(args, "make_rib_cam", nothing)
-    assert outputs.metrics(args)["make_rib_cam"] == wanted
-    outputs.record(args, "make_rib_cam", {"seconds": 7.0, "images": 5, "of": 5, "RIB_steps": {"10": 5}})  # all anew
-    assert outputs.metrics(args)["make_rib_cam"]["seconds"] == 7.0
+    metricsfile.record(args, "make_rib_cam", nothing)
+    assert metricsfile.metrics(args)["make_rib_cam"] == wanted
+    metricsfile.record(args, "make_rib_cam", {"seconds": 7.0, "images": 5, "of": 5, "RIB_steps": {"10": 5}})  # all anew
+    assert metricsfile.metrics(args)["make_rib_cam"]["seconds"] == 7.0
 
 
-def test_sweeping_leaves_the_runs_below_alone(tmp_path):
+def test_temporary_files_of_killed_runs_are_swept(tmp_path):
     (tmp_path / "cam" / "sub").mkdir(parents=True)
-    (tmp_path / "another" / "sess").mkdir(parents=True)
-    (tmp_path / "another" / ".lock").write_text("{}")
-    ours, theirs = tmp_path / "cam" / "sub", tmp_path / "another" / "sess"
-    for folder in (tmp_path, ours, theirs):
-        (folder / f".1.{'a' * 16}.tmp").write_bytes(b"half")
-    (tmp_path / ".lock").write_text("{}")  # our own
+    left = [tmp_path / "cam" / ".17.0123456789abcdef.tmp", tmp_path / "cam" / "sub" / ".9.fedcba9876543210.tmp"]
+    kept = [tmp_path / "cam" / name for name in ("x.npy", "mine.tmp", ".17.tmp", ".made_by.json")]
+    for path in left + kept:
+        path.write_bytes(b"")
     assert sweep(tmp_path) == 2
-    assert os.listdir(theirs) == [f".1.{'a' * 16}.tmp"] and os.listdir(ours) == []
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(kept)
+    assert sweep(tmp_path / "none") == 0

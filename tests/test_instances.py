@@ -17,8 +17,8 @@ from pycocotools.cocoeval import COCOeval
 from scipy import ndimage
 
 from benchmarks.centroids import objects, plain_centroids, smooth
-from data import cocojson, insfile
-from data.camfile import CamFileError
+from data import cocojson
+from data.results import ResultFileError, load_instances, save_instances
 from data.shapes import Shapes
 from misc import instances, metrics
 from misc.indexing import propagate_to_edge
@@ -193,8 +193,8 @@ def test_an_image_without_a_class_has_no_instance(tmp_path):
     assert not index.any() and not score.any()
     found = detect(index, score, np.zeros(0, np.int64), 10)
     assert found["score"].shape == found["class"].shape == (0,) and found["mask"].shape == (0, *size)
-    insfile.save(tmp_path / "a.npy", found)
-    assert insfile.load(tmp_path / "a.npy")["mask"].shape == (0, *size)
+    save_instances(tmp_path / "a.npy", found)
+    assert load_instances(tmp_path / "a.npy")["mask"].shape == (0, *size)
     index, _ = instance_map(torch.zeros(2, *edge.shape[1:]), masks, edge, size, 0.25, exp_times=2)  # CAMs all zero
     assert not index.any()
 
@@ -207,7 +207,7 @@ import sys
 import numpy as np, torch
 from benchmarks.common import max_rss_mb
 torch.set_num_threads(1)
-from data import insfile
+from data.results import load_instances, save_instances
 from misc import metrics
 from misc.instances import centroids, clusters, detect, instance_map
 rng = np.random.default_rng(0)
@@ -216,8 +216,8 @@ masks = clusters(centroids(displacement), displacement)
 cam, edge = (torch.from_numpy(rng.random((n, 94, 125)).astype(np.float32)) for n in (2, 1))
 index, score = instance_map(cam, masks, edge, (375, 500), 0.25, exp_times=2)
 found = detect(index, score, np.arange(2).repeat(len(masks)), 0.01 * 375 * 500)
-insfile.save(sys.argv[1], found)
-found = insfile.load(sys.argv[1])
+save_instances(sys.argv[1], found)
+found = load_instances(sys.argv[1])
 truth = np.zeros((3, 375, 500), bool)
 truth[0, :200], truth[1, 200:], truth[2, :9, :9] = True, True, True
 matches = metrics.match_instances(found["mask"], found["class"], found["score"], truth, np.array([0, 1, 0]))
@@ -283,27 +283,27 @@ def same(got, wanted):
 
 
 def test_instance_file_round_trip(tmp_path, found):
-    insfile.save(tmp_path / "a.npy", found)
-    assert same(insfile.load(tmp_path / "a.npy"), found)
+    save_instances(tmp_path / "a.npy", found)
+    assert same(load_instances(tmp_path / "a.npy"), found)
     assert same(np.load(tmp_path / "a.npy", allow_pickle=True).item(), found)
     assert [path.name for path in tmp_path.iterdir()] == ["a.npy"]
 
 
 def test_an_instance_file_of_another_image_or_other_classes_is_refused(tmp_path, found):
-    insfile.save(tmp_path / "a.npy", found)
-    assert same(insfile.load(tmp_path / "a.npy", (9, 11), 5), found)
-    with pytest.raises(CamFileError, match=r"a\.npy .*is of an image of \(9, 11\), wanted \(11, 9\)"):
-        insfile.load(tmp_path / "a.npy", (11, 9))
-    with pytest.raises(CamFileError, match=r"the classes \[4, 0, 4\] go beyond the 4 classes of the dataset"):
-        insfile.load(tmp_path / "a.npy", n_classes=4)
-    insfile.save(tmp_path / "a.npy", {**found, "class": np.array([0, -1, 0])})
-    with pytest.raises(CamFileError, match=r"the classes \[0, -1, 0\] are not classes"):
-        insfile.load(tmp_path / "a.npy")
+    save_instances(tmp_path / "a.npy", found)
+    assert same(load_instances(tmp_path / "a.npy", (9, 11), 5), found)
+    with pytest.raises(ResultFileError, match=r"a\.npy .*its image is \(9, 11\), wanted \(11, 9\)"):
+        load_instances(tmp_path / "a.npy", (11, 9))
+    with pytest.raises(ResultFileError, match=r"it has classes \[4, 0, 4\], wanted 0 to 3"):
+        load_instances(tmp_path / "a.npy", n_classes=4)
+    save_instances(tmp_path / "a.npy", {**found, "class": np.array([0, -1, 0])})
+    with pytest.raises(ResultFileError, match=r"it has classes \[0, -1, 0\], wanted"):
+        load_instances(tmp_path / "a.npy")
 
 
 def test_instance_file_of_the_published_code(tmp_path, found):
     np.save(tmp_path / "a.npy", {**found, "score": found["score"].astype(np.float64), "mask": found["mask"] * 1.0})
-    assert same(insfile.load(tmp_path / "a.npy"), found)
+    assert same(load_instances(tmp_path / "a.npy"), found)
 
 
 class Payload:
@@ -315,15 +315,15 @@ class Payload:
     ("change", "message"),
     [
         ({"score": Payload()}, "it would run builtins.print, which is refused"),
-        ({"score": np.zeros(2)}, r"shapes do not fit: score \(2,\), mask \(3, 9, 11\)"),
-        (None, "lacks mask"),
+        ({"score": np.zeros(2)}, r"scores of shape \(2,\), wanted a finite one"),
+        (None, "it has no 'mask'"),
     ],
 )
 def test_bad_instance_files_are_refused(tmp_path, found, change, message, capsys):
     value = {**found, **change} if change else {"score": found["score"], "class": found["class"]}
     np.save(tmp_path / "a.npy", value)
-    with pytest.raises(CamFileError, match=rf"a\.npy is not a whole instance file: .*{message}"):
-        insfile.load(tmp_path / "a.npy")
+    with pytest.raises(ResultFileError, match=rf"a\.npy is not a valid instance file: .*{message}"):
+        load_instances(tmp_path / "a.npy")
     assert capsys.readouterr().out == ""
 
 
@@ -473,7 +473,7 @@ def scored(shapes, tmp_path):
             masks[1] = np.roll(masks[1], 5, 0)
         score = np.linspace(0.9, 0.4, len(masks)) - 0.01 * i
         score[2:] = 0
-        insfile.save(tmp_path / "ins_seg" / f"{name}.npy", {"score": score, "mask": masks, "class": labels})
+        save_instances(tmp_path / "ins_seg" / f"{name}.npy", {"score": score, "mask": masks, "class": labels})
     (tmp_path / "list.txt").write_text("\n".join(names))
     return argparse.Namespace(
         dataset="shapes", shapes_train=300, shapes_val=1, shapes_size=48, seed=0, limit=None, bad_images={},
@@ -487,7 +487,7 @@ def test_the_step_scores_all_files(scored, shapes, tmp_path):
     names = (tmp_path / "list.txt").read_text().split()
     images = []
     for name in names:
-        got = insfile.load(tmp_path / "ins_seg" / f"{name}.npy")
+        got = load_instances(tmp_path / "ins_seg" / f"{name}.npy")
         images.append((got["mask"], got["class"], got["score"], *truth_of(shapes, name)))
     for key, thresholds in (("50", [0.5]), ("70", [0.7]), ("50_95", metrics.COCO_IOUS)):
         ap = np.mean([plain_ap(images, t, 6) for t in thresholds], 0)
@@ -518,7 +518,7 @@ def test_pycocotools_evaluates_the_export(scored, shapes, tmp_path):
     stats, results = coco_stats(tmp_path / "coco")
     total, count = metrics.InstanceAP(), 0
     for name in (tmp_path / "list.txt").read_text().split():
-        got = insfile.load(tmp_path / "ins_seg" / f"{name}.npy")
+        got = load_instances(tmp_path / "ins_seg" / f"{name}.npy")
         kept = got["score"] > 0  # what scores 0 is not exported
         count += kept.sum()
         total.add(got["mask"][kept], got["class"][kept], got["score"][kept], *truth_of(shapes, name))
@@ -532,7 +532,7 @@ def test_pycocotools_finds_the_truth_perfect(scored, shapes, tmp_path):
     for name in (tmp_path / "list.txt").read_text().split():
         masks, labels = truth_of(shapes, name)
         found = {"score": np.ones(len(labels)), "mask": masks, "class": labels}
-        insfile.save(tmp_path / "ins_seg" / f"{name}.npy", found)
+        save_instances(tmp_path / "ins_seg" / f"{name}.npy", found)
     values = eval_ins_seg.run(scored)
     assert values["map_50"] == values["map_70"] == values["map_50_95"] == 1
     np.testing.assert_allclose(coco_stats(tmp_path / "coco")[0], 1)

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from data import camfile
+from data.results import load_cam, save_cam
+from step import eval_cam, make_cam
 from tests.helpers import MASKS, ROOT, assert_mixed
 from tests.kill_pipeline import Job, kill, kill_all
 from tests.memory import measure
@@ -41,7 +42,7 @@ def test_memory_is_flat():
 @pytest.mark.parametrize("leaks", [False, True])
 def test_steps_that_keep_one_map_per_image_are_found(monkeypatch, leaks):
     """The control of the measurement; a map is not much: 0.2% more memory after 200 images."""
-    kept, save, load = [], camfile.save, camfile.load
+    kept, save, load = [], save_cam, load_cam
 
     def keep_saved(path, keys, cam, high_res):
         kept.append(high_res.copy())
@@ -52,7 +53,7 @@ def test_steps_that_keep_one_map_per_image_are_found(monkeypatch, leaks):
         return kept[-1]
 
     if leaks:
-        monkeypatch.setattr(camfile, "save", keep_saved)
-        monkeypatch.setattr(camfile, "load", keep_loaded)
+        monkeypatch.setattr(make_cam, "save_cam", keep_saved)
+        monkeypatch.setattr(eval_cam, "load_cam", keep_loaded)
     measured = measure(200, 20, size=48, num_workers=0, steps=("make_cam", "eval_cam"))
     assert {title: its.too_much(48) for title, its in measured.items()} == {"make_cam": leaks, "eval cam": leaks}

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from coco14.prepare import prepare
-from data import camfile
+from data.results import load_cam
 from run_sample import STEPS
 from tests.coco_mini import make_coco
 from tests.folder_mini import CLASSES, make_folder
@@ -43,7 +43,7 @@ def check_files(work_dir, sizes, classes):
         assert results(work_dir, kind) == sorted(sizes)
     for name, (height, width) in sizes.items():
         for kind in ("cam", "cam_rib"):
-            file = camfile.load(work_dir / kind / f"{name}.npy")
+            file = load_cam(work_dir / kind / f"{name}.npy")
             assert file["keys"].tolist() == sorted(classes[name])
             n = len(classes[name])
             assert file["cam"].shape == (n, -(-height // 4), -(-width // 4))

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from data import camfile, insfile
+from data.results import load_cam, load_instances
 from data.shapes import Shapes
 from misc.metrics import confusion, mean_iou
 from misc.report import pictures
@@ -58,7 +58,7 @@ def test_files_hold_what_they_should(small_run_said):
     folder, _ = small_run_said
     for name in NAMES:
         for kind in ("cam", "cam_rib"):
-            file = camfile.load(folder / kind / f"{name}.npy")
+            file = load_cam(folder / kind / f"{name}.npy")
             np.testing.assert_array_equal(file["keys"], np.flatnonzero(DATA.label(name)))
             assert file["cam"].shape[1:] == (12, 12) and file["high_res"].shape[1:] == (SIDE, SIDE)
             assert 0 <= file["high_res"].min() and 0.9 < file["high_res"].max() <= 1
@@ -67,7 +67,7 @@ def test_files_hold_what_they_should(small_run_said):
         assert set(np.unique(Image.open(folder / "sem_seg" / f"{name}.png"))) <= classes
         edge = Image.open(folder / "edge" / f"{name}.png")
         assert edge.mode == "L" and edge.size == (12, 12) and len(set(edge.tobytes())) > 10
-        found = insfile.load(folder / "ins_seg" / f"{name}.npy")
+        found = load_instances(folder / "ins_seg" / f"{name}.npy")
         assert found["mask"].shape == (len(found["score"]), SIDE, SIDE) and (found["mask"].sum(0) <= 1).all()
         assert {*found["class"] + 1} <= classes and found["score"].max(initial=0) <= 1
 
@@ -180,7 +180,7 @@ def test_same_bytes_for_any_number_of_workers(small_run_said, tmp_path):
     for kind in ("cam", "cam_rib", "ir_label", "sem_seg", "edge", "ins_seg"):
         assert files(tmp_path / kind) == files(folder / kind)
     pseudo = COCO(str(tmp_path / "coco" / "pseudo.json"))
-    found = [insfile.load(folder / "ins_seg" / f"{name}.npy") for name in NAMES]
+    found = [load_instances(folder / "ins_seg" / f"{name}.npy") for name in NAMES]
     assert [image["file_name"] for image in pseudo.imgs.values()] == [f"{name}.jpg" for name in NAMES]
     assert len(pseudo.anns) == sum((detected["score"] > 0).sum() for detected in found) > 0
 

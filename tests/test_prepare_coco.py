@@ -1,8 +1,6 @@
-"""Labels, lists and masks made out of a tiny COCO 2014, and what is said when its JSON files are not as they should."""
+"""Labels, lists and masks made out of a tiny COCO 2014, and what is said when its JSON files are damaged."""
 
 import json
-import logging
-import os
 import shutil
 
 import numpy as np
@@ -12,8 +10,9 @@ from pycocotools.coco import COCO
 
 from coco14 import CATEGORIES, COCO14
 from coco14.dataset import N_IMAGES
-from coco14.prepare import MAX_OBJECTS, Object, main, paint, prepare, read_annotations
-from data.base import DataError, voc_palette
+from coco14.prepare import main, paint, prepare
+from data.errors import DataError
+from data.images import voc_palette
 from tests.coco_mini import decode, make_coco
 
 MASK_VALUE = {category: i + 1 for i, category in enumerate(sorted(CATEGORIES))}
@@ -88,17 +87,10 @@ def test_objects_are_the_instances(mini):
 
 
 def test_regions_of_one_area_lie_in_the_order_of_their_ids():
-    square = [np.array([2, 2, 8, 2, 8, 8, 2, 8], float)]
-    objects = [Object(7, 3, False, square), Object(5, 1, False, square), Object(6, 2, False, None)]
-    mask, numbers = paint((10, 12), objects)
-    assert set(np.unique(mask)) == {0, 4} and set(np.unique(numbers)) == {0, 2}
-
-
-def test_more_objects_than_a_map_can_hold():
-    square = [np.array([0, 0, 2, 0, 2, 2, 0, 2], float)]
-    objects = [Object(i, 0, False, [square[0] + np.tile([i % 30 * 4, i // 30 * 4], 4)]) for i in range(MAX_OBJECTS + 3)]
-    mask, numbers = paint((60, 130), objects)
-    assert set(np.unique(numbers)) == set(range(256)) and (numbers[mask == 0] == 0).all()
+    square = {"image_id": 1, "iscrowd": 0, "segmentation": [[2, 2, 8, 2, 8, 8, 2, 8]]}
+    annotations = [{**square, "id": 7, "category_id": 4}, {**square, "id": 5, "category_id": 2}]
+    mask, objects = paint({"id": 1, "height": 10, "width": 12}, annotations)
+    assert set(np.unique(mask)) == {0, 4} and set(np.unique(objects)) == {0, 2}
 
 
 def test_processes_make_the_same(mini, tmp_path):
@@ -125,9 +117,7 @@ def test_an_interrupted_run_is_not_taken_for_a_finished_one_and_goes_on(mini, mo
     with pytest.raises(DataError, match=r"index\.npz does not exist.*python -m coco14\.prepare"):
         COCO14(mini.root)
     monkeypatch.undo()
-    killed = mini.root / "coco14/masks/.x.png.1.2.tmp"  # what a run leaves that could not even clean up
-    killed.write_bytes(b"")
-    os.utime(killed, (0, 0))
+    (mini.root / "coco14/masks/.17.0123456789abcdef.tmp").write_bytes(b"")  # of a killed run
     assert prepare(mini.root).n_made == 5
     assert files(mini.root / "coco14") == wanted
 
@@ -152,55 +142,29 @@ def test_masks_of_other_annotations_are_not_mixed_in(mini):
     assert prepare(mini.root, overwrite=True).n_made == 12
 
 
-def edit(key, index, **values):
-    return lambda content: content[key][index].update(values)
-
-
 def cut_short(mini):
     text = mini.json("train").read_text()
     mini.json("train").write_text(text[: len(text) // 2])
 
 
-def without(mini, name):
-    next(path for path in mini.root.rglob(f"*{name}.jpg")).unlink()
-
-
 BAD = [
-    (cut_short, r"instances_train2014\.json line 1 column \d+ \(character [\d,]+ of [\d,]+\) is not JSON: .*cut short"),
-    (lambda m: m.json("val").write_bytes(b"\xff\xfe{"), r"instances_val2014\.json is not JSON"),
-    (lambda m: m.json("val").write_text("[" * 100_000), r"instances_val2014\.json is not JSON"),
-    (lambda m: m.json("val").write_text("[]"), r"has no list 'images'; wanted the official"),
+    (cut_short, r"instances_train2014\.json is damaged \(JSONDecodeError: .*python -m data\.download coco2014"),
+    (lambda m: m.json("val").write_text("[]"), r"instances_val2014\.json is damaged"),
     (lambda m: m.json("val").unlink(), r"instances_val2014\.json does not exist\. Get COCO 2014 with .*data\.download"),
-    (lambda m: m.change("val", lambda c: c.pop("categories")), "has no list 'categories'"),
-    (lambda m: m.change("val", lambda c: c["images"].clear()), "lists no image"),
-    (edit("annotations", 2, category_id=12), r"annotations\[2\] \(id \d+\) has category_id 12, .* 80 categories"),
-    (edit("annotations", 2, category_id="cat"), r"annotations\[2\] \(id \d+\) has no whole number 'category_id'"),
-    (edit("annotations", 3, image_id=999_999), r"annotations\[3\] \(id \d+\) belongs to image_id 999999, which"),
-    (edit("annotations", 0, id=None), r"annotations\[0\] has no whole number 'id'"),
-    (lambda m: m.change("train", lambda c: c["annotations"].append(c["annotations"][1])),
-     r"annotations\[\d+\] \(id \d+\) has the id of annotations\[1\]"),
-    (lambda m: m.change("train", lambda c: c["annotations"].insert(0, 7)), r"annotations\[0\] has no whole number"),
-    (edit("categories", 11, id=12), r"categories\[11\] is 'stop sign' with id 12; in COCO there is no such id"),
-    (edit("categories", 0, name="people"), r"categories\[0\] is 'people' with id 1; in COCO 1 is 'person'"),
-    (edit("images", 1, height=0), r"images\[1\] \(id \d+\) claims to be \d+ x 0"),
-    (edit("images", 1, width=10**9), r"images\[1\] \(id \d+\) claims to be 1000000000 x"),
-    (edit("images", 1, id=10**12), r"images\[1\] has id 1000000000000; ids have up to 12 digits"),
-    (lambda m: m.change("train", lambda c: c["images"].append(c["images"][0])), r"images\[8\] has the id \d+ of an"),
-    (lambda m: without(m, m.names["train"][5]), r"1 images of .*train2014\.json are in none of JPEGImages, train2014"),
-    (lambda m: shutil.copy(m.json("val"), m.json("train")), r"train2014\.json and .*val2014\.json both have the image"),
-    (edit("annotations", 0, segmentation=None), r"annotations\[0\] \(id \d+\) has no segmentation"),
-    (edit("annotations", 0, segmentation=[[1, 2, 3, 4, 5, "x"]]), "has a polygon that is not a list of numbers"),
-    (edit("annotations", 0, segmentation=[[1, 2, 3, 4, 5, float("nan")]]), "has a polygon that is not"),
-    (edit("annotations", 0, segmentation=[[1, 2, 3, 4, 5, 6, 7]]), "has a polygon that is not"),
-    (edit("annotations", 0, segmentation=[5]), "has a polygon that is not"),
-    (edit("annotations", 0, segmentation=[[1, 2, 3, 4, 5, 1e9]]), r"has a corner at 1\.\.1e\+09, far outside"),
-    (edit("annotations", 0, segmentation={"size": [1, 2], "counts": [2]}), r"has run lengths of size \[1, 2\]; its"),
-]  # fmt: skip
+    (lambda m: m.change("val", lambda c: c["images"].clear()), r"val2014\.json does not have images and the 80"),
+    (lambda m: m.change("val", lambda c: c["categories"].pop()), "the 80 categories"),
+    (lambda m: m.change("train", lambda c: c["annotations"][2].update(category_id=12)), "the 80 categories"),
+    (lambda m: m.change("train", lambda c: c["annotations"][0].pop("segmentation")), "is damaged .*segmentation"),
+    (
+        lambda m: next(m.root.rglob(f"*{m.names['train'][5]}.jpg")).unlink(),
+        r"1 images .* none of JPEGImages, train2014",
+    ),
+]
 
 
 @pytest.mark.parametrize(("damage", "message"), BAD)
-def test_bad_input_names_file_and_entry_and_writes_nothing(mini, damage, message):
-    mini.change("train", damage) if damage.__qualname__.startswith("edit") else damage(mini)
+def test_bad_input_is_named_and_nothing_is_written(mini, damage, message):
+    damage(mini)
     before = set(mini.root.iterdir())
     with pytest.raises(DataError, match=message) as error:
         prepare(mini.root)
@@ -214,89 +178,22 @@ def test_an_image_of_another_size_than_the_json_says(mini):
         content["annotations"].clear()
 
     mini.change("train", change)
-    with pytest.raises(
-        DataError, match=r"\.jpg is \d+ x \d+, the annotation of image \d+ is \d+ x \d+ \(width x height\)"
-    ):
+    with pytest.raises(DataError, match=r"the annotation of .*\.jpg is \d+ x \d+, its image is \d+ x \d+"):
         prepare(mini.root)
     assert not (mini.root / "coco14" / "index.npz").exists()
 
 
-@pytest.mark.parametrize(
-    ("counts", "message"),
-    [
-        ([10, 20], "add up to 30; its image has"),
-        ([-5, 10], "add up to 5; its image has"),
-        ([1.5], "neither a list of whole numbers nor text"),
-        (None, "neither a list of whole numbers nor text"),
-        ("é", "are not COCO's compressed text"),
-        ("o" * 20, "are not COCO's compressed text"),
-        ("1o", "end in the middle of a number"),
-        ("11", "add up to 2; its image has"),
-    ],
-)
-def test_bad_run_lengths(mini, counts, message):
-    def damage(content):
-        image = content["images"][4]
-        content["annotations"][0].update(
-            image_id=image["id"], segmentation={"size": [image["height"], image["width"]], "counts": counts}
-        )
-
-    mini.change("train", damage)
-    with pytest.raises(DataError, match=message):
-        prepare(mini.root)
-
-
-def test_annotations_without_area_are_labels_only(mini, caplog):
+def test_annotations_without_area_are_labels_only(mini):
     def change(content):
         content["annotations"][0].update(segmentation=[], category_id=78)
         content["annotations"][1].update(segmentation=[[1, 1, 5, 5]], category_id=78)
 
     mini.change("train", change)
-    with caplog.at_level(logging.WARNING):
-        images = read_annotations(mini.json("train"))
-    assert "2 annotations have no area" in caplog.text
     prepare(mini.root)
-    coco = COCO14(mini.root)
-    index = MASK_VALUE[78] - 1
-    named = [f"{image.image_id:012d}" for image in images if index in image.classes]
-    assert named and all(coco.label(name)[index] for name in named)
-    assert not any((coco.mask(name) == index + 1).any() for name in named)
-
-
-JUNK = (None, -1, 0, 1.5, 1e300, float("nan"), "x", [], {}, [[]], True, 10**30, [1, 2], {"a": 1})
-
-
-def test_no_mutation_of_the_json_gives_anything_but_a_data_error(mini):
-    def places(value, path=()):
-        for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
-            yield (*path, key)
-            yield from places(value[key], (*path, key))
-
-    rng = np.random.default_rng(0)
-    text = mini.json("train").read_text()
-    every = list(places(json.loads(text)))
-    refused = 0
-    for i in range(300):
-        if i % 3:
-            content = json.loads(text)
-            *parents, last = every[rng.integers(len(every))]
-            target = content
-            for key in parents:
-                target = target[key]
-            target[last] = JUNK[rng.integers(len(JUNK))]
-            mini.json("train").write_text(json.dumps(content))
-        else:
-            data = bytearray(text.encode())
-            data[rng.integers(len(data))] = rng.integers(256)
-            mini.json("train").write_bytes(data)
-        try:
-            for image in read_annotations(mini.json("train")):
-                if np.prod(image.size) < 1e6:
-                    paint(image.size, image.objects)
-        except DataError as error:
-            assert str(mini.json("train")) in str(error)
-            refused += 1
-    assert refused > 200
+    coco, index = COCO14(mini.root), MASK_VALUE[78] - 1
+    content = json.loads(mini.json("train").read_text())
+    for name in {f"{annotation['image_id']:012d}" for annotation in content["annotations"][:2]}:
+        assert coco.label(name)[index] and not (coco.mask(name) == index + 1).any()
 
 
 def test_command_line(mini, capsys):
@@ -309,7 +206,7 @@ def test_command_line(mini, capsys):
     mini.json("val").write_text(json.dumps(content))
     assert main(["--data_root", str(mini.root), "--num_workers", "1"]) == 2
     err = capsys.readouterr().err
-    assert "category_id 26" in err and err.count("\n") == 1
+    assert "80 categories" in err and err.count("\n") == 1
     assert main(["--data_root", str(mini.root / "nowhere")]) == 2
     assert "python -m data.download coco2014" in capsys.readouterr().err
 

@@ -8,7 +8,8 @@ from PIL import Image
 from scipy.io import savemat
 from scipy.sparse import csc_matrix
 
-from data.base import DataError, voc_palette
+from data.errors import DataError
+from data.images import voc_palette
 from tests.voc_devkit import make_devkit, write_png
 from voc12 import VOC12
 from voc12.prepare import SBD_LAYOUTS, find_sbd, main, prepare, read_mat
@@ -87,8 +88,11 @@ def test_sbd_mask_without_an_image_is_left_out(kit, caplog):
         (b"", "is damaged"),
         (b"MATLAB 5.0 MAT-file" + bytes(200), "is damaged"),
         ({"other": 1}, "is damaged .*GTcls"),
-        ({"GTcls": {"Segmentation": np.full((4, 5), 21, np.uint8)}}, r"holds values 21\.\.21; wanted 0\.\.20"),
-        ({"GTcls": {"Segmentation": np.ones((4, 5))}}, r"GTcls.Segmentation is float64 \(4, 5\), wanted integers"),
+        (
+            {"GTcls": {"Segmentation": np.full((4, 5), 21, np.uint8)}},
+            r".*with values 0\.\.20",
+        ),
+        ({"GTcls": {"Segmentation": np.ones((4, 5))}}, "GTcls.Segmentation is not uint8"),
     ],
 )
 def test_bad_mat_files_are_named(tmp_path, content, message):
@@ -111,7 +115,7 @@ def test_a_mask_of_another_size_than_its_image_is_named(kit):
     name = kit.extra[0]
     height, width = kit.masks[name].shape
     write_mat(kit.root / SBD_LAYOUTS[0] / f"{name}.mat", np.ones((7, 9), np.uint8))
-    with pytest.raises(DataError, match=rf"{name}\.jpg is {width} x {height}, .*{name}\.mat is 9 x 7"):
+    with pytest.raises(DataError, match=rf"{name}\.mat is 9 x 7, its image is {width} x {height}"):
         prepare(kit.root, num_workers=2)
 
 

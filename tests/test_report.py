@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.base import Dataset, voc_palette
-from data.files import save_json, save_mask
+from data.base import Dataset
+from data.files import save_json
+from data.images import save_mask, voc_palette
 from misc.report import build as building
 from misc.report import gallery, pictures, plots
 from misc.report.build import build, settings

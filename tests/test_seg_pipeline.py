@@ -8,8 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data.base import voc_palette
-from data.files import save_mask
+from data.images import save_mask, voc_palette
 from data.shapes import Shapes
 from misc import crf
 from misc.run.runner import main

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import data
-from data.base import DataError
+from data.errors import DataError
 from data.shapes import INFER, Shapes
 
 N = 300

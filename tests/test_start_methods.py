@@ -25,7 +25,7 @@ DATASET = '''
 from pathlib import Path
 import numpy as np
 from data.base import Dataset
-from data.reading import read_image
+from data.images import read_image
 PRESET = {"val_list": ("train", "one list"), "irn_infer_pad": (0, "any size")}
 class Where:
     def __init__(self, root):

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data import camfile
 from data.process import GO_ON
+from data.results import save_cam
 from data.shapes import Shapes
 from misc import crf
 from tests.helpers import small_command
@@ -57,7 +57,7 @@ def write_seeds(work_dir):
     random = np.random.default_rng(0)
     for i in range(8):
         path = work_dir / "cam" / f"train_{i:05d}.npy"
-        camfile.save(path, np.array([i % 6]), random.random((1, SIZE // 4, SIZE // 4)), random.random((1, SIZE, SIZE)))
+        save_cam(path, np.array([i % 6]), random.random((1, SIZE // 4, SIZE // 4)), random.random((1, SIZE, SIZE)))
 
 
 def stop(work_dir, number, workers, arguments, sign):

@@ -12,9 +12,9 @@ from PIL import Image
 import step.strips
 from coco14.dataset import COCO14
 from coco14.prepare import prepare
-from data import camfile
 from data.errors import UserError
-from data.files import load_mask
+from data.images import read_mask
+from data.results import load_cam
 from data.shapes import Shapes
 from misc.report.pictures import shown_steps, strip
 from net.resnet50_irn import EdgeDisplacement
@@ -92,12 +92,12 @@ def test_preview_shows_what_the_steps_make(tmp_path, drawn, capsys):
         "ground truth",
     ]
     for key, kind in (("CAM", "cam"), ("RIB, k = 1", "cam_rib")):  # --RIB_iter 2 adds up two maps: k = 0 and 1
-        wanted = camfile.load(tmp_path / kind / "train_00003.npy")["high_res"]
+        wanted = load_cam(tmp_path / kind / "train_00003.npy")["high_res"]
         assert wanted.max() > 0.9
         np.testing.assert_allclose(maps[key], wanted, atol=1e-4)
     assert not np.allclose(maps["RIB, k = 1"], maps["RIB, k = 2"], atol=1e-4)
-    np.testing.assert_array_equal(masks["IRN label"], load_mask(tmp_path / "ir_label" / "train_00003.png"))
-    assert (masks["pseudo mask"] == load_mask(tmp_path / "sem_seg" / "train_00003.png")).mean() > 0.999
+    np.testing.assert_array_equal(masks["IRN label"], read_mask(tmp_path / "ir_label" / "train_00003.png"))
+    assert (masks["pseudo mask"] == read_mask(tmp_path / "sem_seg" / "train_00003.png")).mean() > 0.999
     np.testing.assert_array_equal(masks["ground truth"], dataset.mask("train_00003"))
 
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from data.base import DataError, rng
+from data.base import rng
 from data.digits import DIGITS, MARK_GAP, MARK_PX, REGIONS, SIDE, draw_digit, make_pictures, mark_of
+from data.errors import DataError
 from misc.hgr import COMPARED, CONTROL, finetune, gradient_maps, high_gradient_ratio
 from misc.report import plots
 from misc.report.toy import claims, summarise, text

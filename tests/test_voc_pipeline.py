@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torchvision.models import resnet50
 
-from data import camfile
+from data.results import load_cam
 from net.resnet50_cam import Net
 from tests.helpers import golden_state, golden_tensor, relative_error, said
 from tests.voc_devkit import make_devkit
@@ -92,7 +92,7 @@ def independent_cam(path, keys):
 def test_cams_equal_an_independent_computation(finished):
     kit, folder, _, _ = finished
     for name in [*kit.train_aug[:3], kit.extra[-1]]:
-        file = camfile.load(folder / "work" / "cam" / f"{name}.npy")
+        file = load_cam(folder / "work" / "cam" / f"{name}.npy")
         keys = sorted(kit.labels[name])
         assert file["keys"].tolist() == keys
         small, large = independent_cam(kit.folder / "JPEGImages" / f"{name}.jpg", keys)

@@ -7,8 +7,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from data.base import voc_palette
-from data.reading import IGNORE
+from data.images import IGNORE, voc_palette
 from voc12 import CLASSES
 
 BORDER_PX = 2

@@ -9,26 +9,18 @@ from pathlib import Path
 
 import numpy as np
 
-from data.base import DataError, Dataset, read_list
-from data.reading import (
-    IGNORE,
-    check_names,
-    check_same_size,
-    image_size,
-    read_image,
-    read_mask,
-    shortened,
-    visible_instances,
-)
+from data.base import Dataset, check_names, read_list, shortened
+from data.errors import DataError
+from data.images import IGNORE, image_size, read_image, read_instances, read_mask
 
 CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 N_TRAIN_AUG = 10_582  # every mask of SegmentationClassAug whose name is not in val
-AUG_LISTS = ("train_aug", "trainaug")  # both spellings are about
+AUG_LISTS = ("train_aug", "trainaug")  # both spellings are in use
 
-# What differs from data/presets.py, whose numbers are those of VOC 2012.
+# What differs from misc/run/presets.py, whose values are those of VOC 2012.
 PRESET: dict[str, tuple[object, str]] = {
     "train_list": ("train_aug", "IRN, run_sample.py: the 10,582 augmented training images"),
     "infer_list": ("train_aug", "IRN, run_sample.py: train_aug where a segmentation network is to be trained"),
@@ -36,7 +28,7 @@ PRESET: dict[str, tuple[object, str]] = {
     "val_list": ("val", "IRN, run_sample.py: the 1,449 images of val"),
 }
 
-# Where the folder with JPEGImages may lie below the data root: itself, in a devkit, or in the authors' flat archive.
+# Where JPEGImages may lie below the data root: in itself, in a devkit, or in the authors' archive.
 LAYOUTS = ("", "VOCdevkit/VOC2012", "VOC2012", "VOC2012_SEG_AUG")
 MASK_FOLDERS = ("SegmentationClassAug", "SegmentationClass")
 LISTS = "ImageSets/Segmentation"
@@ -73,9 +65,9 @@ class VOC12(Dataset):
         if split == "train_aug":
             return self._train_aug()
         if not (lists / f"{split}.txt").is_file():
-            there = sorted({path.stem for path in lists.glob("*.txt")} | {"train_aug"})
+            splits = sorted({path.stem for path in lists.glob("*.txt")} | {"train_aug"})
             raise DataError(
-                f"voc12 has no split {split!r}; {lists} has {', '.join(there)}. Name one of these or a list file (.txt)"
+                f"voc12 has no split {split!r}; {lists} has {', '.join(splits)}. Choose one or a list file (.txt)"
             )
         return read_list(lists / f"{split}.txt")
 
@@ -89,21 +81,17 @@ class VOC12(Dataset):
         return self._labels[name].copy()
 
     def mask(self, name: str) -> np.ndarray | None:
-        """uint8 [H, W] of SegmentationClassAug, else of SegmentationClass, else None; DataError if it does not fit."""
+        """uint8 [H, W] of SegmentationClassAug, else of SegmentationClass, else None."""
         path = self._mask_path(name)
-        return None if path is None else self._read_mask(name, path, self.n_classes)
+        return None if path is None else read_mask(path, self.n_classes, image_size(self._jpeg(name)))
 
     def has_mask(self, name: str) -> bool:
         return self._mask_path(name) is not None
 
     def instances(self, name: str) -> tuple[np.ndarray, np.ndarray] | None:
-        """Objects: map uint8 [H, W] (0 background, i + 1 instance i) and mask values uint8 [n]; None without."""
-        paths = [self.folder / folder / f"{name}.png" for folder in ("SegmentationObject", "SegmentationClass")]
-        if not all(path.is_file() for path in paths):
-            return None
-        objects = self._read_mask(name, paths[0], IGNORE - 1)
-        classes = self._read_mask(name, paths[1], self.n_classes)
-        return visible_instances(objects, classes, self.n_classes)
+        """Objects: map uint8 [H, W] (0 background, i + 1 instance i) and mask values uint8 [n], or None."""
+        paths = (self.folder / folder / f"{name}.png" for folder in ("SegmentationObject", "SegmentationClass"))
+        return read_instances(*paths, self.n_classes, image_size(self._jpeg(name)))
 
     def check_names(self, names: Sequence[str], source: str) -> None:
         known = {path.stem for path in (self.folder / "JPEGImages").glob("*.jpg")}
@@ -115,11 +103,6 @@ class VOC12(Dataset):
     def _mask_path(self, name: str) -> Path | None:
         paths = (self.folder / folder / f"{name}.png" for folder in MASK_FOLDERS)
         return next((path for path in paths if path.is_file()), None)
-
-    def _read_mask(self, name: str, path: Path, n_classes: int) -> np.ndarray:
-        mask = read_mask(path, n_classes)
-        check_same_size(self._jpeg(name), image_size(self._jpeg(name)), path, mask.shape)
-        return mask
 
     def _train_aug(self) -> list[str]:
         for split in AUG_LISTS:
@@ -133,9 +116,9 @@ class VOC12(Dataset):
             names = sorted(mask.stem for mask in path.glob("*.png") if mask.stem not in val)
             if not names:
                 raise DataError(
-                    f"split train_aug needs {path} with masks that are not in val, or the list train_aug.txt in "
-                    f"{self.folder / LISTS}; make both with `python -m data.download sbd --data_root DIR` and "
-                    f"`python -m voc12.prepare --data_root DIR`, or use --train_list train --infer_list train"
+                    f"split train_aug needs the masks of {path} or {LISTS}/train_aug.txt; make both with "
+                    f"`python -m data.download sbd --data_root DIR` and `python -m voc12.prepare --data_root DIR`, "
+                    f"or use --train_list train --infer_list train"
                 )
         if len(names) != N_TRAIN_AUG:
             self._say_once(f"{path} gives {len(names):,} images for train_aug; the published set has {N_TRAIN_AUG:,}")
@@ -147,7 +130,7 @@ class VOC12(Dataset):
         return frozenset(read_list(path) if path.is_file() else ())
 
     def _read_label(self, name: str) -> np.ndarray:
-        if name in self._test:  # the layout task left annotations of people for some test images: not image labels
+        if name in self._test:  # some have annotations of people (layout task), which are not image-level labels
             raise DataError(
                 f"voc12 image {name} belongs to the test split, which has no labels; train on another split"
             )
@@ -155,7 +138,7 @@ class VOC12(Dataset):
         if self._has_annotations:
             label[self._annotated(self.folder / "Annotations" / f"{name}.xml")] = 1
             return label
-        self._say_once(f"{self.folder} has no Annotations: image-level labels are taken from the masks")
+        self._say_once(f"{self.folder} has no Annotations: labels are read from the masks")
         mask = self.mask(name)
         if mask is None:
             raise DataError(
@@ -170,12 +153,12 @@ class VOC12(Dataset):
         try:
             objects = ElementTree.parse(path).getroot().findall("object")
         except FileNotFoundError as error:
-            raise DataError(f"annotation {path} does not exist; without it the image has no label") from error
+            raise DataError(f"annotation {path} does not exist, so the image has no label") from error
         except (ElementTree.ParseError, OSError, ValueError) as error:
             raise DataError(f"annotation {path} cannot be read ({error}); unpack VOC 2012 again") from error
         if not objects:
-            raise DataError(f"annotation {path} names no object; every VOC image has one: unpack VOC 2012 again")
-        found = [(item.findtext("name") or "").strip() for item in objects]  # direct children: parts lie a level deeper
+            raise DataError(f"annotation {path} names no object; unpack VOC 2012 again")
+        found = [(item.findtext("name") or "").strip() for item in objects]  # of objects, not of their parts
         unknown = [repr(word) for word in found if word not in CLASSES]
         if unknown:
             raise DataError(f"annotation {path} names {shortened(unknown)}; the classes are {', '.join(CLASSES)}")
@@ -206,7 +189,7 @@ def _missing(folder: Path, needs_lists: bool) -> list[str]:
     if next((folder / "JPEGImages").glob("*.jpg"), None) is None:
         absent.append("JPEGImages/*.jpg")
     if not any((folder / name).is_dir() for name in ("Annotations", *MASK_FOLDERS)):
-        absent.append(f"Annotations (nor {' or '.join(MASK_FOLDERS)}, whose classes could stand in)")
+        absent.append(f"Annotations or {' or '.join(MASK_FOLDERS)}")
     if needs_lists:
         splits = (split for split in ("train", "val") if not (folder / LISTS / f"{split}.txt").is_file())
         absent += [f"{LISTS}/{split}.txt" for split in splits]
@@ -217,6 +200,6 @@ def _how_to_get(root: Path) -> str:
     while root.name in ("VOCdevkit", "VOC2012", "VOC2012_SEG_AUG"):  # the data root is what these lie in
         root = root.parent
     return (
-        f"Get VOC 2012 with `python -m data.download voc2012 --data_root {root}`; it must lie as "
-        f"{root}/VOCdevkit/VOC2012/ with JPEGImages, Annotations, SegmentationClass and {LISTS}"
+        f"Get VOC 2012 with `python -m data.download voc2012 --data_root {root}`, or put JPEGImages, Annotations, "
+        f"SegmentationClass and {LISTS} into {root}/VOCdevkit/VOC2012"
     )

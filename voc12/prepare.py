@@ -7,26 +7,25 @@ where both have one, and images of VOC val have VOC masks only (SBD: Hariharan e
 import argparse
 import logging
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from scipy.io import loadmat
 
-from data.base import DataError, read_list, voc_palette
+from data.base import read_list, shortened
+from data.errors import DataError
 from data.failures import one_line
-from data.files import save_mask, write_atomic
-from data.progress import bar, chunks, map_items
-from data.reading import check_same_size, image_size, read_mask, shortened
+from data.files import sweep, write_atomic
+from data.images import check_size, image_size, mask_exists, read_mask, save_mask, voc_palette
+from data.progress import progress_map
 from voc12.dataset import CLASSES, LISTS, MASK_FOLDERS, N_TRAIN_AUG, find_folder
 
-MASKS_PER_CALL = 32
 SBD_LAYOUTS = ("benchmark_RELEASE/dataset/cls", "dataset/cls", "cls")
 
 
 class Job(NamedTuple):
-    """One mask to be made: `source` is a PNG of VOC or a .mat of SBD."""
+    """One mask to make: `source` is a PNG of VOC or a .mat of SBD."""
 
     source: Path
     jpeg: Path
@@ -35,7 +34,7 @@ class Job(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """What was done: masks by origin, how many of them were made in this run, and the names of train_aug."""
+    """What was done: masks by origin, how many were made in this run, and the names of train_aug."""
 
     n_voc: int
     n_sbd: int
@@ -46,8 +45,8 @@ class Summary(NamedTuple):
 def prepare(data_root: Path, sbd_root: Path | None = None, num_workers: int = 0, overwrite: bool = False) -> Summary:
     """Writes SegmentationClassAug/*.png and ImageSets/Segmentation/train_aug.txt into the VOC 2012 of `data_root`.
 
-    sbd_root: where SBD lies (default: data_root); num_workers: processes, 0 for this one alone. Masks that are
-    there and whole are kept unless `overwrite`. DataError names a file that is missing, damaged or of a wrong size.
+    sbd_root: where SBD lies (default: data_root); num_workers: processes, 0 for this one alone. Existing masks are
+    skipped unless `overwrite`. DataError names a file that is missing, damaged or of a wrong size.
     """
     folder = find_folder(Path(data_root))
     mat_folder = find_sbd(Path(sbd_root or data_root))
@@ -65,12 +64,8 @@ def prepare(data_root: Path, sbd_root: Path | None = None, num_workers: int = 0,
         Job(source, folder / "JPEGImages" / f"{name}.jpg", target / f"{name}.png", overwrite)
         for name, source in sorted(sources.items())
     ]
-    n_made = 0
-    with bar(len(jobs), "masks") as progress:
-        parts = chunks(jobs, MASKS_PER_CALL)
-        for part, made in zip(parts, map_items(_make_some, parts, num_workers), strict=True):
-            n_made += made
-            progress.update(len(part))
+    sweep(target)
+    n_made = sum(progress_map(_make, jobs, "masks", num_workers))
     train_aug = sorted(set(sources) - val)
     write_atomic(folder / LISTS / "train_aug.txt", lambda file: file.write("\n".join([*train_aug, ""]).encode()))
     return Summary(len(own), len(sources) - len(own), n_made, train_aug)
@@ -83,26 +78,21 @@ def find_sbd(root: Path) -> Path:
             return root / layout
     raise DataError(
         f"no SBD in {root}: wanted .mat files in {', '.join(SBD_LAYOUTS)}. Get it with "
-        f"`python -m data.download sbd --data_root {root}`, or say where it lies with --sbd_root"
+        f"`python -m data.download sbd --data_root {root}`, or name its folder with --sbd_root"
     )
 
 
 def read_mat(path: Path) -> np.ndarray:
-    """uint8 [H, W], the mask (0 background, 1..20) of a .mat file of SBD: GTcls.Segmentation.
-
-    scipy.io.loadmat reads numbers, text and structs; it runs nothing that stands in the file.
-    """
+    """uint8 [H, W], the mask (0 background, 1..20) of a .mat file of SBD: GTcls.Segmentation."""
     try:
         with open(path, "rb") as file:
             mask = np.asarray(loadmat(file, variable_names=["GTcls"])["GTcls"]["Segmentation"][0, 0])
-    except Exception as error:  # scipy meets a damaged file with whatever it stumbles over
+    except Exception as error:  # a damaged file can raise anything
         problem = f"{type(error).__name__}: {error}"
         raise DataError(f"SBD file {path} is damaged ({problem}); unpack SBD again or delete the file") from error
-    if mask.ndim != 2 or mask.dtype.kind not in "ui" or mask.size == 0:
-        raise DataError(f"SBD file {path}: GTcls.Segmentation is {mask.dtype} {mask.shape}, wanted integers [H, W]")
-    if mask.min() < 0 or mask.max() > len(CLASSES):
-        raise DataError(f"SBD file {path} holds values {mask.min()}..{mask.max()}; wanted 0..{len(CLASSES)}")
-    return mask.astype(np.uint8)
+    if mask.ndim != 2 or mask.dtype != np.uint8 or mask.max(initial=0) > len(CLASSES):
+        raise DataError(f"SBD file {path}: GTcls.Segmentation is not uint8 [H, W] with values 0..{len(CLASSES)}")
+    return mask
 
 
 def _check_own(folder: Path, own: dict[str, Path], wanted: list[str]) -> None:
@@ -114,37 +104,25 @@ def _check_own(folder: Path, own: dict[str, Path], wanted: list[str]) -> None:
         )
 
 
-def _make_some(jobs: Sequence[Job]) -> int:
-    """Writes some masks; how many were not there or not whole."""
-    return sum(map(_make, jobs))
-
-
 def _make(job: Job) -> bool:
-    """Writes one mask; False if it was there and whole."""
+    """Writes one mask; False if it exists."""
     size = image_size(job.jpeg)
-    if not job.overwrite and _whole(job.target, size):
+    if not job.overwrite and mask_exists(job.target, len(CLASSES), size):
         return False
     from_sbd = job.source.suffix == ".mat"
     mask = read_mat(job.source) if from_sbd else read_mask(job.source, len(CLASSES))
-    check_same_size(job.jpeg, size, job.source, mask.shape)
+    check_size(f"mask {job.source}", mask.shape, size)
     save_mask(job.target, mask, voc_palette())
     return True
 
 
-def _whole(path: Path, size: tuple[int, int]) -> bool:
-    try:
-        return read_mask(path, len(CLASSES)).shape == size
-    except DataError:
-        return False
-
-
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; its exit code, 2 after a message where something is missing or damaged."""
+    """The command line; its exit code, 2 after a message if something is missing or damaged."""
     parser = argparse.ArgumentParser(prog="python -m voc12.prepare", description=__doc__.splitlines()[0])
-    parser.add_argument("--data_root", type=Path, required=True, help="the folder in which VOC 2012 lies")
-    parser.add_argument("--sbd_root", type=Path, help="the folder in which SBD lies (default: data_root)")
+    parser.add_argument("--data_root", type=Path, required=True, help="folder with VOC 2012")
+    parser.add_argument("--sbd_root", type=Path, help="folder with SBD (default: data_root)")
     parser.add_argument("--num_workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
-    parser.add_argument("--overwrite", action="store_true", help="make masks again that are already there")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing masks")
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     return one_line("voc12.prepare", lambda: _run(args))

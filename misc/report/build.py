@@ -10,8 +10,8 @@ from pathlib import Path
 import jinja2
 import numpy as np
 
-from data.base import DataError, Dataset
-from data.errors import UserError
+from data.base import Dataset
+from data.errors import DataError, UserError
 from data.files import load_json
 from misc.report import plots, toy
 from misc.report.gallery import gallery

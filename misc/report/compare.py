@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from data import camfile, image_names, open_dataset
+from data import image_names, open_dataset
 from data.errors import UserError
-from data.files import load_json, load_mask, write_atomic
+from data.files import load_json, write_atomic
+from data.images import read_mask
 from data.progress import bar, map_items
+from data.results import load_cam
 from misc.cam import cams_to_mask
 from misc.metrics import confusion, mean_iou
 from misc.report.build import settings, shown
@@ -37,10 +39,10 @@ class Run:
     def mask(self, kind: str, name: str) -> np.ndarray:
         """uint8 [H, W]: the mask of an image, of seeds that at the best threshold."""
         if kind == "sem_seg_out_dir":
-            return load_mask(self.file(kind, name), None, self.dataset.n_classes + 1)
+            return read_mask(self.file(kind, name), self.dataset.n_classes)
         step = "eval_rib_cam" if kind == "cam_rib_out_dir" else "eval_cam"
         threshold = at(self.measured, f"{step}.best.threshold")
-        file = camfile.load(self.file(kind, name), None, self.dataset.n_classes)
+        file = load_cam(self.file(kind, name), None, self.dataset.n_classes)
         threshold = self.args.cam_eval_thres if threshold is None else threshold
         return cams_to_mask(file["high_res"], file["keys"], threshold)
 

@@ -13,10 +13,11 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from data import camfile, insfile
 from data.base import Dataset
 from data.errors import UserError
-from data.files import load_mask, write_atomic
+from data.files import write_atomic
+from data.images import read_mask
+from data.results import load_cam, load_instances
 from misc.cam import cams_to_mask
 from misc.report.tables import at
 from misc.run.outputs import result_file
@@ -57,20 +58,20 @@ def outputs(
     if truth is not None:
         layers["truth"] = "ground truth", None, truth
     for key, folder, step in (("cam", "cam_out_dir", "eval_cam"), ("rib", "cam_rib_out_dir", "eval_rib_cam")):
-        file = readable(camfile.load, result_file(args, folder, name, ".npy"), size, n)
+        file = readable(load_cam, result_file(args, folder, name, ".npy"), size, n)
         if file is not None:
             threshold = at(measured, f"{step}.best.threshold")
             mask = cams_to_mask(file["high_res"], file["keys"], args.cam_eval_thres if threshold is None else threshold)
             layers[key] = key.upper(), heat_layer(file["cam"]), mask
     masks = {"label": ("IRN label", "ir_label"), "mask": ("pseudo mask", "sem_seg"), "seg": ("network", "seg")}
     for key, (title, folder) in masks.items():
-        mask = readable(load_mask, result_file(args, f"{folder}_out_dir", name, ".png"), size, n + 1)
+        mask = readable(read_mask, result_file(args, f"{folder}_out_dir", name, ".png"), n, size)
         if mask is not None:
             layers[key] = title, None, mask
-    edge = readable(load_mask, result_file(args, "edge_out_dir", name, ".png"))
+    edge = readable(read_mask, result_file(args, "edge_out_dir", name, ".png"))
     if edge is not None:
         layers["edge"] = "edge map", edge_layer(edge), None
-    instances = readable(insfile.load, result_file(args, "ins_seg_out_dir", name, ".npy"), size, n)
+    instances = readable(load_instances, result_file(args, "ins_seg_out_dir", name, ".npy"), size, n)
     if instances is not None:
         layers["instances"] = "instances", instance_layer(instances["mask"], instances["score"]), None
     drawn = {*(np.flatnonzero(dataset.label(name)) + 1).tolist()}

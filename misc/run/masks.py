@@ -10,11 +10,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from data import camfile, image_names
-from data.base import Dataset, voc_palette
-from data.files import load_mask, save_grey, save_mask
+from data import image_names
+from data.base import Dataset
+from data.images import read_mask, save_grey, save_mask, voc_palette
 from data.loaders import Pyramids, iterate_images
 from data.progress import bar, progress_map
+from data.results import load_cam
 from misc import torchutils
 from misc.cam import cams_to_mask
 from misc.indexing import propagate_to_edge
@@ -41,7 +42,7 @@ def make_pseudo_masks(args: argparse.Namespace, dataset: Dataset, seeds: str, ou
     model = load_irn(args, device)
     with bar(len(todo), "pseudo masks") as progress:
         for name, size, (images,), _ in iterate_images(Pyramids(dataset, todo, (1.0,)), args.num_workers):
-            seed = camfile.load(result_file(args, seeds, name, ".npy"), size, dataset.n_classes)
+            seed = load_cam(result_file(args, seeds, name, ".npy"), size, dataset.n_classes)
             mask, edge = pseudo_mask(args, model, images.to(device), seed["cam"], seed["keys"], size)
             if out == "sem_seg_out_dir":
                 save_grey(result_file(args, "edge_out_dir", name, ".png"), edge)
@@ -113,7 +114,7 @@ def _count(dataset: Dataset, folder: Path, skip_ignored: bool, names: Sequence[s
     total, ignored, miou = np.zeros((n, n), np.int64), 0, {}
     for name in names:
         truth = dataset.mask(name)
-        mask = load_mask(folder / f"{name}.png", truth.shape, n)
+        mask = read_mask(folder / f"{name}.png", dataset.n_classes, truth.shape)
         if skip_ignored:
             ignored += int(((mask == 255) & (truth != 255)).sum())
             truth = np.where(mask == 255, 255, truth)
