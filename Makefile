@@ -13,6 +13,7 @@ sample: $(VENV)/.installed
 test: lint
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal $(ARGS)
 
+# Minutes: the browser, signals, kills, memory, rare cases. Before a release.
 slow: $(VENV)/.installed-dev
 	$(RUN) -m pytest -m slow $(ARGS)
 

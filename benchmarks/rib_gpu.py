@@ -1,11 +1,12 @@
-"""RIB at the published settings on one GPU: ResNet-50, images of VOC's size, K 10, B 20, crop 512.
+"""RIB at the published settings on one GPU: ResNet-50, images of VOC's sizes, K 10, B 20, crop 512.
 
-python -m benchmarks.rib_gpu [--compile] [--out benchmarks/results]
+python -m benchmarks.rib_gpu [--out benchmarks/results]
 
 Needs no dataset and no weights: it draws photographs, writes them as JPEG files below a temporary folder and starts
 from random weights, with the stop and the explosion guard switched off, so that every image takes all its steps. It
-measures the computation alone (companions on the device) in every precision against the plain form, the memory of the
-largest image, and the whole step `make_rib_cam` with fresh companions, decoded by worker processes, and with a pool.
+measures the computation alone (companions on the device) in every precision, with CUDA graphs and with ordinary calls,
+against the plain form; images of many sizes one after another; the memory of the largest image; and the whole step
+`make_rib_cam` with fresh companions, decoded by worker processes, and with a pool. Takes about 4 minutes on an H100.
 """
 
 import argparse
@@ -35,8 +36,14 @@ SCALES = (1.0, 0.5, 1.5, 2.0)
 CLASSES = 20
 LEARNING_RATE = 8e-6
 TRAIN_AUG = 10_582  # images of VOC's augmented training set
+# Height and width over 500 of images as VOC has them: a few sizes make up most of it, the others a long tail.
+SIZES = [
+    (0.75, 1), (0.666, 1), (0.75, 1), (1, 0.75), (0.668, 1), (0.75, 1), (1, 0.666), (0.664, 1), (0.75, 1), (1, 1),
+    (0.666, 1), (0.75, 1), (1, 0.75), (0.562, 1), (0.748, 1), (0.75, 1),
+]  # fmt: skip
 # Dense bfloat16 peaks in TFLOP/s as the makers give them, by a part of the device's name.
 PEAKS = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362, "RTX 4090": 165}
+SHARE = {"fp32": 4, "tf32": 2, "bf16": 1}  # slower precisions get so many times fewer images
 
 
 def main() -> int:
@@ -45,7 +52,7 @@ def main() -> int:
     device = resolve_device(args.device)
     torch.backends.cudnn.benchmark = False  # as in the program: every image has another size
     rows: list[Row] = []
-    parts = [bench_compute, bench_memory, bench_step] if device.type == "cuda" else [bench_compute, bench_step]
+    parts = [bench_compute, bench_sizes, bench_memory, bench_step]
     for part in parts:  # the table is written after each: what has been measured is not lost
         for made in part(args, device):
             rows.append(made)
@@ -57,7 +64,7 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    parser.add_argument("--size", type=int, nargs=2, default=(375, 500), metavar="PX", help="height and width")
+    parser.add_argument("--long", type=int, default=500, metavar="PX", help="long side of the images")
     parser.add_argument("--crop", type=int, default=512, metavar="PX", help="side of the companions")
     parser.add_argument("--companions", type=int, default=20, metavar="B", help="companions per step")
     parser.add_argument("--steps", type=int, default=10, metavar="K", help="RIB steps per image")
@@ -65,71 +72,99 @@ def _arguments() -> argparse.Namespace:
     choices = ("fp32", "tf32", "bf16")
     parser.add_argument("--precisions", nargs="+", default=choices, choices=choices, metavar="P", help="some of them")
     parser.add_argument("--runs", type=int, default=5, metavar="N", help="measured images per row")
-    parser.add_argument("--images", type=int, default=40, metavar="N", help="images of the whole step")
+    parser.add_argument("--images", type=int, default=80, metavar="N", help="images of the whole step in bf16")
     parser.add_argument("--pool", type=int, default=400, metavar="N", help="crops in the companion pool")
-    parser.add_argument("--workers", type=int, default=min(16, os.cpu_count() or 1), metavar="N")
-    parser.add_argument("--compile", action="store_true", help="also with torch.compile, dynamic shapes")
+    parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), metavar="N")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder of the tables")
     return parser.parse_args()
 
 
 def bench_compute(args: argparse.Namespace, device: torch.device) -> Iterator[Row]:
-    """One image after another with companions on the device: the plain form, then RIB in every precision."""
-    levels, label, companions = _inputs(args, tuple(args.size), device)
-    settings = {"lr": LEARNING_RATE, "n_iter": args.steps, "score_th": 0.4}
+    """One image with companions on the device: the plain form, then RIB in every precision."""
+    size = _size(args, 0)
+    levels, label, companions = _inputs(args, size, device)
     model = _model(args, device)
     trained = copy.deepcopy(model.state_dict())
 
     def plain() -> list[torch.Tensor]:
         model.load_state_dict(trained)
-        return reference.plain_rib(model, levels, label, companions, **settings)
+        return reference.plain_rib(model, levels, label, companions, lr=LEARNING_RATE, n_iter=args.steps, score_th=0.4)
 
     set_precision("tf32")  # as PyTorch computes convolutions where nothing is said
-    eager, _ = measure(_finished(plain, device), runs=2)
-    yield row(f"RIB, plain form, tf32, {_shape(args)}", eager)
+    fast, _ = measure(_finished(plain, device), runs=2)
+    shape = f"{size[0]} x {size[1]}, K {args.steps}, B {args.companions}, crop {args.crop}"
+    yield row(f"RIB, plain form, tf32, {shape}", fast)
     set_precision("fp32")
-    slow, wanted = measure(_finished(plain, device), runs=2)
+    slow, wanted = measure(_finished(plain, device), runs=1)
     yield row("RIB, plain form, fp32", slow)
+    teraflop = _teraflop(_rib(args, device, "fp32", False), levels, label, companions)
     for precision in args.precisions:
-        against = ("plain form, fp32", slow) if precision == "fp32" else ("plain form, tf32", eager)
-        for compiled in (False, True) if args.compile else (False,):
-            set_precision(precision)
-            model.load_state_dict(trained)
-            rib = RIB(model, stop_th=1e30, explode_ratio=2.0, precision=precision, **settings)
-            count = _teraflop(rib, levels, label, companions)
-            if compiled:
-                rib.folded.net.upper = torch.compile(rib.folded.net.upper, dynamic=True)
-            fast, (got, _) = measure(_finished(lambda rib=rib: rib.run(levels, label, companions), device), args.runs)
+        against = ("plain form, fp32", slow) if precision == "fp32" else ("plain form, tf32", fast)
+        for graph in (False, True) if device.type == "cuda" else (False,):
+            rib = _rib(args, device, precision, graph)
+            work = _finished(lambda rib=rib: rib.run(levels, label, companions), device)
+            seconds, (got, _) = measure(work, args.runs if graph else min(args.runs, 3), warm_up=2)
             error = max(float((g[3] - w[3]).abs().max() / w[3].abs().max()) for g, w in zip(got, wanted, strict=True))
-            seconds = float(np.median(fast))
-            note = f"error {error:.1e}; {_pace(seconds)}; {_arithmetic(count, seconds, device)}"
-            yield row(f"RIB, {precision}{', compiled' if compiled else ''}", fast, *against, note)
+            middle = float(np.median(seconds))
+            note = f"error {error:.1e}; {_pace(middle)}; {_arithmetic(teraflop, middle, device)}"
+            yield row(f"RIB, {precision}, {_how(graph)}", seconds, *against, note)
+
+
+def bench_sizes(args: argparse.Namespace, device: torch.device) -> Iterator[Row]:
+    """Images of many sizes for the first time, so that recording their graphs counts too; seconds per image."""
+    for precision in args.precisions:
+        count = len(SIZES) // SHARE[precision]
+        inputs = [_inputs(args, _size(args, i), device) for i in range(count)]
+        for graph in (False, True) if device.type == "cuda" else (False,):
+            rib = _rib(args, device, precision, graph)
+            rib.run(*_inputs(args, (args.long // 2, args.long // 2), device))  # libraries are loaded
+            work = _finished(lambda rib=rib, inputs=inputs: [rib.run(*x) for x in inputs], device)
+            seconds, _ = measure(work, runs=1, warm_up=0)
+            graphs = f"; {len(rib.graphed_step.graphs) - 2} graphs recorded" if graph else ""
+            note = f"{_pace(seconds[0] / count)}{graphs}"
+            what = f"RIB, {precision}, {_how(graph)}, {count} images of {len(set(SIZES[:count]))} sizes, each"
+            yield row(what, seconds / count, agreement=note)
+
+
+def bench_memory(args: argparse.Namespace, device: torch.device) -> Iterator[Row]:
+    """GPU memory that the process holds for images of several sizes, the largest of VOC among them, weights and all."""
+    if device.type != "cuda":
+        return
+    sizes = [_size(args, 0), (args.long, args.long), _size(args, 3)]
+    for precision in args.precisions:
+        torch.cuda.empty_cache()
+        rib = _rib(args, device, precision, True)
+        torch.cuda.reset_peak_memory_stats()
+        inputs = [_inputs(args, size, torch.device("cpu")) for size in sizes]
+        inputs = [([level.to(device) for level in levels], label.to(device), rest) for levels, label, rest in inputs]
+        seconds, _ = measure(_finished(lambda rib=rib, inputs=inputs: [rib.run(*x) for x in inputs], device), 1, 0)
+        note = f"{torch.cuda.max_memory_reserved() / 2**30:.1f} GiB of GPU memory reserved at most"
+        yield row(f"RIB, {precision}, {args.long} x {args.long}, the largest image", seconds / 3, agreement=note)
+        del rib
 
 
 def bench_step(args: argparse.Namespace, device: torch.device) -> Iterator[Row]:
-    """The whole step with files, loaders and results, fresh companions against a pool; seconds per further image.
-
-    Two runs of different length: what starting takes, and the pool's crops, are in both and drop out.
-    """
-    few = max(1, args.images // 4)
+    """The whole step with files, loaders and results; seconds per image once a quarter of the images is done."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         _write_images(args, root / "data")
         (root / "sess").mkdir()
         torch.save(_model(args, torch.device("cpu")).state_dict(), root / "sess" / "cam.pth")
-        for precision in args.precisions:
+        for precision in args.precisions[::-1]:
             for companions in ("fresh", "pool"):
-                runs = [_step(args, root, device, precision, companions, n) for n in (few, args.images)]
-                seconds = (runs[1]["seconds"] - runs[0]["seconds"]) / (args.images - few)
-                start = runs[0]["seconds"] - few * seconds
-                wait = f"{runs[1]['waiting_share']:.1%} waiting for images"
-                note = f"{_pace(seconds)}; {wait}; {start:.1f} s to start"
+                count = max(4, args.images // SHARE[precision])
+                values, times = _step(args, root, device, precision, companions, count)
+                begin = count // 4
+                seconds = (times[-1] - times[begin]) / (count - 1 - begin)
+                note = f"{_pace(seconds)}; {values['waiting_share']:.1%} waiting for images; {args.workers} workers"
                 yield row(f"step make_rib_cam, {precision}, {companions}", np.array([seconds]), agreement=note)
 
 
-def _step(args: argparse.Namespace, root: Path, device: torch.device, precision: str, companions: str, n: int) -> dict:
-    """What step make_rib_cam stores of itself for the first n images."""
-    work_dir = root / f"{precision}_{companions}_{n}"
+def _step(
+    args: argparse.Namespace, root: Path, device: torch.device, precision: str, companions: str, n: int
+) -> tuple[dict, list[float]]:
+    """What step make_rib_cam stores of itself for the first n images, and when it had written them."""
+    work_dir = root / f"{precision}_{companions}"
     command = (
         f"--dataset folder --data_root {root / 'data'} --work_dir {work_dir} --steps make_rib_cam "
         f"--cam_weights_name {root / 'sess' / 'cam.pth'} --cam_network {args.network} --stop_th 1e30 "
@@ -140,22 +175,27 @@ def _step(args: argparse.Namespace, root: Path, device: torch.device, precision:
     (root / "data" / f"{n}.txt").write_text("".join(f"{i:04d}.jpg\n" for i in range(n)))
     if run_sample.main(run_sample.STEPS, command.split()):
         raise SystemExit(f"run_sample.py {command} did not run")
-    return json.loads((work_dir / "metrics.json").read_text())["make_rib_cam"]
+    values = json.loads((work_dir / "metrics.json").read_text())["make_rib_cam"]
+    return values, sorted(path.stat().st_mtime for path in (work_dir / "cam_rib").glob("[!.]*.npy"))
 
 
-def bench_memory(args: argparse.Namespace, device: torch.device) -> Iterator[Row]:
-    """GPU memory that the process holds for the largest VOC image, 500 x 500, weights and all."""
-    levels, label, companions = _inputs(args, (500, 500), device)
-    companions = [(images.cpu(), labels.cpu()) for images, labels in companions]
-    for precision in args.precisions:
-        set_precision(precision)
-        rib = RIB(_model(args, device), LEARNING_RATE, args.steps, stop_th=1e30, explode_ratio=2.0, precision=precision)
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        work = _finished(lambda rib=rib: rib.run(levels, label, companions), device)
-        seconds, _ = measure(work, runs=1, warm_up=0)
-        note = f"{torch.cuda.max_memory_reserved() / 2**30:.1f} GiB of GPU memory reserved at most"
-        yield row(f"RIB, {precision}, 500 x 500, the largest image", seconds, agreement=note)
+def _rib(args: argparse.Namespace, device: torch.device, precision: str, graph: bool) -> RIB:
+    set_precision(precision)
+    rib = RIB(
+        _model(args, device), LEARNING_RATE, args.steps, score_th=0.4, stop_th=1e30, explode_ratio=2.0,
+        precision=precision,
+    )  # fmt: skip
+    rib.graphed_step.enabled = graph
+    return rib
+
+
+def _how(graph: bool) -> str:
+    return "CUDA graphs" if graph else "ordinary calls"
+
+
+def _size(args: argparse.Namespace, i: int) -> tuple[int, int]:
+    """Height and width of image i."""
+    return tuple(round(args.long * part) for part in SIZES[i % len(SIZES)])
 
 
 def _model(args: argparse.Namespace, device: torch.device) -> CAM:
@@ -172,7 +212,7 @@ def _inputs(args: argparse.Namespace, size: tuple[int, int], device: torch.devic
     label = F.one_hot(torch.tensor(3), CLASSES).float().to(device)
     torch.manual_seed(1)
     others = F.one_hot(torch.arange(args.companions) % (CLASSES - 4) + 4, CLASSES).float().to(device)
-    crops = [torch.randn(args.companions, 3, args.crop, args.crop).to(device) for _ in range(2)]
+    crops = [torch.randn(args.companions, 3, args.crop, args.crop, device=device) for _ in range(2)]
     return levels, label, [(crops[k % 2], others) for k in range(args.steps)]
 
 
@@ -210,14 +250,10 @@ def _write_images(args: argparse.Namespace, root: Path) -> None:
     lines = []
     for i in range(max(args.images, 120)):
         name = f"{i:04d}"
-        height, width = args.size if i % 3 else args.size[::-1]
+        height, width = _size(args, i)
         cv2.imwrite(str(root / "images" / f"{name}.jpg"), photo(rng, height, width))
         lines.append(f"{name}.jpg,class{i % CLASSES:02d}\n")
     (root / "labels.csv").write_text("".join(lines))
-
-
-def _shape(args: argparse.Namespace) -> str:
-    return f"{args.size[0]} x {args.size[1]}, K {args.steps}, B {args.companions}, crop {args.crop}"
 
 
 def _pace(seconds: float) -> str:

@@ -11,6 +11,9 @@ from data.files import refusal
 from data.process import GO_ON, on_signals
 
 _KILLED = re.compile(r"DataLoader worker .*?(killed by signal: [\w ]+|exited unexpectedly)", re.DOTALL)
+_OUT_OF_MEMORY = re.compile(
+    r"(?i)out of memory|CU(DNN|BLAS)_STATUS_ALLOC_FAILED|DefaultCPUAllocator"  # as PyTorch says it
+)
 _LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|peer|store|socket", re.IGNORECASE)
 
 
@@ -30,7 +33,7 @@ def explain(error: BaseException) -> tuple[str, int] | None:
         return f"what read the output has ended; {GO_ON}", 1
     if isinstance(error, OSError):
         return _of_system(error), 2
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(text):
         first = text.splitlines()[0] if text else "out of memory"
         return f"{first}; lower the batch size, the crop size or --num_workers, then {GO_ON}", 1
     if isinstance(error, RuntimeError) and _KILLED.search(text):

@@ -1,5 +1,6 @@
 """The torch Datasets and their order. Every draw depends on (seed, image name, epoch or step) only."""
 
+import functools
 import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -11,12 +12,20 @@ from torch.utils.data import DataLoader, get_worker_info
 
 from data.base import Dataset, rng
 from data.process import in_worker, rank, world_size
-from data.progress import Stopwatch, bar
-from data.transforms import crop_box, normalize, paste, pyramid, rescale_size, resize, training_crop
+from data.transforms import (
+    MEAN,
+    STD,
+    crop_box,
+    normalize,
+    paste,
+    pyramid,
+    raw_crop,
+    rescale_size,
+    resize,
+    training_crop,
+)
 
-POOL_BATCH = 16  # crops that go through the lower layers at once
 SHARED_MEMORY = "/dev/shm"
-LONG_LIST = 20_000  # names from which on companions are drawn without going through all of them
 
 
 class TrainingCrops(torch.utils.data.Dataset):
@@ -30,6 +39,29 @@ class TrainingCrops(torch.utils.data.Dataset):
         name, *keys = item
         image = training_crop(self.dataset.image(name), self.long, self.crop, rng(self.seed, name, *keys))
         return torch.from_numpy(image), torch.from_numpy(self.dataset.label(name))
+
+
+class RawCrops(TrainingCrops):
+    """The same crops before normalisation, a quarter of the bytes to send; `normalized` does the rest on the device."""
+
+    def __getitem__(self, item: tuple) -> tuple[torch.Tensor, torch.Tensor]:
+        """(uint8 [4, crop, crop], RGB and 1 where the image lies, label float32 [C])."""
+        name, *keys = item
+        image = raw_crop(self.dataset.image(name), self.long, self.crop, rng(self.seed, name, *keys))
+        return torch.from_numpy(image), torch.from_numpy(self.dataset.label(name))
+
+
+def normalized(crops: torch.Tensor) -> torch.Tensor:
+    """Raw crops [B, 4, H, W] -> float32 [B, 3, H, W], to the bit what TrainingCrops gives."""
+    # Divisors are tensors: by a number a GPU multiplies with its inverse, which rounds differently.
+    peak, mean, std = (_on(crops.device, tuple(values)) for values in ([255], MEAN.tolist(), STD.tolist()))
+    return (crops[:, :3].float() / peak).sub_(mean).div_(std).masked_fill_(crops[:, 3:] == 0, 0.0)
+
+
+@functools.cache
+def _on(device: torch.device, values: tuple[float, ...]) -> torch.Tensor:
+    """float32 [n, 1, 1]; kept, since sending it anew would wait for the device."""
+    return torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)
 
 
 class SegmentationCrops(torch.utils.data.Dataset):
@@ -190,9 +222,9 @@ def _map(value: Any, kind: type, function: Callable[[Any], Any]) -> Any:
     return value
 
 
-def iterate_images(dataset: torch.utils.data.Dataset, num_workers: int) -> Loader:
+def iterate_images(dataset: torch.utils.data.Dataset, num_workers: int, pin_memory: bool = False) -> Loader:
     """One item after another, unbatched, read ahead by worker processes."""
-    return Loader(dataset, num_workers, batched=False, batch_size=None, shuffle=False)
+    return Loader(dataset, num_workers, batched=False, batch_size=None, shuffle=False, pin_memory=pin_memory)
 
 
 def epoch_batches(names: Sequence[str], batch_size: int, seed: int, epoch: int) -> list[list[tuple]]:
@@ -224,118 +256,3 @@ def stream_batches(
     size = batch_size // parts
     starts = range(first * batch_size, last * batch_size, size)
     return [[item(position) for position in range(start + rank(), start + size, world_size())] for start in starts]
-
-
-class CompanionBatches:
-    """For each target image K batches of B (name, target, step): images that share no class with the target.
-
-    Drawn without repeats until the list of disjoint images is used up, then reshuffled; empty where there is none.
-    """
-
-    def __init__(
-        self, names: Sequence[str], labels: np.ndarray, targets: Sequence[str], target_labels: np.ndarray,
-        n_iter: int, batch_size: int, seed: int,
-    ):  # fmt: skip
-        self.names, self.labels = names, labels > 0
-        self.targets, self.target_labels = targets, target_labels > 0
-        self.n_iter, self.batch_size, self.seed = n_iter, batch_size, seed
-
-    def of(self, i: int) -> list[list[tuple]]:
-        """The batches of target i: K of them, or none where no image is disjoint."""
-        need = self.n_iter * self.batch_size
-        if not need:
-            return []
-        draw = rng(self.seed, "companions", self.targets[i])
-        order = self._draw_some(draw, i, need) if len(self.names) > LONG_LIST else None
-        if order is None:
-            disjoint = np.flatnonzero(~(self.labels[:, self.target_labels[i]].any(1)))
-            if not len(disjoint):
-                return []
-            # FIDELITY: where the list runs out the published loop ends; here it is shuffled anew.
-            order = np.concatenate([draw.permutation(disjoint) for _ in range(-(-need // len(disjoint)))])[:need]
-        rows = order.reshape(self.n_iter, self.batch_size)
-        return [[(self.names[j], self.targets[i], k) for j in row] for k, row in enumerate(rows)]
-
-    def _draw_some(self, draw: np.random.Generator, i: int, need: int) -> np.ndarray | None:
-        """The first `need` of a random order of the disjoint images, without looking at all; None if they are rare."""
-        chosen: dict[int, None] = {}
-        for _ in range(8):
-            some = draw.integers(len(self.names), size=4 * need)
-            chosen |= dict.fromkeys(some[~self.labels[some][:, self.target_labels[i]].any(1)].tolist())
-            if len(chosen) >= need:
-                return np.array(list(chosen)[:need])
-        return None
-
-    def __iter__(self) -> Iterator[list[tuple]]:
-        for i in range(len(self.targets)):
-            yield from self.of(i)
-
-
-class CompanionStream:
-    """Companions of one target after another, decoded by worker processes ahead of need.
-
-    lower(images [B, 3, H, W]) -> features after layer2 [B, D, h, w].
-    """
-
-    def __init__(
-        self, crops: TrainingCrops, batches: CompanionBatches, lower: Callable[[torch.Tensor], torch.Tensor],
-        watch: Stopwatch, num_workers: int, pin_memory: bool,
-    ):  # fmt: skip
-        self.batches, self.lower = batches, lower
-        loader = Loader(crops, num_workers, batch_sampler=batches, pin_memory=pin_memory)
-        self.loader = watch.iterate(loader)
-        self.left = 0  # batches of the last target that were not taken
-
-    def of(self, i: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """The batches of target i: features [B, D, h, w], labels [B, C].
-
-        Targets are to be asked for in order. What is not used is skipped.
-        """
-        for _ in range(self.left):
-            next(self.loader)
-        self.left = len(self.batches.of(i))
-        return self._take()
-
-    def _take(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        while self.left:
-            self.left -= 1
-            images, labels = next(self.loader)
-            features = self.lower(images)
-            yield features, labels.to(features.device, non_blocking=True)
-
-
-class CompanionPool:
-    """Companions drawn from augmented crops whose features after layer2, which never change, were computed once.
-
-    crops: of images and labels, asked for by name and a number. size: crops in the pool, every image equally often.
-    batches_of(indices, labels): the CompanionBatches over them. lower(images [B, 3, H, W]) -> features [B, D, h, w].
-    """
-
-    def __init__(
-        self, crops: TrainingCrops, names: Sequence[str], size: int,
-        batches_of: Callable[[Sequence[int], np.ndarray], CompanionBatches],
-        lower: Callable[[torch.Tensor], torch.Tensor], watch: Stopwatch, num_workers: int,
-    ):  # fmt: skip
-        draw = rng(crops.seed, "pool")
-        order = np.concatenate([draw.permutation(len(names)) for _ in range(-(-size // len(names)))])[:size]
-        items = [(names[j], "pool", i) for i, j in enumerate(order)]
-        loader = Loader(crops, num_workers, batch_size=POOL_BATCH, sampler=items)
-        labels, done = [], 0
-        with bar(size, "companion pool", "crop") as progress:
-            for images, their_labels in watch.iterate(loader):
-                part = lower(images)
-                if not labels:  # all of it at once: joining parts later would need twice the memory
-                    self.features = part.new_empty((size, *part.shape[1:]))
-                self.features[done : done + len(part)] = part
-                done += len(part)
-                labels.append(their_labels)
-                progress.update(len(images))
-        labels = torch.cat(labels)
-        self.batches = batches_of(range(size), labels.numpy())
-        self.labels = labels.to(self.features.device)
-
-    def of(self, i: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """The batches of target i: features [B, D, h, w], labels [B, C]."""
-        for batch in self.batches.of(i):
-            index = [j for j, *_ in batch]
-            yield self.features[index], self.labels[index]

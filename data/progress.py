@@ -1,5 +1,6 @@
 """Long work: a function over many items in worker processes, with one progress bar on rank 0."""
 
+import itertools
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -61,16 +62,16 @@ def _same(value: Any) -> Any:
 
 
 class Stopwatch:
-    """Seconds spent waiting for iterators, as those of data loaders, against all seconds since it was made."""
+    """Seconds spent waiting for iterators, as those of data loaders, once each has given its first item."""
 
     def __init__(self):
         self.begin = time.perf_counter()
         self.waited = 0.0
 
     def iterate(self, items: Iterable) -> Iterator:
-        """The items, with the time that each takes to arrive counted as waiting."""
+        """The items, with the time that each takes to arrive counted as waiting, but for the first."""
         iterator = iter(items)
-        while True:
+        for i in itertools.count():
             begin = time.perf_counter()
             try:
                 item = next(iterator)
@@ -78,6 +79,8 @@ class Stopwatch:
                 return
             finally:
                 self.waited += time.perf_counter() - begin
+            if i == 0:  # what a loader takes to start is no lack of speed
+                self.begin, self.waited = time.perf_counter(), 0.0
             yield item
 
     def fraction(self) -> float:

@@ -57,10 +57,23 @@ def training_crop(image: np.ndarray, long: tuple[int, int], crop: int, rng: np.r
 
     Padding is 0 after normalisation, that is the mean colour. long: least and greatest long side in pixels.
     """
-    image = normalize(resize(image, *resize_long_size(image.shape, *long, rng)))
+    image, box = _augmented(image, long, crop, rng)
+    return paste(normalize(image), box, crop, 0.0)
+
+
+def raw_crop(image: np.ndarray, long: tuple[int, int], crop: int, rng: np.random.Generator) -> np.ndarray:
+    """The same before normalisation, a quarter of the bytes: uint8 [4, crop, crop], RGB and 1 where the image lies."""
+    image, box = _augmented(image, long, crop, rng)
+    planes = np.concatenate([image.transpose(2, 0, 1), np.ones((1, *image.shape[:2]), np.uint8)])
+    return paste(planes, box, crop, 0)
+
+
+def _augmented(image: np.ndarray, long: tuple[int, int], crop: int, rng: np.random.Generator) -> tuple:
+    """The image at a random size, maybe mirrored, and the box that it goes to."""
+    image = resize(image, *resize_long_size(image.shape, *long, rng))
     if rng.random() < 0.5:
-        image = image[..., ::-1]
-    return paste(image, crop_box(image.shape[1:], crop, rng), crop, 0.0)
+        image = image[:, ::-1]
+    return image, crop_box(image.shape[:2], crop, rng)
 
 
 def with_mirror(image: np.ndarray) -> np.ndarray:

@@ -19,18 +19,19 @@ class Graphed:
     function: takes and returns tensors, in lists and tuples, beside constants. What it changes besides (weights) has to
     keep its place in memory, and nothing in it may wait for the device. What it returns is overwritten by later calls.
     most: graphs that are kept; the least recently used one goes. They share the memory that they work in.
+    enabled: set it to False for ordinary calls.
     """
 
     def __init__(self, function: Callable, most: int = 16):
         self.function, self.most = function, most
         self.graphs: OrderedDict[Any, tuple] = OrderedDict()
         self.inputs: WeakValueDictionary[Any, torch.Tensor] = WeakValueDictionary()
-        self.warm = self.failed = False
+        self.warm, self.enabled = False, True
 
     def __call__(self, *args: Any) -> Any:
         leaves, structure = tree_flatten(args)
         tensors = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)}
-        if self.failed or not all(tensor.is_cuda for tensor in tensors.values()):
+        if not self.enabled or not all(tensor.is_cuda for tensor in tensors.values()):
             return self.function(*args)
         if not self.warm:  # the first call loads libraries and kernels, which must not happen while recording
             self.warm = True
@@ -43,7 +44,7 @@ class Graphed:
                 self.clear()
                 if out_of_memory(error):
                     raise
-                self.failed = True
+                self.enabled = False
                 logging.warning("no CUDA graph could be recorded, going on without, which is slower: %s", error)
                 return self.function(*args)
         self.graphs.move_to_end(key)

@@ -21,6 +21,11 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and bool(_OUT_OF_MEMORY.search(str(error)))
 
 
+def split(rows: int | None, *tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Tensors [B, ...], B > 0, in parts of so many rows; None: all at once."""
+    return zip(*(tensor.split(rows or len(tensor)) for tensor in tensors), strict=True)
+
+
 class Rows:
     """How many rows of a batch go through a network at once: all, or fewer once memory has run out.
 
@@ -30,22 +35,19 @@ class Rows:
     def __init__(self):
         self.most: int | None = None
 
-    def split(self, *tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
-        """Tensors [B, ...], B > 0, in parts of so many rows."""
-        return zip(*(tensor.split(self.most or len(tensor)) for tensor in tensors), strict=True)
+    def retry(self, work: Callable[[int | None], T], batch: int, before: Callable[[], None] = lambda: None) -> T:
+        """work(most), and again with half as many rows at a time for as long as memory runs out.
 
-    def retry(self, work: Callable[[], T], rows: int, before: Callable[[], None] = lambda: None) -> T:
-        """work(), which takes so many rows at most; again with half of them at a time for as long as memory runs out.
-
-        before: called before every further attempt. The error is raised where one row at a time is too much.
+        batch: rows of the largest batch in it. before: called before every further attempt. The error is raised where
+        one row at a time is too much.
         """
         while True:
             try:
-                return work()
+                return work(self.most)
             except (RuntimeError, MemoryError) as error:
                 if self.most == 1 or not out_of_memory(error):
                     raise
-            self.most = max(1, min(rows, self.most or rows) // 2)  # out of the handler: errors keep tensors alive
+            self.most = max(1, min(batch, self.most or batch) // 2)  # out of the handler: errors keep tensors alive
             logging.warning("out of memory: going on with %d images at a time", self.most)
             before()
             if torch.cuda.is_available():

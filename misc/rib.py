@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from misc.cam import EPSILON, merge_mirrors
-from misc.memory import Rows
+from misc.cuda_graph import Graphed, read_later
+from misc.memory import Rows, split
 from misc.torchutils import PolyOptimizer, autocast
 from net.resnet50_cam import CAM
 
@@ -83,7 +84,7 @@ class RIB:
             for params, rate in ((upper, lr), (head, 10 * lr))
         ]
         self.optimizer = PolyOptimizer(groups, lr, weight_decay, max_step=self.schedule, fused=True)
-        self.rows = Rows()
+        self.rows, self.graphed_step = Rows(), Graphed(self._step)
         self.restore()
 
     def run(
@@ -120,11 +121,11 @@ class RIB:
         """Images [B, 3, H, W] -> features after layer2 [B, D, h, w], which RIB never changes."""
         images = images.to(self.trained[0].device, non_blocking=True)
 
-        def work() -> torch.Tensor:
+        def work(rows: int | None) -> torch.Tensor:
             with autocast(images.device, self.precision):
-                return torch.cat([self.model.lower(part) for (part,) in self.rows.split(images)])
+                return torch.cat([self.model.lower(part) for (part,) in split(rows, images)])
 
-        return self.rows.retry(work, len(images))
+        return self.rows.retry(work, len(images), before=self.graphed_step.clear)
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -141,10 +142,11 @@ class RIB:
         for k in range(self.n_iter):
             last = k == self.n_iter - 1  # its update would never be used
             self.optimizer.set_rates(k)
-            step = partial(self._step, image, label, batch, learns=not last)
-            cams, criteria = self.rows.retry(step, max(2, len(batch[0]) if batch else 0))
-            batch = next(batches, None)
-            coverage, target, loss = criteria.tolist()
+            step = partial(self.graphed_step, image, label, batch, not last)
+            cams, criteria = self.rows.retry(step, max(2, len(batch[0]) if batch else 0), self.graphed_step.clear)
+            read = read_later(criteria)
+            batch = next(batches, None)  # goes through the lower layers before a GPU is waited for
+            coverage, target, loss = read()
             exploded = k > 0 and coverage > self.explode_ratio
             sums = sums or [torch.zeros_like(cam) for cam in cams]
             # FIDELITY: an explosion is noticed once scale 1.0 is added; the other scales of its step are left out.
@@ -160,38 +162,38 @@ class RIB:
                 break
         return sums, k + 1
 
-    def _step(self, image: Sequence[torch.Tensor], label: torch.Tensor, companions, learns: bool):
-        """The CAMs with the weights as they are, and one update of these.
+    def _step(self, image: Sequence[torch.Tensor], label: torch.Tensor, companions, learns: bool, rows: int | None):
+        """The CAMs with the weights as they are, and one update of these; on a GPU it becomes a CUDA graph.
 
-        image: features after layer2 of every scale [2, D, h, w]. companions: (features, labels) or None.
-        Returns the CAMs per scale [C, h', w'], and what the criteria look at: the share of the map that exceeds
-        explode_th, the sum of the image's target logits, the loss.
+        image: features after layer2 of every scale [2, D, h, w]. companions: (features, labels) or None. rows: images
+        at a time. Returns the CAMs per scale [C, h', w'], and what the criteria look at: the share of the map that
+        exceeds explode_th, the sum of the image's target logits, the loss.
         """
         self.optimizer.zero_grad()
         cams, target, loss = [], 0.0, 0.0
         with autocast(label.device, self.precision):
             for scale, features in enumerate(image):
                 in_loss = scale != 1  # FIDELITY: scale 0.5 gives a CAM but no logit
-                raw, own, part = self._backward(features, label.expand(2, -1), learns and in_loss)
+                raw, own, part = self._backward(features, label.expand(2, -1), learns and in_loss, rows)
                 cams.append(merge_mirrors(raw))
                 if in_loss:
                     target, loss = target + own, loss + part
             if companions is not None:
-                loss = loss + self._backward(*companions, learns)[2]
+                loss = loss + self._backward(*companions, learns, rows)[2]
         if learns:
             self.optimizer.update()
         over = cams[0] / (cams[0].amax((-2, -1), keepdim=True) + EPSILON) > self.explode_th
         coverage = (over & (label > 0)[:, None, None]).any(0).float().mean()
         return cams, torch.stack((coverage, target, loss))
 
-    def _backward(self, features: torch.Tensor, labels: torch.Tensor, learns: bool):
+    def _backward(self, features: torch.Tensor, labels: torch.Tensor, learns: bool, rows: int | None):
         """Adds the gradient of the loss - sum label * logit, the classification loss without its sigmoid.
 
         features after layer2 [B, D, h, w], labels [B, C]. Returns the raw CAMs [B, C, h', w'], the sum of the target
         logits and the loss.
         """
         cams, target, loss = [], 0.0, 0.0
-        for x, y in self.rows.split(features, labels):  # the loss is a sum: each part gives back its memory
+        for x, y in split(rows, features, labels):  # the loss is a sum: each part gives back its memory
             with torch.set_grad_enabled(learns):
                 cam = self.model.classifier(self.model.upper(x)).float()
                 logits = gndrp(cam, self.score_th) if self.pooling == "gndp" else cam.mean((-2, -1))

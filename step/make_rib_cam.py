@@ -1,6 +1,11 @@
 """CAMs widened by reducing the information bottleneck, image by image (RIB, step/make_rib_cam.py)."""
 
 import argparse
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import torch
 
 from data import image_names
 from data.base import Dataset
@@ -20,7 +25,10 @@ def run(args: argparse.Namespace, dataset: Dataset) -> dict:
     device = torchutils.resolve_device(args.device)
     rib, items, watch = open_rib(args, dataset, todo, device)
     steps = []
-    with bar(len(todo), "make_rib_cam") as progress:
+    written = Future()
+    written.set_result(None)
+    # A thread copies and writes the maps of an image while the next one is computed.
+    with bar(len(todo), "make_rib_cam") as progress, ThreadPoolExecutor(1) as thread:
         for name, size, levels, label, companions in items:
             if label.any():
                 with naming(name, size):
@@ -28,18 +36,19 @@ def run(args: argparse.Namespace, dataset: Dataset) -> dict:
             else:  # no class, no map: nothing to widen
                 cams, n_steps = [levels[0].new_zeros((len(label), 1, 1))], 0
             keys = label.nonzero().flatten()
-            cam, high_res = combine_scales(cams, keys, size)
-            save_cam(
-                result_file(args, "cam_rib_out_dir", name, ".npy"),
-                keys.cpu().numpy(),
-                cam.cpu().numpy(),
-                high_res.cpu().numpy(),
-            )
+            written.result()
+            written = thread.submit(_write, result_file(args, "cam_rib_out_dir", name, ".npy"), keys, cams, size)
             steps.append(n_steps)
             progress.set_postfix_str(
                 f"{sum(steps) / len(steps):.1f} RIB steps an image, {watch.fraction():.0%} waiting", refresh=False
             )
             progress.update()
+        written.result()
     steps = torchutils.gather(steps)
     counts = {str(n): steps.count(n) for n in sorted(set(steps))}
     return {**made(todo, names), "RIB_steps": counts, "waiting_share": round(watch.fraction(), 4)}
+
+
+def _write(path: Path, keys: torch.Tensor, cams: Sequence[torch.Tensor], size: tuple[int, int]) -> None:
+    cam, high_res = combine_scales(cams, keys, size)
+    save_cam(path, keys.cpu().numpy(), cam.cpu().numpy(), high_res.cpu().numpy())

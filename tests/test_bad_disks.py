@@ -2,7 +2,6 @@
 
 import errno
 import io
-import logging
 import os
 import shutil
 import subprocess
@@ -19,7 +18,6 @@ from data.files import FileError, save_json, save_torch, write_atomic
 from data.images import save_mask, voc_palette
 from data.progress import map_items
 from data.results import load_cam, save_cam
-from misc.run.runner import _LogFile
 from net.resnet50_cam import Net
 from tests.folder_mini import make_folder
 from tests.helpers import ROOT, small_command
@@ -79,6 +77,7 @@ WRITERS = {
 }  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:Exception ignored in. <function ZipFile.__del__")  # of the npz file, NumPy 2.0
 @pytest.mark.parametrize("kind", WRITERS)
 def test_a_full_disk_leaves_nothing_of_a_file(disk, kind):
     (disk / "x").write_bytes(b"old")
@@ -154,17 +153,6 @@ def test_data_that_vanish_in_mid_run(tmp_path):
     assert "does not exist" in last and f"--data_root {mini.root} is gone: bring it back (is it mounted?)" in last
     finished = list(work.glob("cam_rib/*.npy"))
     assert finished and all(load_cam(path) for path in finished) and not list(work.rglob("*.tmp"))
-
-
-def test_the_log_ends_with_one_line_where_its_disk_is_full(capsys):
-    handler = _LogFile("/dev/full")
-    for _ in range(3):
-        handler.emit(logging.makeLogRecord({"msg": "x", "levelno": logging.INFO}))
-        if handler.level <= logging.INFO:
-            handler.handle(logging.makeLogRecord({"msg": "y", "levelno": logging.INFO}))
-    handler.close()
-    said = capsys.readouterr().err
-    assert said == "run_sample.py: /dev/full cannot be written any more: No space left on device\n"
 
 
 def test_a_run_sweeps_what_a_killed_one_left(tmp_path, trained):

@@ -15,8 +15,8 @@ from coco14 import CATEGORIES, CLASSES, COCO14, PRESET
 from coco14.dataset import N_IMAGES, Index, name_of
 from coco14.prepare import prepare
 from data.base import Dataset
+from data.companions import LONG_LIST, CompanionBatches
 from data.errors import DataError
-from data.loaders import LONG_LIST, CompanionBatches
 from misc.run.options import preset
 from tests.coco_mini import make_coco
 from tests.voc_devkit import write_png

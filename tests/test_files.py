@@ -1,6 +1,5 @@
 """Files that are either whole or not there."""
 
-import argparse
 import os
 import stat
 
@@ -12,7 +11,6 @@ from PIL import Image
 from data.errors import DataError
 from data.files import load_json, save_json, save_torch, sweep, write_atomic
 from data.images import read_mask, save_mask, voc_palette
-from misc.run import metricsfile
 
 
 def test_write_atomic_makes_folders_and_leaves_only_the_file(tmp_path):
@@ -98,19 +96,6 @@ def test_json(tmp_path):
 def test_torch_files(tmp_path):
     save_torch(tmp_path / "x.pth", {"a": torch.arange(3)})
     assert torch.load(tmp_path / "x.pth", weights_only=True)["a"].tolist() == [0, 1, 2]
-
-
-def test_a_step_that_went_on_is_recorded_as_one(tmp_path):
-    args = argparse.Namespace(work_dir=str(tmp_path))
-    metricsfile.record(args, "make_rib_cam", {"seconds": 4.0, "images": 3, "of": 5, "RIB_steps": {"2": 1, "10": 2}})
-    metricsfile.record(args, "make_rib_cam", {"seconds": 2.5, "images": 2, "of": 5, "RIB_steps": {"10": 2}})
-    wanted = {"seconds": 6.5, "images": 5, "of": 5, "RIB_steps": {"2": 1, "10": 4}}
-    assert metricsfile.metrics(args) == {"schema": 1, "make_rib_cam": wanted}
-    nothing = {"seconds": 0.1, "images": 0, "of": 5, "RIB_steps": {}, "waiting_share": 0.0}
-    metricsfile.record(args, "make_rib_cam", nothing)
-    assert metricsfile.metrics(args)["make_rib_cam"] == wanted
-    metricsfile.record(args, "make_rib_cam", {"seconds": 7.0, "images": 5, "of": 5, "RIB_steps": {"10": 5}})  # all anew
-    assert metricsfile.metrics(args)["make_rib_cam"]["seconds"] == 7.0
 
 
 def test_temporary_files_of_killed_runs_are_swept(tmp_path):

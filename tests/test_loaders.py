@@ -6,7 +6,8 @@ import torch
 
 from data import loaders
 from data.base import Dataset
-from data.loaders import CompanionBatches, CompanionPool, CompanionStream, TrainingCrops, epoch_batches
+from data.companions import CompanionBatches, CompanionPool, CompanionStream
+from data.loaders import RawCrops, TrainingCrops, epoch_batches, normalized
 from data.progress import Stopwatch
 
 NAMES = [f"n{i}" for i in range(10)]
@@ -155,6 +156,20 @@ def test_crops_hold_the_named_image_and_its_label():
     assert label.tolist() == [0, 1]
 
 
+def test_raw_crops_are_normalised_to_the_same_bits():
+    class Noise(Tiny):
+        def image(self, name):
+            return np.random.default_rng(int(name[1:])).integers(0, 256, (30, 41, 3)).astype(np.uint8)
+
+    for i, crop in enumerate((24, 48, 36)):  # cut, padded, both
+        settings = (Noise(), (30, 60), crop, i)
+        items = [("n7", k) for k in range(6)]
+        wanted = torch.stack([TrainingCrops(*settings)[item][0] for item in items])
+        raw = torch.stack([RawCrops(*settings)[item][0] for item in items])
+        assert raw.dtype == torch.uint8 and raw.nbytes * 3 == wanted.nbytes
+        assert torch.equal(normalized(raw), wanted) and not torch.signbit(normalized(raw)[wanted == 0]).any()
+
+
 def pool(size, num_workers=0):
     def batches_of(indices, labels):
         return CompanionBatches(indices, labels, TARGETS, TARGET_LABELS, 3, 3, 0)
@@ -185,11 +200,11 @@ def test_a_pool_holds_every_image_equally_often_and_is_the_same_again():
 
 
 def test_a_stopwatch_counts_the_time_that_items_take(monkeypatch):
-    clock = iter([0.0, 1.0, 3.0, 4.0, 4.5, 5.0, 5.0, 8.0])
+    clock = iter([0.0, 1.0, 3.0, 3.0, 4.0, 4.5, 5.0, 5.0, 8.0])
     monkeypatch.setattr("data.progress.time.perf_counter", lambda: next(clock))
-    watch = Stopwatch()  # at 0; two items, arriving after 2 and 0.5 seconds; the end after none
+    watch = Stopwatch()  # at 0; two items, arriving after 2 (not counted) and 0.5 seconds; the end after none
     assert list(watch.iterate("ab")) == ["a", "b"]
-    assert watch.waited == 2.5 and watch.fraction() == 2.5 / 8
+    assert watch.waited == 0.5 and watch.fraction() == 0.5 / (8 - 3)
 
 
 # worker processes

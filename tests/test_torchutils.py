@@ -164,3 +164,18 @@ def test_shards_make_up_the_whole(monkeypatch):
         monkeypatch.setattr(torchutils, "rank", lambda rank=rank: rank)
         parts.append(torchutils.shard(items))
     assert parts == [["a", "d", "g"], ["b", "e"], ["c", "f"]]
+
+
+@pytest.mark.parametrize(("device", "wanted"), [("auto", ("nccl", 1)), ("cpu", ("gloo", None))])
+def test_ranks_join_with_the_gpu_of_their_own(monkeypatch, device, wanted):
+    joined, chosen = [], []
+    monkeypatch.setenv("WORLD_SIZE", "6")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda gpu: chosen.append(gpu.index))
+    monkeypatch.setattr("torch.distributed.init_process_group", lambda backend, **more: joined.append((backend, more)))
+    torchutils.init_ranks(device)
+    ((backend, more),) = joined
+    assert (backend, more["device_id"].index if more["device_id"] else None) == wanted
+    assert chosen == ([1] if device == "auto" else [])

@@ -15,7 +15,7 @@ import data
 from data.base import Dataset
 from data.errors import DataError
 from data.images import image_size, read_image, read_mask
-from misc.run.options import PUBLISHED
+from misc.run.options import preset
 from tests.voc_devkit import make_devkit, write_png
 from voc12 import CLASSES, PRESET, VOC12
 
@@ -33,7 +33,7 @@ def test_is_a_dataset_with_the_20_classes_in_voc_order(kit):
 
 
 def test_preset_names_known_arguments_and_gives_sources():
-    assert set(PRESET) <= set(PUBLISHED)
+    assert set(PRESET) <= set(preset("voc12"))
     assert {key: value for key, (value, _) in PRESET.items()} == {
         "train_list": "train_aug", "infer_list": "train_aug", "eval_list": "train", "val_list": "val"
     }  # fmt: skip

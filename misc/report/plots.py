@@ -18,6 +18,7 @@ from net.toy import LAYERS
 THEME = {"ink": "#010101", "soft": "#5a636e", "hair": "#dde1e6", "cam": "#0072b2", "rib": "#d55e00", "label": "#dcae00",
          "mask": "#00835f", "seg": "#aa4f87"}  # fmt: skip
 PLAIN = {"svg.hashsalt": "rib", "text.parse_math": False}  # same bytes for same figures; names stay text
+SILENT = ("Date", "Creator", "Format", "Type")  # metadata of SVG
 TOY_FIGURES = {
     "dataset": "digits with and without marks, and their regions",
     "gradients": "gradients of the layers on two test images",
@@ -55,7 +56,7 @@ def inline(figure: Figure) -> str:
 def _bytes(figure: Figure, kind: str) -> bytes:
     data = io.BytesIO()
     with rc_context(PLAIN):
-        figure.savefig(data, format=kind, dpi=120, metadata={"Date": None} if kind == "svg" else None)
+        figure.savefig(data, format=kind, dpi=120, metadata=dict.fromkeys(SILENT) if kind == "svg" else None)
     return data.getvalue()
 
 

@@ -11,8 +11,9 @@ import torch
 
 from data import image_names
 from data.base import Dataset
+from data.companions import CompanionBatches, CompanionPool, CompanionStream
 from data.errors import UserError
-from data.loaders import CompanionBatches, CompanionPool, CompanionStream, Pyramids, TrainingCrops, iterate_images
+from data.loaders import Pyramids, RawCrops, iterate_images, normalized
 from data.progress import Stopwatch
 from misc.cam import combine_scales
 from misc.memory import out_of_memory
@@ -40,11 +41,12 @@ def open_rib(
     )  # fmt: skip
     watch = Stopwatch()
     companions = _companions(args, dataset, names, rib, device, watch, n_iter)
-    pyramids = iterate_images(Pyramids(dataset, names, args.cam_scales), args.num_workers)
+    pyramids = iterate_images(Pyramids(dataset, names, args.cam_scales), args.num_workers, device.type == "cuda")
 
     def items() -> Iterator[Item]:
         for i, (name, size, levels, label) in enumerate(watch.iterate(pyramids)):
-            yield name, size, [level.to(device) for level in levels], label.to(device), companions.of(i)
+            levels = [level.to(device, non_blocking=True) for level in levels]
+            yield name, size, levels, label.to(device, non_blocking=True), companions.of(i)
 
     return rib, items(), watch
 
@@ -55,15 +57,18 @@ def _companions(
 ) -> CompanionStream | CompanionPool:  # fmt: skip
     """Where the companions of every image to be made come from, by `--RIB_companions`."""
     names = image_names(args, dataset, "train")
-    crops = TrainingCrops(dataset, args.RIB_resize_long, args.RIB_crop_size, args.seed)
+    crops = RawCrops(dataset, args.RIB_resize_long, args.RIB_crop_size, args.seed)
 
     def batches_of(names: Sequence, labels: np.ndarray) -> CompanionBatches:
         return CompanionBatches(names, labels, todo, dataset.labels(todo), n_iter - 1, args.RIB_batch_size, args.seed)
 
+    def lower(crops: torch.Tensor) -> torch.Tensor:
+        return rib.lower(normalized(crops.to(device, non_blocking=True)))
+
     if args.RIB_companions == "pool" and todo and args.RIB_batch_size:
-        return CompanionPool(crops, names, args.RIB_pool_size, batches_of, rib.lower, watch, args.num_workers)
+        return CompanionPool(crops, names, args.RIB_pool_size, batches_of, lower, watch, args.num_workers)
     batches = batches_of(names, dataset.labels(names))
-    return CompanionStream(crops, batches, rib.lower, watch, args.num_workers, pin_memory=device.type == "cuda")
+    return CompanionStream(crops, batches, lower, watch, args.num_workers, pin_memory=device.type == "cuda")
 
 
 @contextlib.contextmanager

@@ -202,6 +202,7 @@ def _begin(args: argparse.Namespace, sources: dict[str, str], argv: Sequence[str
 
 def _start_log(work_dir: Path, first: bool) -> None:
     """Messages to standard error and to log.txt, from rank 0 only."""
+    logging.raiseExceptions = False  # a log on a full disk ends silently; the next result says why the run ends
     handlers: list[logging.Handler] = [logging.StreamHandler()]
     if first:
         handlers.append(logging.FileHandler(work_dir / "log.txt", encoding="utf-8"))

@@ -1,0 +1,157 @@
+"""The step of RIB as a CUDA graph against ordinary calls, and memory that runs out; most of it needs a GPU."""
+
+import numpy as np
+import pytest
+import torch
+
+from data.transforms import pyramid
+from misc import memory
+from misc.cuda_graph import Graphed, read_later
+from misc.rib import RIB
+from misc.torchutils import set_precision
+from net.resnet50_cam import CAM
+from tests.helpers import golden_state, relative_error
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+SETTINGS = dict(lr=3e-5, n_iter=5, score_th=0.4, stop_th=1e9, explode_ratio=1.1)
+N_CLASSES = 4
+
+
+def test_on_a_cpu_every_call_is_an_ordinary_one():
+    calls = []
+
+    def function(x, pair, constant):
+        calls.append(constant)
+        return x + sum(pair), constant
+
+    graphed = Graphed(function)
+    for constant in (1, 2):
+        total, got = graphed(torch.ones(2), [torch.ones(2), torch.ones(2)], constant)
+        assert total.tolist() == [3, 3] and got == constant
+    assert calls == [1, 2] and not graphed.graphs
+
+
+def test_numbers_are_read_later():
+    assert read_later(torch.tensor([1.0, 2.5]))() == [1.0, 2.5]
+
+
+def test_rows_are_halved_until_memory_suffices():
+    rows, tried, freed = memory.Rows(), [], []
+
+    def work(most):
+        tried.append(most)
+        if most is None or most > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return [len(part) for (part,) in memory.split(most, torch.ones(5))]
+
+    assert rows.retry(work, 20, lambda: freed.append(1)) == [2, 2, 1]
+    assert tried == [None, 10, 5, 2] and len(freed) == 3
+    assert rows.retry(work, 20) == [2, 2, 1]  # it remembers
+
+
+# on a GPU
+
+
+@pytest.fixture(scope="module")
+def model():
+    model = CAM(N_CLASSES, "resnet14")
+    state = golden_state(model)
+    state["classifier.weight"] -= 0.005  # mean 0: raw CAMs of both signs
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def rib(model, graph, precision="fp32", **changes):
+    set_precision(precision)
+    model = CAM(N_CLASSES, "resnet14").eval()
+    model.load_state_dict(golden_state(model))
+    made = RIB(model.to("cuda", memory_format=torch.channels_last), **{**SETTINGS, **changes}, precision=precision)
+    made.graphed_step.enabled = graph
+    return made
+
+
+def image_of(height, width):
+    coarse = np.random.default_rng(height).integers(0, 256, (height // 8, width // 8, 3))
+    levels = pyramid(np.kron(coarse, np.ones((8, 8, 1))).astype(np.uint8), (1.0, 0.5, 1.5, 2.0))
+    return [torch.from_numpy(level).cuda() for level in levels]
+
+
+LABELS = [torch.tensor(row) for row in ([1.0, 0, 1, 0], [0.0, 1, 0, 0], [0.0, 0, 0, 0])]
+SIZES = [(32, 48), (48, 32), (32, 48), (40, 40), (48, 32), (32, 48)]
+
+
+def companions(n, seed):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.tensor([[0, 1.0, 0, 0], [0, 1.0, 0, 1]])
+    return [(torch.randn(2, 3, 32, 32, generator=generator).cuda(), labels) for _ in range(n)]
+
+
+def results(made, sizes=SIZES):
+    """Sums and steps of images of several sizes and labels, one after the other."""
+    out = []
+    for i, size in enumerate(sizes):
+        label = LABELS[i % len(LABELS)].cuda()
+        out.append(made.run(image_of(*size), label, companions(9 if i != 2 else 2, i)))
+    return out
+
+
+@needs_gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("changes", [{}, {"stop_th": 20.0}, {"explode_ratio": 0.3}, {"activation": "tanh"}])
+def test_a_graph_gives_what_ordinary_calls_give(model, precision, changes):
+    wanted = results(rib(model, False, precision, **changes))
+    made = rib(model, True, precision, **changes)
+    got = results(made)
+    assert made.graphed_step.enabled and made.graphed_step.graphs
+    assert [n for _, n in got] == [n for _, n in wanted]
+    for (sums, _), (want, _) in zip(got, wanted, strict=True):
+        for a, b in zip(sums, want, strict=True):
+            assert relative_error(a.cpu(), b.cpu()) < (1e-6 if precision == "fp32" else 1e-2)
+
+
+@needs_gpu
+def test_few_graphs_are_kept(model):
+    made = rib(model, True)
+    made.graphed_step.most = 2
+    got, wanted = results(made), results(rib(model, False))
+    assert len(made.graphed_step.graphs) == 2
+    assert relative_error(got[-1][0][0].cpu(), wanted[-1][0][0].cpu()) < 1e-6
+
+
+@needs_gpu
+def test_what_cannot_be_recorded_is_called(model, caplog):
+    made = rib(model, True)
+    step = made.graphed_step.function
+
+    def waits(*args):
+        cams, criteria = step(*args)
+        float(criteria[0])
+        return cams, criteria
+
+    made.graphed_step.function = waits
+    got, wanted = results(made), results(rib(model, False))
+    assert not made.graphed_step.enabled and "no CUDA graph could be recorded" in caplog.text
+    for (sums, _), (want, _) in zip(got, wanted, strict=True):
+        assert all(relative_error(a.cpu(), b.cpu()) < 1e-6 for a, b in zip(sums, want, strict=True))
+
+
+@needs_gpu
+def test_a_small_card_computes_with_fewer_rows(model):
+    """A limit of memory between what one row and what all rows at once take."""
+    wanted, _ = rib(model, False).run(image_of(64, 96), LABELS[0].cuda(), many := companions_of(64))
+    made = rib(model, True)
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    before = torch.cuda.memory_reserved()
+    try:
+        torch.cuda.set_per_process_memory_fraction((before + 160 * 2**20) / total)
+        got, _ = made.run(image_of(64, 96), LABELS[0].cuda(), many)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert made.rows.most is not None
+    assert all(relative_error(a.cpu(), b.cpu()) < 1e-5 for a, b in zip(got, wanted, strict=True))
+
+
+def companions_of(rows):
+    images = torch.randn(rows, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    return [(images, torch.tensor([[0, 1.0, 0, 1]]).expand(rows, -1))] * 4
