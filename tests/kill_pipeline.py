@@ -139,7 +139,7 @@ def compare(folder: Path, wanted: Path) -> None:
     different = [name for name in want if got[name].read_bytes() != want[name].read_bytes()]
     assert not different, f"other bytes: {different}"
     assert measured(folder) == measured(wanted)
-    assert not [path for path in folder.rglob("*") if path.suffix in (".tmp", ".checkpoint") or path.name == ".lock"]
+    assert not [path for path in folder.rglob("*") if path.suffix in (".tmp", ".checkpoint")]
 
 
 def kill(job: Job, scratch: Path, n_kills: int, seed: int, masks: Sequence[str] = (), say=print) -> Counter:

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 import data
+from data import open_dataset
 from data.base import Dataset
 from data.errors import DataError
 from data.folder import Folder
@@ -344,7 +345,7 @@ ROOT = Path(__file__).parent.parent
         ("PRESET = {}\n", "offers no open_dataset; see docs/adding_a_dataset.md"),
         ("x = 1 +\n", "cannot be loaded: SyntaxError"),
         ("import no_such_package_at_all\n", "cannot be loaded: ModuleNotFoundError: No module named"),
-        ("PRESET = {'RIB_itre': (1, 'x')}\ndef open_dataset(args): pass\n", "has RIB_itre; there are cam_network"),
+        ("PRESET = {'RIB_itre': (1, 'x')}\ndef open_dataset(args): pass\n", "has RIB_itre; there are train_list"),
         (None, "does not exist; wanted a Python file, or one of shapes"),
     ],
 )
@@ -377,8 +378,8 @@ def test_masks_for_other_images_than_those_to_be_scored_leave_scoring_out(tmp_pa
     (tmp_path / "splits" / "train.txt").write_text("a\n")
     (tmp_path / "splits" / "val.txt").write_text("b\n")
     args = argparse.Namespace(dataset="folder", data_root=str(tmp_path), eval_list="train", limit=None)
-    left = [step.name for step in _possible(args, STEPS)]
+    left = [step.name for step in _possible(args, open_dataset(args), STEPS)]
     assert "make_rib_cam" in left and not {"eval_cam", "eval_rib_cam", "eval_sem_seg"} & set(left)
     assert "no masks for --eval_list train: left out eval_cam" in caplog.text
     args.eval_list = "val"
-    assert [step.name for step in _possible(args, STEPS)] == [step.name for step in STEPS]
+    assert [step.name for step in _possible(args, open_dataset(args), STEPS)] == [step.name for step in STEPS]

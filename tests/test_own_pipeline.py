@@ -157,7 +157,7 @@ def test_mistakes_in_the_labels_are_said_before_any_work(own, tmp_path):
     mini.csv.write_text("plain,cat\ntwo words,dgo\n")
     printed = run(tmp_path / "work", "folder", mini.root, code=2)
     assert "labels.csv line 2: class 'dgo' is not in" in printed
-    assert sorted(path.name for path in (tmp_path / "work").iterdir()) == ["args.json", "log.txt"]
+    assert sorted(path.name for path in (tmp_path / "work").iterdir()) == [".lock", "args.json", "log.txt"]
 
 
 def test_the_documented_dataset_runs_as_written(tmp_path):

@@ -142,7 +142,7 @@ def test_losses_of_networks_trained_before_are_kept(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("mask", "message"),
-    [(np.zeros((40, 48)), "is 40 x 48 pixels, wanted 48 x 48"), (np.full((48, 48), 7), "holds the value 7, wanted")],
+    [(np.zeros((40, 48)), "is 48 x 40, its image is 48 x 48"), (np.full((48, 48), 7), "holds the value 7; wanted")],
 )
 def test_masks_that_do_not_fit_are_one_line(tmp_path, capsys, mask, message):
     give_pseudo_masks(tmp_path)

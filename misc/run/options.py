@@ -284,5 +284,5 @@ def preset(dataset: str) -> dict[str, tuple[object, str]]:
     own = data_module(dataset).PRESET
     unknown = sorted(set(own) - set(known))
     if unknown:
-        raise UserError(f"the PRESET of dataset {dataset} has {', '.join(unknown)}; allowed are {', '.join(known)}")
+        raise UserError(f"the PRESET of dataset {dataset} has {', '.join(unknown)}; there are {', '.join(known)}")
     return {**known, **own}
