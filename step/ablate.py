@@ -19,7 +19,7 @@ from misc.metrics import ThresholdSweep, fixed_and_best, mean_iou, sweep_thresho
 from misc.report import plots
 from misc.report.tables import ablation_tables
 from misc.run.outputs import require
-from misc.run.provenance import digest_of_array
+from misc.run.provenance import code_version, digest_of_array
 from misc.run.recording import Recording, record
 from misc.run.studies import STUDIES, Point, Times, chosen_studies, inputs_of, is_number, make_point, points_of
 
@@ -42,15 +42,14 @@ def run(args: argparse.Namespace, dataset: Dataset) -> dict:
     for point in (point for listed in studies.values() for point in listed):
         points.setdefault(point.key, point)
     folder = Path(args.work_dir) / "ablate"
-    before = torchutils.on_first_rank(lambda: _before(args, folder))
-    if args.overwrite:  # all at once, so that a run that is cut off goes on without it
-        torchutils.on_first_rank(lambda: _remove_counts(folder, points, names))
+    before = torchutils.on_first_rank(lambda: _before(args, folder, points, names))
     device = torchutils.resolve_device(args.device)
     measured, made = {}, 0
-    mine = torchutils.shard(names)
-    with bar(len(points) * len(mine), "ablate") as progress:
+    own_names = torchutils.shard(names)
+    with bar(len(points) * len(own_names), "ablate") as progress:
         for i, point in enumerate(points.values()):
-            counts, ends, computed = _measure(point, dataset, mine, folder / "points" / point.key, device, progress)
+            folder_of_point = folder / "points" / point.key
+            counts, ends, computed = _measure(point, dataset, own_names, folder_of_point, device, progress)
             made += computed
             curve = _curve(point.args, torchutils.all_reduce_sum(counts))
             ended_early, not_finite = torchutils.all_reduce_sum(ends).tolist()
@@ -64,10 +63,21 @@ def run(args: argparse.Namespace, dataset: Dataset) -> dict:
             )  # fmt: skip
     made = sum(torchutils.gather([made]))
     own = make_point({}, args, inputs).key
-    found = {name: _result(name, listed, own, measured, names) for name, listed in studies.items()}
+    results = {name: _result(name, listed, own, measured, names) for name, listed in studies.items()}
     if torchutils.rank() == 0:
-        found = _report(folder, dataset.name, own, found, before)
-    return {"images": made, "of": len(points) * len(names), "points": len(points), "studies": _summary(found)}
+        results = _report(folder, dataset.name, own, results, before)
+    return {"images": made, "of": len(points) * len(names), "points": len(points), "studies": _summary(results)}
+
+
+def _before(args: argparse.Namespace, folder: Path, points: Iterable[str], names: Sequence[str]) -> dict:
+    """What earlier runs measured. `--overwrite` removes the counts at once, so that a cut run resumes without it."""
+    before = load_json(folder / RESULTS)
+    if args.overwrite:
+        for key, name in itertools.product(points, names):
+            (folder / "points" / key / f"{name}.npz").unlink(missing_ok=True)
+    elif before and before.get("code") != code_version():
+        logging.warning("%s was created by another version of the code or of torch; its counts are kept", folder)
+    return before
 
 
 def _measure(
@@ -83,7 +93,7 @@ def _measure(
     thresholds = _thresholds(args)
     total = np.zeros((args.RIB_iter + 1, *ThresholdSweep(thresholds, dataset.n_classes + 1).counts.shape), np.int64)
     ends = np.zeros(2, np.int64)
-    todo = [name for name in names if not _counted(_counts_file(folder, name), dataset.mask(name))]
+    todo = []
 
     def show() -> None:
         if not progress.disable:
@@ -92,15 +102,16 @@ def _measure(
         progress.update()
 
     for name in names:
-        if name not in todo:
-            _add_counts(total, ends, _counts_file(folder, name))
+        if _add_stored(total, ends, folder / f"{name}.npz", dataset.mask(name)):
             show()
+        else:
+            todo.append(name)
     if todo:
         for recording in record(args, dataset, todo, device):
             counts = _count(recording, dataset, thresholds, args.RIB_iter + 1)
             early = len(recording.keys) > 0 and len(recording.sums) < args.RIB_iter and not recording.overflowed
             end = np.array([early, recording.overflowed], np.int64)
-            _save_counts(_counts_file(folder, recording.name), counts, end, dataset.mask(recording.name))
+            _store(folder / f"{recording.name}.npz", counts, end, dataset.mask(recording.name))
             total += counts
             ends += end
             show()
@@ -118,52 +129,25 @@ def _count(recording: Recording, dataset: Dataset, thresholds: np.ndarray, steps
     return np.stack(counts)
 
 
-def _before(args: argparse.Namespace, folder: Path) -> dict:
-    """What earlier runs found; with `--overwrite` a damaged file is none."""
-    try:
-        return load_json(folder / RESULTS)
-    except UserError:
-        if args.overwrite:
-            return {}
-        raise
+def _store(path: Path, counts: np.ndarray, end: np.ndarray, truth: np.ndarray) -> None:
+    index = np.flatnonzero(counts)  # nearly all are 0
+    arrays = {"index": index, "count": counts.flat[index], "end": end, "truth": np.array(digest_of_array(truth))}
+    write_atomic(path, lambda file: np.savez(file, **arrays))
 
 
-def _remove_counts(folder: Path, points: Iterable[str], names: Sequence[str]) -> None:
-    for key, name in itertools.product(points, names):
-        _counts_file(folder / "points" / key, name).unlink(missing_ok=True)
-
-
-def _counts_file(folder: Path, name: str) -> Path:
-    return folder / f"{name}.npz"
-
-
-def _counted(path: Path, truth: np.ndarray) -> bool:
-    """Whether an image was counted, against this truth."""
+def _add_stored(total: np.ndarray, ends: np.ndarray, path: Path, truth: np.ndarray) -> bool:
+    """Adds what was counted of an image; False where that is missing or was counted against another truth."""
     if not path.is_file():
         return False
     try:
         with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
-            return str(file["truth"]) == digest_of_array(truth)
-    except Exception:  # a damaged archive can raise anything; whoever adds it up names it
-        return True
-
-
-def _save_counts(path: Path, counts: np.ndarray, end: np.ndarray, truth: np.ndarray) -> None:
-    index = np.flatnonzero(counts)  # nearly all are 0
-    arrays = {"index": index, "count": counts.reshape(-1)[index], "shape": counts.shape, "end": end}
-    arrays["truth"] = np.array(digest_of_array(truth))
-    write_atomic(path, lambda file: np.savez(file, **arrays))
-
-
-def _add_counts(total: np.ndarray, ends: np.ndarray, path: Path) -> None:
-    try:
-        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
-            if tuple(file["shape"]) != total.shape:
-                raise ValueError(f"shape {tuple(file['shape'])} instead of {total.shape}")
+            if str(file["truth"]) != digest_of_array(truth):
+                return False
             total.reshape(-1)[file["index"]] += file["count"]
             ends += file["end"]
     except Exception as error:  # a damaged archive can raise anything
-        raise UserError(f"{path} is not whole ({error}); delete it and it is made again") from error
+        raise UserError(f"{path} is damaged ({error}); delete it and run the command again") from error
+    return True
 
 
 def _curve(args: argparse.Namespace, counts: np.ndarray) -> dict[str, list[float]]:
@@ -205,12 +189,12 @@ def _result(name: str, points: Sequence[Point], own: str, measured: dict, names:
     }
 
 
-def _report(folder: Path, dataset: str, own: str, found: dict, before: dict) -> dict:
+def _report(folder: Path, dataset: str, own: str, results: dict, before: dict) -> dict:
     """Writes results.json, table.txt and the plots; returns this run's studies and those of its setting from before."""
-    together = {**(before.get("studies", {}) if before.get("own") == own else {}), **found}
+    together = {**(before.get("studies", {}) if before.get("own") == own else {}), **results}
     together = {name: together[name] for name in STUDIES if name in together}
-    save_json(folder / RESULTS, {"own": own, "studies": together})
-    for name, study in found.items():
+    save_json(folder / RESULTS, {"own": own, "code": code_version(), "studies": together})
+    for name, study in results.items():
         images = len(study["names"])
         title = f"{dataset}, {images} image{'s'[: images != 1]}: {study['title']}"
         plots.save(plots.ablation(study, title), folder / name)
@@ -222,10 +206,10 @@ def _report(folder: Path, dataset: str, own: str, found: dict, before: dict) -> 
     return together
 
 
-def _summary(found: dict) -> dict:
+def _summary(results: dict) -> dict:
     """For metrics.json: per study and point the mIoU that make_rib_cam would have; the curve itself for the steps."""
     short = {}
-    for name, study in found.items():
+    for name, study in results.items():
         ends = [{key: point[key] for key in ("ended_early", "not_finite")} for point in study["points"]]
         if study["argument"] is None:
             short[name] = {**study["points"][0]["curve"], **ends[0]}

@@ -29,13 +29,10 @@ from net.toy import LAYERS, ToyNet
 THRESHOLDS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3)  # of the gradient; which one is right, the paper does not say
 MARKED = 0.1  # share of training images that carry their class's mark (RIB, section 3)
 EXAMPLES = 2  # test images in the figure of gradients, one per class
-MEASURED = ("accuracy", "thresholds", "logits", "steps", "hgr")  # what a stored seed tells
 
 
 def run(args: argparse.Namespace) -> dict:
     """Writes `toy/`: weights and measures of every seed, tables, three figures; returns what they say."""
-    if args.toy_weight_decay < 0:
-        raise UserError(f"--toy_weight_decay is {args.toy_weight_decay:g}; wanted 0 or more")
     if args.mnist_root is not None:
         torchutils.on_first_rank(lambda: fetch_mnist(args.mnist_root))
     folder = Path(args.work_dir) / "toy"
@@ -83,7 +80,7 @@ def _one_seed(args: argparse.Namespace, folder: Path, seed: int) -> None:
     device, net = torchutils.resolve_device(args.device), _untrained(seed)
     stored = _stored(args, folder, seed, made, net)
     if {*_thresholds(args)} <= {*stored.get("thresholds", ())}:
-        logging.info("toy: %s is there already", file)
+        logging.info("toy: %s exists, skipping", file)
         return
     if stored:
         logging.info("toy: %s lacks threshold %g; measured again with its weights", file, args.toy_threshold)
@@ -106,21 +103,21 @@ def _stored(args: argparse.Namespace, folder: Path, seed: int, made: dict, net: 
         stored = load_json(file)
         if not stored or not weights_file.is_file():
             return {}
-        changed = differences(stored.get("made_by") or {}, made)
+        changed = differences(stored["made_by"], made)
         if changed:
-            raise UserError(f"{file} was created with {'; '.join(changed)}; choose another --work_dir")
-        if not {*MEASURED} <= stored.keys():
-            raise UserError(f"{file} is not whole; delete it")
+            raise UserError(f"{file} was created with {'; '.join(changed)}; use another --work_dir")
         weights.load(net, weights_file)
     except UserError as error:
         raise UserError(f"toy: {error}; or make the seeds again with --overwrite") from error
+    if stored["made_by"]["code"] != made["code"]:
+        logging.warning("%s was created by another version of the code or of torch; it is kept", file)
     return stored
 
 
 def _measured(args: argparse.Namespace, net: ToyNet, seed: int, device: torch.device) -> dict:
-    """What MEASURED names, of a seed's network before and after training and of its fine-tuned copies.
+    """Accuracy; per network (before and after training, fine-tuned copies) what is measured over the test images.
 
-    Medians of the logits, means of the steps and HGR [thresholds, 3, 7], over the test images.
+    The median logit, the mean number of fine-tuning steps, and HGR [thresholds, 3, 7].
     """
     images, labels, regions = _tensors(make_pictures("test", args.toy_test, 1.0, seed, args.mnist_root), device)
     logits, steps, ratios = {}, {}, {}

@@ -23,9 +23,7 @@ EVERY = "eval_cam,eval_rib_cam,eval_sem_seg,eval_ins_seg"
 
 def arguments(work_dir, *argv):
     """The parsed arguments of a command line on twelve tiny images."""
-    args, sources = parse(STEPS, [*SIZE, "--work_dir", str(work_dir), *argv])
-    args.bad_images = {}
-    return args, sources
+    return parse(STEPS, [*SIZE, "--work_dir", str(work_dir), *argv])
 
 
 def finished(work_dir, *argv, steps=EVERY, seed=0):

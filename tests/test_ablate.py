@@ -3,10 +3,6 @@
 import argparse
 import json
 import logging
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,15 +17,16 @@ from misc.metrics import ThresholdSweep, mean_iou
 from misc.report import plots
 from misc.report.tables import ablation_tables
 from misc.rib import ACTIVATIONS, RIB, gndrp
+from misc.run.arguments import parse
 from misc.run.recording import open_rib, record
 from misc.run.studies import STUDIES, chosen_studies, points_of
 from misc.torchutils import PolyOptimizer
 from net.resnet50_cam import CAM
+from run_sample import STEPS
 from tests.folder_mini import make_folder
-from tests.helpers import golden_state, relative_error, run_cli, write_classifier
+from tests.helpers import golden_state, relative_error, run_cli, torchrun, write_classifier
 from tests.test_pipeline import undocumented
 
-ROOT = Path(__file__).parent.parent
 SETTINGS = dict(lr=3e-5, n_iter=4, score_th=0.4, stop_th=1e9, explode_ratio=1.1)
 LABEL = torch.tensor([1.0, 0.0, 1.0, 0.0])
 
@@ -117,7 +114,9 @@ def test_the_gradient_is_that_of_the_activation_of_every_row(model, levels, name
     """f'(logit) weighs the gradient of every row and class by itself, the companions' too."""
     rib = RIB(model, **{**SETTINGS, "n_iter": 2}, activation=name)
     gradients = []
-    monkeypatch.setattr(PolyOptimizer, "step", lambda self: gradients.append([p.grad.clone() for p in rib.parameters]))
+    monkeypatch.setattr(
+        PolyOptimizer, "update", lambda self: gradients.append([p.grad.clone() for p in rib.parameters])
+    )
     others, other_labels = companions(1)[0]
     rib.run(levels, LABEL, [(others, other_labels)])
     logits = [gndrp(model(levels[scale])[:, LABEL > 0], 0.4).flatten() for scale in (0, 2, 3)]
@@ -130,22 +129,19 @@ def test_the_gradient_is_that_of_the_activation_of_every_row(model, levels, name
 
 
 def test_the_help_names_the_activations_and_the_studies(capsys):
-    """They stand in run_sample.py once more, which must not load torch for its help."""
+    """They stand in misc/run/options.py once more, which must not load torch for its help."""
     with pytest.raises(SystemExit):
-        run_cli("--help")
+        run_cli("--help_all")
     text = " ".join(capsys.readouterr().out.split())
-    assert f"--RIB_activation {{{','.join(ACTIVATIONS)}}}" in text and f"studies: {', '.join(STUDIES)} (" in text
+    assert f"--RIB_activation {{{','.join(ACTIVATIONS)}}}" in text and f"{', '.join(STUDIES)} (default: all)" in text
 
 
 # which points a study has
 
 
 def arguments(**changes):
-    values = dict(
-        RIB_lr=3e-4, RIB_batch_size=4, RIB_iter=10, pooling="gndp", score_th=0.4, RIB_activation="none",
-        bad_images={}, seed=0, make_rib_cam_pass=None, num_workers=3,
-    )  # fmt: skip
-    return argparse.Namespace(**{**values, **changes})
+    """Those of a run on `shapes`."""
+    return argparse.Namespace(**{**vars(parse(STEPS, [])[0]), **changes})
 
 
 def labels_of(name, **changes):
@@ -163,10 +159,10 @@ def test_points_are_in_order_and_hold_the_setting_of_the_run():
 
 def test_the_key_of_a_point_is_what_its_results_depend_on():
     def key(made_of="a", **changes):
-        return points_of(STUDIES["steps"], arguments(**changes), {"classifier_sha256": made_of})[0].key
+        return points_of(STUDIES["steps"], arguments(**changes), {"classifier": made_of})[0].key
 
     assert key() == key(num_workers=0) == key(make_rib_cam_pass=True)
-    keys = [key(), key("b"), key(RIB_lr=1e-4), key(seed=1), key(pooling="gap"), key(bad_images={"x": "gone"})]
+    keys = [key(), key("b"), key(RIB_lr=1e-4), key(seed=1), key(pooling="gap")]
     assert len(set(keys)) == len(keys)
     (own,) = points_of(STUDIES["steps"], arguments(), {})
     for name in ("pooling", "activation", "companions", "learning_rate"):
@@ -176,10 +172,8 @@ def test_the_key_of_a_point_is_what_its_results_depend_on():
 def test_unknown_studies_are_refused():
     assert chosen_studies(None) == list(STUDIES)
     assert chosen_studies("activation, steps") == ["steps", "activation"]
-    for text in ("poling", "steps,", ","):
-        if text == "steps,":
-            assert chosen_studies(text) == ["steps"]
-            continue
+    assert chosen_studies("steps,") == ["steps"]
+    for text in ("poling", ","):
         with pytest.raises(UserError, match="there are steps, pooling, activation, companions, learning_rate"):
             chosen_studies(text)
 
@@ -212,7 +206,7 @@ def work_dir(tmp_path):
 @pytest.fixture
 def runs(monkeypatch):
     """The number of images that RIB ran on; `runs.stop_at` interrupts it."""
-    plain = RIB.run
+    plain = RIB.run_features
     state = argparse.Namespace(count=0, stop_at=None)
 
     def counted(self, *args):
@@ -221,7 +215,7 @@ def runs(monkeypatch):
         state.count += 1
         return plain(self, *args)
 
-    monkeypatch.setattr(RIB, "run", counted)
+    monkeypatch.setattr(RIB, "run_features", counted)
     return state
 
 
@@ -230,9 +224,9 @@ def test_ablate_gives_what_the_steps_give(work_dir, capsys):
     printed = capsys.readouterr().out
     assert printed == (work_dir / "ablate" / "table.txt").read_text()
     assert run_cli("--work_dir", work_dir, *SMALL, "--steps", "make_cam,make_rib_cam") == 0
-    found = results(work_dir)
-    own = found["steps"]["points"][0]
-    names, dataset = found["steps"]["names"], Shapes(12, 4, 48)
+    studies = results(work_dir)
+    own = studies["steps"]["points"][0]
+    names, dataset = studies["steps"]["names"], Shapes(12, 4, 48)
     assert len(set(names)) == 2 and own["setting"]["RIB_iter"] == 2 and own["setting"]["RIB_activation"] == "none"
     assert [len(own["curve"][key]) for key in ("best", "best_threshold", "fixed")] == [3, 3, 3]
     for k, kind in ((0, "cam"), (own["written"], "cam_rib")):
@@ -244,7 +238,7 @@ def test_ablate_gives_what_the_steps_give(work_dir, capsys):
         assert own["curve"]["best"][k] == pytest.approx(max(miou), abs=1e-3)
         assert own["curve"]["fixed"][k] == pytest.approx(miou[15], abs=1e-3)
         assert f"{100 * own['curve']['best'][k]:.1f}" in printed
-    points = {point["label"]: point for point in found["activation"]["points"]}
+    points = {point["label"]: point for point in studies["activation"]["points"]}
     assert points["RIB_activation=none"]["curve"] == own["curve"] and points["RIB_activation=none"]["own"]
     assert points["RIB_activation=sigmoid"]["setting"]["RIB_activation"] == "sigmoid"
     assert points["RIB_activation=sigmoid"]["curve"]["best"][0] == own["curve"]["best"][0]  # the CAM is the CAM
@@ -253,7 +247,8 @@ def test_ablate_gives_what_the_steps_give(work_dir, capsys):
     assert undocumented("ablate", metrics) == []
     assert metrics["studies"]["steps"] == {**own["curve"], "ended_early": 0, "not_finite": 0}
     for name, size in (("steps", (768, 480)), ("activation", (1440, 720))):
-        assert Image.open(work_dir / "ablate" / f"{name}.png").size == size
+        with Image.open(work_dir / "ablate" / f"{name}.png") as picture:
+            assert picture.size == size
         assert (work_dir / "ablate" / f"{name}.svg").read_text().count("</svg>") == 1
 
 
@@ -288,15 +283,15 @@ def test_images_are_counted_again_where_their_truth_has_changed(work_dir, runs, 
     assert runs.count == 4 and results(work_dir)["steps"]["points"][0]["curve"]["best"] != before
 
 
-@pytest.mark.parametrize("of", ["code", "dataset"])
-def test_counts_of_other_code_or_another_dataset_are_not_taken(work_dir, runs, monkeypatch, of):
+def test_counts_of_another_dataset_are_not_taken_and_those_of_other_code_are(work_dir, runs, monkeypatch, capsys):
     assert ablate(work_dir, "--ablate", "steps") == 0
     (setting,) = (json.loads(path.read_text()) for path in work_dir.rglob("setting.json"))
-    assert len(setting["code_sha256"]) == 64 and setting["identity"]["--shapes_size"] == 48
-    if of == "code":
-        monkeypatch.setattr("misc.run.made_by.of_code", lambda *_: {"step/ablate.py": "other"})
-    else:
-        monkeypatch.setattr(Shapes, "identity", {"--dataset": "shapes", "classes": ["other"] * 6})
+    assert setting["identity"]["--shapes_size"] == 48
+    for warned in (True, False):
+        monkeypatch.setattr("step.ablate.code_version", lambda: {"commit": "other"})
+        assert ablate(work_dir, "--ablate", "steps") == 0 and runs.count == 2
+        assert ("created by another version of the code" in capsys.readouterr().err) == warned
+    monkeypatch.setattr(Shapes, "identity", {"--dataset": "shapes", "classes": ["other"] * 6})
     assert ablate(work_dir, "--ablate", "steps") == 0
     assert runs.count == 4 and len(list(work_dir.rglob("setting.json"))) == 2
 
@@ -307,7 +302,7 @@ def test_a_damaged_file_is_named(work_dir, capsys):
     path.write_bytes(path.read_bytes()[:100])
     assert ablate(work_dir, "--ablate", "steps") == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert str(path) in error and "delete it and it is made again" in error
+    assert f"{path} is damaged" in error and "delete it and run the command again" in error
 
 
 def test_an_image_that_overflows_stays_as_it_was(work_dir, caplog):
@@ -323,30 +318,26 @@ def test_an_image_that_overflows_stays_as_it_was(work_dir, caplog):
 
 
 def recording_arguments(work_dir, **changed):
-    values = dict(
-        cam_network="resnet14", cam_weights_name=None, work_dir=str(work_dir), RIB_lr=3e-5, RIB_iter=4, pooling="gndp",
-        score_th=0.4, stop_th=1e9, explode_th=0.3, explode_ratio=1.1, RIB_weight_decay=1e-4, precision="fp32",
-        RIB_activation="none", RIB_batch_size=2, RIB_resize_long=(40, 56), RIB_crop_size=48, seed=0, num_workers=0,
-        cam_scales=(1.0, 0.5), train_list="train", limit=None, bad_images={}, RIB_companions="fresh",
-    )  # fmt: skip
-    return argparse.Namespace(**{**values, **changed})
+    endless = ["--stop_th", "1e9", "--explode_ratio", "1.1"]
+    args, _ = parse(STEPS, [*SMALL, *endless, "--work_dir", str(work_dir), "--cam_scales", "1.0,0.5"])
+    return argparse.Namespace(**{**vars(args), **changed})
 
 
 def test_a_recording_equals_separate_runs_of_fewer_steps(work_dir):
     """One more step than make_rib_cam, at rates that fall over K as there."""
     dataset, name, cpu = Shapes(12, 4, 48), "train_00003", torch.device("cpu")
-    args = recording_arguments(work_dir, RIB_lr=1e-3)
+    args = recording_arguments(work_dir, RIB_lr=1e-3, RIB_iter=4)
     (recording,) = record(args, dataset, [name], cpu)
     assert len(recording.sums) == 5 and not recording.overflowed
     for k, got in enumerate(recording.sums):
         rib, items, _ = open_rib(args, dataset, [name], cpu, k + 1)
         ((_, _, levels, label, others),) = items
         assert (rib.n_iter, rib.schedule) == (k + 1, 4)
-        want, _ = rib.run(levels, label, others)
+        want, _ = rib.run_features(levels, label, others)
         assert all(relative_error(a, b[recording.keys]) < 1e-5 for a, b in zip(got, want, strict=True))
     rib, items, _ = open_rib(args, dataset, [name], cpu)  # as make_rib_cam
     ((_, _, levels, label, others),) = items
-    plain, _ = RIB(rib.model, 1e-3, 4, stop_th=1e9, explode_ratio=1.1).run(levels, label, others)
+    plain, _ = RIB(rib.model, 1e-3, 4, stop_th=1e9, explode_ratio=1.1).run_features(levels, label, others)
     written = recording.sums[3]
     assert all(relative_error(a, b[recording.keys]) < 1e-5 for a, b in zip(written, plain, strict=True))
     assert relative_error(written[0], 4 * recording.sums[0][0]) > 0.1  # the weights do move
@@ -408,14 +399,11 @@ def test_the_plots_draw_the_curves():
 
 
 def test_mistakes_get_one_line(tmp_path, capsys):
-    for message, *argv in (
-        ("step train_cam makes it",),
-        ("there is no study 'poling'; there are steps, pooling", "--ablate", "poling"),
-    ):
-        if "--ablate" in argv:
-            write_classifier(tmp_path, 6)
-        assert ablate(tmp_path, *argv) == 2
-        assert message in capsys.readouterr().err.splitlines()[-1]
+    assert ablate(tmp_path) == 2
+    assert "step train_cam makes it" in capsys.readouterr().err.splitlines()[-1]
+    write_classifier(tmp_path, 6)
+    assert ablate(tmp_path, "--ablate", "poling") == 2
+    assert "there is no study 'poling'; there are steps, pooling" in capsys.readouterr().err.splitlines()[-1]
     mini = make_folder(tmp_path / "data", masks=False)
     assert ablate(tmp_path, "--dataset", "folder", "--data_root", mini.root) == 2
     assert "has no masks, and all of these steps need some: ablate" in capsys.readouterr().err
@@ -427,13 +415,7 @@ def test_two_ranks_give_what_one_gives(work_dir):
     one = results(work_dir)
     for path in work_dir.rglob("train_*.npz"):
         path.unlink()
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "run_sample.py", *SMALL,
-        "--work_dir", str(work_dir), "--steps", "ablate", "--ablate", "steps", "--ablate_limit", "3",
-    ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
+    torchrun(*SMALL, "--work_dir", work_dir, "--steps", "ablate", "--ablate", "steps", "--ablate_limit", 3)
     two = results(work_dir)
     assert len(list(work_dir.rglob("train_*.npz"))) == 3
     for key, values in one["steps"]["points"][0]["curve"].items():

@@ -476,14 +476,13 @@ def scored(shapes, tmp_path):
         save_instances(tmp_path / "ins_seg" / f"{name}.npy", {"score": score, "mask": masks, "class": labels})
     (tmp_path / "list.txt").write_text("\n".join(names))
     return argparse.Namespace(
-        dataset="shapes", shapes_train=300, shapes_val=1, shapes_size=48, seed=0, limit=None, bad_images={},
-        eval_list=str(tmp_path / "list.txt"), work_dir=str(tmp_path), ins_seg_out_dir=None, num_workers=0,
+        limit=None, eval_list=str(tmp_path / "list.txt"), work_dir=str(tmp_path), ins_seg_out_dir=None, num_workers=0,
         coco_json=str(tmp_path / "coco"),
     )  # fmt: skip
 
 
 def test_the_step_scores_all_files(scored, shapes, tmp_path):
-    values = eval_ins_seg.run(scored)
+    values = eval_ins_seg.run(scored, shapes)
     names = (tmp_path / "list.txt").read_text().split()
     images = []
     for name in names:
@@ -498,7 +497,7 @@ def test_the_step_scores_all_files(scored, shapes, tmp_path):
     assert values["images"] == len(names) == 8 and values["instances"] == sum(len(image[4]) for image in images)
     json.dumps(values, allow_nan=False)
     scored.num_workers = 2
-    assert eval_ins_seg.run(scored) == values
+    assert eval_ins_seg.run(scored, shapes) == values
 
 
 def coco_stats(folder):
@@ -514,7 +513,7 @@ def coco_stats(folder):
 
 
 def test_pycocotools_evaluates_the_export(scored, shapes, tmp_path):
-    eval_ins_seg.run(scored)
+    eval_ins_seg.run(scored, shapes)
     stats, results = coco_stats(tmp_path / "coco")
     total, count = metrics.InstanceAP(), 0
     for name in (tmp_path / "list.txt").read_text().split():
@@ -533,13 +532,13 @@ def test_pycocotools_finds_the_truth_perfect(scored, shapes, tmp_path):
         masks, labels = truth_of(shapes, name)
         found = {"score": np.ones(len(labels)), "mask": masks, "class": labels}
         save_instances(tmp_path / "ins_seg" / f"{name}.npy", found)
-    values = eval_ins_seg.run(scored)
+    values = eval_ins_seg.run(scored, shapes)
     assert values["map_50"] == values["map_70"] == values["map_50_95"] == 1
     np.testing.assert_allclose(coco_stats(tmp_path / "coco")[0], 1)
 
 
 def test_exported_masks_are_those_of_the_files(scored, shapes, tmp_path):
-    eval_ins_seg.run(scored)
+    eval_ins_seg.run(scored, shapes)
     truth = COCO(str(tmp_path / "coco" / "truth.json"))
     for image in truth.imgs.values():
         masks, labels = truth_of(shapes, image["file_name"].removesuffix(".jpg"))
@@ -556,9 +555,9 @@ def test_image_ids():
     assert cocojson.image_ids(["1", "01"]) == {"1": 1, "01": 2}
 
 
-def test_a_dataset_without_true_instances_is_not_scored(scored, monkeypatch, caplog):
+def test_a_dataset_without_true_instances_is_not_scored(scored, shapes, monkeypatch, caplog):
     monkeypatch.setattr(Shapes, "instances", lambda *_: None)
-    assert eval_ins_seg.run(scored) == {}
+    assert eval_ins_seg.run(scored, shapes) == {}
     assert "no true instances" in caplog.text
 
 
@@ -566,6 +565,3 @@ def test_matches_travel_between_processes(shapes):
     matches = metrics.match_instances(*random_images()[7])
     again = pickle.loads(pickle.dumps(matches))
     assert all(np.array_equal(a, b) for a, b in zip(matches, again, strict=True))
-
-
-# pictures

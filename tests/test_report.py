@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data import open_dataset
 from data.base import Dataset
 from data.files import save_json
 from data.images import save_mask, voc_palette
@@ -85,9 +86,9 @@ def test_settings_are_those_that_made_the_results(tmp_path):
     save_json(tmp_path / "args.json", {**earlier[1], "earlier": earlier[:1]})
     assert settings(args) == {"beta": "3"}  # set back to the preset's 10 steps
     record = {"arguments": {"--beta": 10.0, "--exp_times": 3}, "inputs": {}, "code": {}}
-    save_json(tmp_path / "sem_seg" / made_by.NAME, record)
+    save_json(outputs.record_file(args, "sem_seg_out_dir"), record)
     assert settings(args) == {"exp_times": "3"}
-    save_json(tmp_path / "ins_seg" / made_by.NAME, {**record, "arguments": {"--beta": 3.0, "--exp_times": 3}})
+    save_json(outputs.record_file(args, "ins_seg_out_dir"), {**record, "arguments": {"--beta": 3.0, "--exp_times": 3}})
     assert settings(args) == {"beta": "10 and 3", "exp_times": "3"}
 
 
@@ -104,7 +105,7 @@ def test_any_subset_of_steps(run, steps):
 
 
 def test_step_report_writes_and_prints(run, text, capsys):
-    assert report.run(run) == {"images": 12}
+    assert report.run(run, open_dataset(run)) == {"images": 12}
     printed, measured = capsys.readouterr().out, outputs.metrics(run)
     rows = {"seed, RIB": "eval_rib_cam.best.miou", "IRN label": "eval_sem_seg.ir_label.miou"}
     rows |= {"pseudo mask": "eval_sem_seg.miou", "instances, AP at 0.5": "eval_ins_seg.map_50"}
@@ -112,8 +113,8 @@ def test_step_report_writes_and_prints(run, text, capsys):
         assert re.search(rf"{label} +{100 * at(measured, path):.1f} ", printed)
     folder = Path(run.work_dir)
     assert (folder / "report.html").read_text() == text
-    assert Image.open(folder / "overview.png").size == (8 * 176, 26 + 12 * 176)
-    assert Image.open(folder / "thresholds.png").width > 400
+    with Image.open(folder / "overview.png") as overview, Image.open(folder / "thresholds.png") as thresholds:
+        assert overview.size == (8 * 176, 26 + 12 * 176) and thresholds.width > 400
 
 
 def test_nothing_is_fetched_and_no_other_script_runs(text):

@@ -163,7 +163,7 @@ def test_a_number_is_a_name_where_an_image_is_called_so(tmp_path):
     name = mini.all_names[0]
     assert name.isdecimal()
     for text, wanted in ((name, [name]), ("1", COCO14(mini.root).names("train")[:1])):
-        args = argparse.Namespace(strips_images=text, infer_list="train", limit=None, bad_images={})
+        args = argparse.Namespace(strips_images=text, infer_list="train", limit=None)
         assert step.strips._chosen(args, COCO14(mini.root)) == wanted
     args.strips_images = "000000000000"
     with pytest.raises(UserError, match="--strips_images 000000000000: coco14 has no image"):
