@@ -6,7 +6,7 @@ import inspect
 import logging
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import nn
@@ -165,11 +165,15 @@ class Training:
     """
 
     def __init__(self, args: argparse.Namespace, dataset: Dataset, argument: str):
-        self.args, self.argument, self.start = args, argument, time.perf_counter()
+        self.args, self.dataset, self.argument, self.start = args, dataset, argument, time.perf_counter()
         self.weights = path_of(args, argument)
         self.checkpoint = self.weights.with_suffix(".checkpoint")
-        self.provenance = provenance(args, dataset, argument)
         self.finished = torchutils.on_first_rank(self._is_finished)
+
+    @cached_property
+    def provenance(self) -> dict:
+        """What makes the weights; asked for once the inputs are there, some of which the step itself makes."""
+        return provenance(self.args, self.dataset, self.argument)
 
     def _is_finished(self) -> bool:
         if find_doubled(self.weights) is None:
