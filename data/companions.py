@@ -38,7 +38,7 @@ class CompanionBatches:
             disjoint = np.flatnonzero(~(self.labels[:, self.target_labels[i]].any(1)))
             if not len(disjoint):
                 return []
-            # FIDELITY: where the list runs out the published loop ends; here it is shuffled anew.
+            # FIDELITY: where the list runs out the published loop ends; here it is reshuffled.
             order = np.concatenate([draw.permutation(disjoint) for _ in range(-(-need // len(disjoint)))])[:need]
         rows = order.reshape(self.n_iter, self.batch_size)
         return [[(self.names[j], self.targets[i], k) for j in row] for k, row in enumerate(rows)]

@@ -20,7 +20,7 @@ _LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|peer|store|sock
 def explain(error: BaseException) -> tuple[str, int] | None:
     """(one line, exit code) of an error, None for what only a bug can raise.
 
-    Exit code 2: the user's to mend; 1: anything else; 130: interrupted.
+    Exit code 2: the user's to fix; 1: anything else; 130: interrupted.
     """
     text = without_traceback(str(error))
     if isinstance(error, UserError):

@@ -60,7 +60,7 @@ def normalized(crops: torch.Tensor) -> torch.Tensor:
 
 @functools.cache
 def _on(device: torch.device, values: tuple[float, ...]) -> torch.Tensor:
-    """float32 [n, 1, 1]; kept, since sending it anew would wait for the device."""
+    """float32 [n, 1, 1]; kept, since sending it again would wait for the device."""
     return torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)
 
 

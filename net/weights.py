@@ -142,7 +142,7 @@ def load_backbone(model: nn.Module, source: str) -> None:
 
 
 # The published networks register their layers a second and third time: as stages (the classifier's first one runs up to
-# layer1, the boundary network's ends at the max pooling), as the list of stages `backbone`, and the heads as lists.
+# layer1, the IRN's ends at the max pooling), as the list of stages `backbone`, and the heads as lists.
 _STAGES_CAM = {
     "stage1.0.": "conv1.", "stage1.1.": "bn1.", "stage1.4.": "layer1.",
     "stage2.0.": "layer2.", "stage3.0.": "layer3.", "stage4.0.": "layer4.",

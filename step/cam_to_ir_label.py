@@ -1,4 +1,4 @@
-"""Labels for the boundary network: CAMs through two dense-CRF runs (IRN, step/cam_to_ir_label.py)."""
+"""IRN labels: CAMs through two dense-CRF runs (IRN, step/cam_to_ir_label.py)."""
 
 import argparse
 from functools import partial

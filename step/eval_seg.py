@@ -24,7 +24,7 @@ from net.deeplabv2 import probabilities
 def run(args: argparse.Namespace, dataset: Dataset) -> dict:
     """Writes `seg/NAME.png` for every image of the validation list; returns mIoU and IoU, with and without the CRF.
 
-    Networks that learnt from further `--seg_labels` are compared by their mIoU. Without ground truth there is no score,
+    Networks that were trained on further `--seg_labels` are compared by their mIoU. Without ground truth there is no score,
     and the masks lie as the dataset's test server wants them.
     """
     names = image_names(args, dataset, "val")
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace, dataset: Dataset) -> dict:
         counted = (count_masks(args, dataset, scored, folder, f"score {title}") for folder in folders)
         refined, *raw = (scores_of(counts.confusion, dataset) for counts in counted)
         before = f", {100 * raw[0]['miou']:.1f} before the CRF" if raw else ""
-        logging.info("segmentation learnt from %s: mIoU %.1f%s", title, 100 * refined["miou"], before)
+        logging.info("segmentation network trained on %s: mIoU %.1f%s", title, 100 * refined["miou"], before)
         comparison[title] = refined["miou"]
         if first:
             values |= refined
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace, dataset: Dataset) -> dict:
 
 
 def _title(args: argparse.Namespace, labels: str) -> str:
-    """What a network learnt from: "rib" for the pseudo masks out of RIB's seeds, else the word of `--seg_labels`."""
+    """What a network was trained on: "rib" for the pseudo masks out of RIB's seeds, else the word of `--seg_labels`."""
     return "rib" if labels == "pseudo" and args.seeds == "cam_rib" else labels
 
 
@@ -62,7 +62,7 @@ def _segment(
 ) -> list[Path]:
     """Makes the masks that are not there yet; their folders: after the CRF, and before it where there is one.
 
-    labels: what the network learnt from. below: folder of the masks, within that of `--seg_out_dir`.
+    labels: what the network was trained on. below: folder of the masks, within that of `--seg_out_dir`.
     """
     weights, out = SEG[labels].weights, SEG[labels].out
     require(args, weights)

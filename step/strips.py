@@ -25,7 +25,7 @@ from net.weights import find_doubled
 def run(args: argparse.Namespace, dataset: Dataset) -> dict:
     """Writes `strips/NAME.png` for the images of `--strips_images`: names, or so many of the inference list.
 
-    They are few and always drawn anew: what is there may be of other weights or settings, or of `--preview`.
+    They are few and always drawn again: existing ones may be of other weights or settings, or of `--preview`.
     """
     require(args, "cam_weights_name")
     paths = list(_draw(args, dataset, torchutils.shard(_chosen(args, dataset)), "strips", with_masks=False))

@@ -1,4 +1,4 @@
-"""Trains the boundary and displacement branches on the CRF labels (IRN, step/train_irn.py)."""
+"""Trains the boundary and displacement branches on the IRN labels (IRN, step/train_irn.py)."""
 
 import argparse
 from functools import partial

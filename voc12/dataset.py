@@ -52,7 +52,7 @@ class VOC12(Dataset):
 
     name = "voc12"
     classes = CLASSES
-    submission = "results/VOC2012/Segmentation/comp6_test_cls"  # comp6: more was learnt from than VOC's own images
+    submission = "results/VOC2012/Segmentation/comp6_test_cls"  # comp6: trained on more than VOC's own images
 
     def __init__(self, root: Path, needs_lists: bool = True):
         self.folder = find_folder(Path(root), needs_lists)

@@ -19,7 +19,7 @@ def load_cam(args: argparse.Namespace, dataset: Dataset, device: torch.device) -
 
 
 def load_irn(args: argparse.Namespace, device: torch.device) -> EdgeDisplacement:
-    """The boundary network at inference, in evaluation mode."""
+    """The IRN at inference, in evaluation mode."""
     model = EdgeDisplacement(args.irn_infer_pad, arch=args.cam_network)
     weights.load(model, path_of(args, "irn_weights_name"))
     return model.eval().to(device, memory_format=torch.channels_last)
