@@ -24,8 +24,8 @@ from net.deeplabv2 import probabilities
 def run(args: argparse.Namespace, dataset: Dataset) -> dict:
     """Writes `seg/NAME.png` for every image of the validation list; returns mIoU and IoU, with and without the CRF.
 
-    Networks that were trained on further `--seg_labels` are compared by their mIoU. Without ground truth there is no score,
-    and the masks lie as the dataset's test server wants them.
+    Networks that were trained on further `--seg_labels` are compared by their mIoU. Without ground truth there is no
+    score, and the masks lie as the dataset's test server wants them.
     """
     names = image_names(args, dataset, "val")
     scored = [name for name in names if dataset.has_mask(name)]
