@@ -11,6 +11,7 @@ against the plain form; images of many sizes one after another; the memory of th
 
 import argparse
 import copy
+import gc
 import json
 import os
 import sys
@@ -132,6 +133,7 @@ def bench_memory(args: argparse.Namespace, device: torch.device) -> Iterator[Row
         return
     sizes = [_size(args, 0), (args.long, args.long), _size(args, 3)]
     for precision in args.precisions:
+        gc.collect()  # of what was measured before
         torch.cuda.empty_cache()
         rib = _rib(args, device, precision, True)
         torch.cuda.reset_peak_memory_stats()

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from misc.cam import EPSILON, merge_mirrors
 from misc.cuda_graph import Graphed, read_later
 from misc.memory import Rows, split
-from misc.torchutils import PolyOptimizer, autocast
+from misc.torchutils import PolyOptimizer
+from net.folded import Folded
 from net.resnet50_cam import CAM
 
 POOLINGS = ("gndp", "gap")
@@ -71,7 +72,7 @@ class RIB:
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation is {activation!r}; there are {', '.join(ACTIVATIONS)}")
         self.model = model.eval().requires_grad_(False)
-        self.n_iter, self.precision, self.schedule = n_iter, precision, schedule or n_iter
+        self.n_iter, self.schedule = n_iter, schedule or n_iter
         self.pooling, self.score_th, self.activation = pooling, score_th, ACTIVATIONS[activation]
         self.stop_th, self.explode_th, self.explode_ratio = stop_th, explode_th, explode_ratio
         # What learns: layer3, layer4 and the classifier, batch normalisation's affine parameters among them.
@@ -84,6 +85,8 @@ class RIB:
             for params, rate in ((upper, lr), (head, 10 * lr))
         ]
         self.optimizer = PolyOptimizer(groups, lr, weight_decay, max_step=self.schedule, fused=True)
+        learned = (model.layer3, model.layer4, model.classifier)
+        self.network = Folded(model, learned, torch.bfloat16 if precision == "bf16" else torch.float32)
         self.rows, self.graphed_step = Rows(), Graphed(self._step)
         self.restore()
 
@@ -122,8 +125,7 @@ class RIB:
         images = images.to(self.trained[0].device, non_blocking=True)
 
         def work(rows: int | None) -> torch.Tensor:
-            with autocast(images.device, self.precision):
-                return torch.cat([self.model.lower(part) for (part,) in split(rows, images)])
+            return torch.cat([self.network.lower(part) for (part,) in split(rows, images)])
 
         return self.rows.retry(work, len(images), before=self.graphed_step.clear)
 
@@ -170,17 +172,19 @@ class RIB:
         exceeds explode_th, the sum of the image's target logits, the loss.
         """
         self.optimizer.zero_grad()
+        with torch.set_grad_enabled(learns):
+            self.network.pull()
         cams, target, loss = [], 0.0, 0.0
-        with autocast(label.device, self.precision):
-            for scale, features in enumerate(image):
-                in_loss = scale != 1  # FIDELITY: scale 0.5 gives a CAM but no logit
-                raw, own, part = self._backward(features, label.expand(2, -1), learns and in_loss, rows)
-                cams.append(merge_mirrors(raw))
-                if in_loss:
-                    target, loss = target + own, loss + part
-            if companions is not None:
-                loss = loss + self._backward(*companions, learns, rows)[2]
+        for scale, features in enumerate(image):
+            in_loss = scale != 1  # FIDELITY: scale 0.5 gives a CAM but no logit
+            raw, own, part = self._backward(features, label.expand(2, -1), learns and in_loss, rows)
+            cams.append(merge_mirrors(raw))
+            if in_loss:
+                target, loss = target + own, loss + part
+        if companions is not None:
+            loss = loss + self._backward(*companions, learns, rows)[2]
         if learns:
+            self.network.push()
             self.optimizer.update()
         over = cams[0] / (cams[0].amax((-2, -1), keepdim=True) + EPSILON) > self.explode_th
         coverage = (over & (label > 0)[:, None, None]).any(0).float().mean()
@@ -195,7 +199,7 @@ class RIB:
         cams, target, loss = [], 0.0, 0.0
         for x, y in split(rows, features, labels):  # the loss is a sum: each part gives back its memory
             with torch.set_grad_enabled(learns):
-                cam = self.model.classifier(self.model.upper(x)).float()
+                cam = self.network.cam(x)
                 logits = gndrp(cam, self.score_th) if self.pooling == "gndp" else cam.mean((-2, -1))
                 part = -(self.activation(logits) * y).sum()
             if learns:

@@ -78,8 +78,12 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def set_precision(precision: str) -> None:
-    """Float32 products in full precision, or in TF32 where `--precision tf32` says so."""
+def set_precision(precision: str, deterministic: bool = False) -> None:
+    """Float32 products in full precision, or in TF32 where `--precision tf32` says so.
+
+    deterministic: cuDNN's algorithms are to give the same bits every time.
+    """
+    torch.backends.cudnn.deterministic = deterministic
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
 

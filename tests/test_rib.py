@@ -9,6 +9,7 @@ import torch
 
 from data.transforms import pyramid
 from misc.rib import RIB, gndrp
+from net.folded import Folded
 from net.resnet50 import ARCHS, Arch
 from net.resnet50_cam import CAM
 from tests.helpers import golden_state, relative_error
@@ -295,21 +296,21 @@ FULL = [
 @pytest.mark.parametrize("error", FULL)
 def test_an_image_that_runs_out_of_memory_goes_on_with_fewer_rows(model, images, monkeypatch, error):
     wanted, n_steps = run(model, images, LABEL, make_companions(3))
-    upper, passes = type(model).upper, []
+    cam, passes = Folded.cam, []
 
     def small_card(self, x):
         passes.append(len(x))
         if len(x) > 1 and len(passes) > 5:  # in the second step
             raise error
-        return upper(self, x)
+        return cam(self, x)
 
     rib = RIB(model, **SETTINGS)
-    monkeypatch.setattr(type(model), "upper", small_card)
+    monkeypatch.setattr(Folded, "cam", small_card)
     got, again = rib.run(images, LABEL, iter(make_companions(3)))  # a stream, which cannot be read twice
     assert rib.rows.most == 1 and again == n_steps and set(passes) == {1, 2, 3}
     for a, b in zip(got, wanted, strict=True):
         assert relative_error(a, b) < 1e-5
-    monkeypatch.setattr(type(model), "upper", upper)
+    monkeypatch.setattr(Folded, "cam", cam)
     rib.run(images, LABEL, make_companions(3))
     assert rib.rows.most is None  # for that image only
 
@@ -318,7 +319,7 @@ def test_memory_that_does_not_suffice_for_one_row_is_an_error(model, images, mon
     def full(self, x):
         raise torch.OutOfMemoryError("full")
 
-    monkeypatch.setattr(type(model), "lower", full)
+    monkeypatch.setattr(Folded, "lower", full)
     with pytest.raises(torch.OutOfMemoryError, match="full"):
         run(model, images, LABEL, make_companions(3))
 
@@ -330,7 +331,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(model, images, monkeypa
         passes.append(len(x))
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
-    monkeypatch.setattr(type(model), "upper", broken)
+    monkeypatch.setattr(Folded, "cam", broken)
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
         run(model, images, LABEL, make_companions(3))
     assert passes == [2]

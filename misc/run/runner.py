@@ -101,7 +101,7 @@ def _look(args: argparse.Namespace, sources: dict[str, str]) -> int:
     from misc import torchutils
     from step.strips import preview
 
-    torchutils.set_precision(args.precision)
+    torchutils.set_precision(args.precision, args.deterministic)
     for path in preview(args, open_dataset(args)):
         print(path)
     return 0
@@ -119,7 +119,7 @@ def _run(args: argparse.Namespace, sources: dict[str, str], chosen: Sequence[Ste
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda, but PyTorch sees no GPU; check nvidia-smi, or use --device cpu")
     torchutils.init_ranks(args.device)
-    torchutils.set_precision(args.precision)
+    torchutils.set_precision(args.precision, args.deterministic)
     work_dir, first = Path(args.work_dir), torchutils.rank() == 0
     try:
         work_dir.mkdir(parents=True, exist_ok=True)
