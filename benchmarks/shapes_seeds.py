@@ -39,14 +39,14 @@ def main() -> int:
         folder = args.work_dir / f"seed{seed}"
         command = [
             sys.executable,
-            str(ROOT / "run_sample.py"),
+            "run_sample.py",
             "--seed",
             str(seed),
             "--work_dir",
-            str(folder),
+            str(folder.resolve()),
             *args.rest,
         ]
-        code = subprocess.run(command, check=False).returncode
+        code = subprocess.run(command, cwd=ROOT, check=False).returncode
         if code:
             return code
         metrics[seed] = json.loads((folder / "metrics.json").read_text())

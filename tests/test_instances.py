@@ -16,7 +16,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from scipy import ndimage
 
-from benchmarks.centroids import objects, plain_centroids, smooth
+from benchmarks.cpu import objects, smooth
+from benchmarks.reference import plain_centroids
 from data import cocojson
 from data.results import ResultFileError, load_instances, save_instances
 from data.shapes import Shapes
