@@ -1,8 +1,6 @@
-"""How everything is measured: warm-up, median and interquartile range, peak memory, and what it ran on."""
+"""How everything is measured: warm-up, median and interquartile range, and what it ran on."""
 
 import argparse
-import resource
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -109,13 +107,3 @@ def write(rows: list[Row], folder: Path, name: str) -> str:
     save_json(folder / f"{name}.json", {"environment": where, "rows": [asdict(r) for r in rows]})
     write_atomic(folder / f"{name}.md", lambda file: file.write(text.encode()))
     return text
-
-
-def max_rss_mb() -> float:
-    """Peak memory of this process in MB; without /proc, the peak of the process it was started from counts too."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) / 1024
-    unit = 1024**2 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

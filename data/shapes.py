@@ -17,17 +17,10 @@ from data.errors import DataError
 
 CLASSES = ("check", "stripes", "rings", "dots", "cross", "wedges")
 # Two colours per class for the pattern of the head, RGB.
-HEAD_COLOURS = np.array(
-    [
-        [(245, 245, 245), (20, 20, 20)],
-        [(250, 220, 30), (20, 30, 160)],
-        [(240, 60, 60), (250, 250, 250)],
-        [(30, 200, 230), (90, 10, 60)],
-        [(60, 220, 70), (60, 20, 120)],
-        [(255, 140, 0), (0, 70, 70)],
-    ],
-    np.float32,
-)
+HEAD_COLOURS = np.array([
+    [(245, 245, 245), (20, 20, 20)], [(250, 220, 30), (20, 30, 160)], [(240, 60, 60), (250, 250, 250)],
+    [(30, 200, 230), (90, 10, 60)], [(60, 220, 70), (60, 20, 120)], [(255, 140, 0), (0, 70, 70)],
+], np.float32)  # fmt: skip
 REFERENCE_PX = 96  # lengths below are given at this image size
 LONG_AXIS, SHORT_AXIS = (33, 42), (23, 30)  # semi-axes of a body
 HEAD_RADIUS = (11.5, 13.5)
@@ -170,18 +163,15 @@ class Shapes(Dataset):
 def _draw(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     canvas = _background(rng, size)
     instances = np.zeros((size, size), np.uint8)
-    values = []
-    for i, (value, centre, scale, angle) in enumerate(_layout(rng, size)):
-        area = _draw_object(rng, canvas, value - 1, centre, scale, angle)
-        instances[area] = i + 1
-        values.append(value)
+    layout = _layout(rng, size)
+    for i, (value, *where) in enumerate(layout):
+        instances[_draw_object(rng, canvas, value - 1, *where)] = i + 1
+    values = np.array([0, *(value for value, *_ in layout)], np.uint8)
+    mask = values[instances]
     # An object hidden by later ones is no longer there: renumber those that can be seen.
-    seen = [i for i in range(len(values)) if (instances == i + 1).any()]
-    renumber = np.zeros(256, np.uint8)
-    renumber[[i + 1 for i in seen]] = np.arange(1, len(seen) + 1)
-    instances = renumber[instances]
-    values = np.array([values[i] for i in seen], np.uint8)
-    mask = np.concatenate([[0], values]).astype(np.uint8)[instances]
+    seen = [i for i in range(1, len(values)) if (instances == i).any()]
+    instances = sum(np.uint8(number) * (instances == i) for number, i in enumerate(seen, 1))
+    values = values[seen]
     canvas += rng.normal(0, 7, canvas.shape)
     return np.clip(canvas, 0, 255).astype(np.uint8), mask, instances, values
 
