@@ -32,7 +32,6 @@ seeds: $(VENV)/.installed
 # Each fast form against a plain one, on this machine's CPU.
 bench: $(VENV)/.installed-dev
 	$(RUN) -m benchmarks.cpu $(ARGS)
-	$(RUN) -m benchmarks.centroids
 
 $(VENV)/.installed: requirements.txt constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 10) else "Python 3.10 or later is needed")'

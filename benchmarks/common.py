@@ -1,22 +1,17 @@
-"""How everything is measured: warm-up, median and interquartile range, peak memory, and what it ran on."""
+"""How everything is measured: warm-up, median and interquartile range, and what it ran on."""
 
-import os
-import platform
-import resource
-import subprocess
-import sys
+import argparse
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 
 from data.files import save_json, write_atomic
 from misc.crf import hard_labels
+from misc.run.provenance import describe_call
 
 
 @dataclass
@@ -34,27 +29,21 @@ class Row:
 
 def measure(function: Callable[[], object], runs: int = 5, warm_up: int = 1) -> tuple[np.ndarray, object]:
     """Seconds of every run after `warm_up` unmeasured ones, and the last result."""
-    result = None
-    for _ in range(warm_up):
-        result = function()
-    seconds = []
-    for _ in range(runs):
-        begin = time.perf_counter()
-        result = function()
-        seconds.append(time.perf_counter() - begin)
-    return np.array(seconds), result
+    return measure_together(function, runs=runs, warm_up=warm_up)[0]
 
 
-def measure_together(*functions: Callable[[], object], runs: int = 7) -> list[tuple[np.ndarray, object]]:
+def measure_together(
+    *functions: Callable[[], object], runs: int = 7, warm_up: int = 1
+) -> list[tuple[np.ndarray, object]]:
     """As `measure` for each of the functions, taking turns: what else the machine does slows all of them alike."""
-    results = [function() for function in functions]
-    seconds = np.zeros((len(functions), runs))
-    for run in range(runs):
+    results: list = [None] * len(functions)
+    seconds = np.zeros((len(functions), warm_up + runs))
+    for run in range(warm_up + runs):
         for i, function in enumerate(functions):
             begin = time.perf_counter()
             results[i] = function()
             seconds[i, run] = time.perf_counter() - begin
-    return list(zip(seconds, results, strict=True))
+    return list(zip(seconds[:, warm_up:], results, strict=True))
 
 
 PHOTOGRAPHS = ("chelsea", "coffee", "rocket", "astronaut", "motorcycle")
@@ -95,32 +84,11 @@ def row(
     return Row(what, float(middle), float(high - low), len(seconds), against, ratio, agreement)
 
 
-def peak_extra_mb(module: str, call: str) -> float:
-    """MB by which `module.call` raises the peak memory of a fresh process over its imports and inputs.
-
-    The call makes a generator: what it does up to its first yield is preparation.
-    """
-    code = (
-        f"import {module} as m\nfrom benchmarks.common import max_rss_mb\nwork = m.{call}\nnext(work)\n"
-        "before = max_rss_mb()\nnext(work, None)\nprint(max_rss_mb() - before)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return float(done.stdout.split()[-1])
-
-
 def environment() -> dict:
     """Versions and hardware."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [
-            line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")
-        ]
-        cpu = names[0] if names else cpu
-    packages = ("torch", "torchvision", "numpy", "scipy", "pydensecrf2")
-    versions = {name: metadata.version(name) for name in packages if _installed(name)}
-    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
-    return {"cpu": cpu, "cores": os.cpu_count(), **gpu, "python": platform.python_version(), **versions}
+    call = describe_call(argparse.Namespace(seed=None), {}, ())
+    values = {**call["hardware"], **call["versions"]}
+    return {name: value for name, value in values.items() if value is not None and name != "threads"}
 
 
 def write(rows: list[Row], folder: Path, name: str) -> str:
@@ -139,21 +107,3 @@ def write(rows: list[Row], folder: Path, name: str) -> str:
     save_json(folder / f"{name}.json", {"environment": where, "rows": [asdict(r) for r in rows]})
     write_atomic(folder / f"{name}.md", lambda file: file.write(text.encode()))
     return text
-
-
-def max_rss_mb() -> float:
-    """Peak memory of this process in MB; without /proc, the peak of the process it was started from counts too."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) / 1024
-    unit = 1024**2 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-
-
-def _installed(name: str) -> bool:
-    try:
-        metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return False
-    return True

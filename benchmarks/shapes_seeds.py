@@ -37,16 +37,8 @@ def main() -> int:
     metrics = {}
     for seed in args.seeds:
         folder = args.work_dir / f"seed{seed}"
-        command = [
-            sys.executable,
-            str(ROOT / "run_sample.py"),
-            "--seed",
-            str(seed),
-            "--work_dir",
-            str(folder),
-            *args.rest,
-        ]
-        code = subprocess.run(command, check=False).returncode
+        options = [f"--seed={seed}", f"--work_dir={folder.resolve()}", *args.rest]
+        code = subprocess.run([sys.executable, "run_sample.py", *options], cwd=ROOT, check=False).returncode
         if code:
             return code
         metrics[seed] = json.loads((folder / "metrics.json").read_text())

@@ -108,8 +108,7 @@ class COCO14(Dataset):
         return self.labels([name])[0]
 
     def labels(self, names: Sequence[str]) -> np.ndarray:
-        rows = [self._row(name) for name in names]
-        return self._index.labels[rows].reshape(-1, self.n_classes).astype(np.float32)
+        return self._index.labels[[self._row(name) for name in names]].reshape(-1, self.n_classes).astype(np.float32)
 
     def mask(self, name: str) -> np.ndarray | None:
         if name not in self._masks:

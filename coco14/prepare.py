@@ -46,14 +46,6 @@ SOURCES = "sources.json"
 CLASS_OF = {category: i for i, category in enumerate(CATEGORIES)}  # 0-based
 
 
-class Annotated(NamedTuple):
-    """An image with its annotations, both as in the JSON file, and its JPEG."""
-
-    image: dict[str, Any]
-    annotations: list[dict[str, Any]]
-    jpeg: Path
-
-
 class Summary(NamedTuple):
     """What was done: images and images without any object per split, masks made in this run."""
 
@@ -82,11 +74,11 @@ def prepare(data_root: Path, num_workers: int = 0, overwrite: bool = False) -> S
             f"{shortened(missing)}. {how_to_get(root)}"
         )
     _check_sources(folder, paths.values(), overwrite)
-    jobs = [Annotated(coco.imgs[i], coco.imgToAnns[i], root / files[name_of(i)]) for i, _, coco in images]
+    jobs = [(coco.imgs[i], coco.imgToAnns[i], root / files[name_of(i)]) for i, _, coco in images]
     n_made = sum(progress_map(partial(_make, folder), jobs, "masks", num_workers))
     labels = np.zeros((len(jobs), len(CATEGORIES)), bool)
-    for row, job in enumerate(jobs):
-        labels[row, [CLASS_OF[annotation["category_id"]] for annotation in job.annotations]] = True
+    for label, (_, annotations, _) in zip(labels, jobs, strict=True):
+        label[[CLASS_OF[annotation["category_id"]] for annotation in annotations]] = True
     ids, splits = np.array([i for i, *_ in images], np.int64), np.array([split for _, split, _ in images], np.uint8)
     n_images, n_empty = {}, {}
     for i, split in enumerate(SPLITS):
@@ -145,14 +137,15 @@ def paint(image: dict[str, Any], annotations: Sequence[dict[str, Any]]) -> tuple
     return mask, objects
 
 
-def _make(folder: Path, job: Annotated) -> bool:
-    """Writes mask and objects of an image; False if they exist."""
-    name, size = name_of(job.image["id"]), (job.image["height"], job.image["width"])
-    check_size(f"the annotation of {job.jpeg}", size, image_size(job.jpeg))
+def _make(folder: Path, job: tuple[dict[str, Any], list[dict[str, Any]], Path]) -> bool:
+    """Writes mask and objects of (image, its annotations, its JPEG); False if they exist."""
+    image, annotations, jpeg = job
+    name, size = name_of(image["id"]), (image["height"], image["width"])
+    check_size(f"the annotation of {jpeg}", size, image_size(jpeg))
     paths = [folder / kind / f"{name}.png" for kind in (MASKS, OBJECTS)]
     if all(mask_exists(path, IGNORE - 1, size) for path in paths):
         return False
-    for path, array in zip(paths, paint(job.image, job.annotations), strict=True):
+    for path, array in zip(paths, paint(image, annotations), strict=True):
         save_mask(path, array, voc_palette())
     return True
 

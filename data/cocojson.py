@@ -24,13 +24,8 @@ def results(image_id: int, detected: dict[str, np.ndarray], category_ids: Sequen
     category_ids: as `Dataset.category_ids`. Fragments that score 0 are too small to be objects and are left out.
     """
     return [
-        {
-            "image_id": image_id,
-            "category_id": category_ids[kind],
-            "segmentation": _encode(mask),
-            "score": float(score),
-        }
-        for score, mask, kind in zip(*(detected[name] for name in ("score", "mask", "class")), strict=True)
+        {"image_id": image_id, "category_id": category_ids[k], "segmentation": _encode(mask), "score": float(score)}
+        for score, mask, k in zip(*(detected[name] for name in ("score", "mask", "class")), strict=True)
         if score > 0
     ]
 

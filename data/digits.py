@@ -63,22 +63,28 @@ def make_pictures(split: str, n: int, marked: float, seed: int, mnist_root: str 
     turn = np.arange(n) // len(DIGITS)
     has_mark = np.floor((turn + 1) * marked + 1e-9) > np.floor(turn * marked + 1e-9)
     digits = None if mnist_root is None else _mnist(mnist_root, split, labels)
-    images, regions = [], []
+    images, regions = np.zeros((2, n, SIDE, SIDE), np.uint8)
     with bar(n, f"draw {split}") as progress:
         for i, label in enumerate(labels):
             generator = rng(seed, "digits", split, i)
             digit = draw_digit(generator, int(label)) if digits is None else digits[i]
-            image, region = compose(generator, digit, int(label), bool(has_mark[i]))
-            images.append(image)
-            regions.append(region)
+            images[i], regions[i] = compose(generator, digit, int(label), bool(has_mark[i]))
             progress.update()
-    return Pictures(np.stack(images), labels, np.stack(regions), has_mark)
+    return Pictures(images, labels, regions, has_mark)
 
 
 def fetch_mnist(root: str) -> None:
     """Fetches MNIST into a folder where it is not there whole. DataError if it cannot be had."""
     for split in ("train", "test"):
         _open_mnist(root, split, download=True)
+
+
+@cache
+def font(name: str, size: int) -> ImageFont.FreeTypeFont:
+    """One of the fonts that come with matplotlib."""
+    import matplotlib
+
+    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", f"{name}.ttf"), size)
 
 
 def draw_digit(generator: np.random.Generator, label: int) -> np.ndarray:
@@ -153,19 +159,10 @@ def _cropped(digit: np.ndarray, long_side: int) -> np.ndarray:
 
 
 def _printed(generator: np.random.Generator, label: int) -> np.ndarray:
-    font = _font(FONTS[generator.integers(len(FONTS))])
+    glyphs = font(FONTS[generator.integers(len(FONTS))], round(0.85 * _GLYPH))
     image = Image.new("L", (_GLYPH, _GLYPH))
-    middle = _GLYPH / 2
-    ImageDraw.Draw(image).text((middle, middle), str(DIGITS[label]), fill=255, font=font, anchor="mm")
+    ImageDraw.Draw(image).text((_GLYPH / 2, _GLYPH / 2), str(DIGITS[label]), fill=255, font=glyphs, anchor="mm")
     return np.asarray(image)
-
-
-@cache
-def _font(name: str) -> ImageFont.FreeTypeFont:
-    import matplotlib
-
-    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf"
-    return ImageFont.truetype(str(path), round(0.85 * _GLYPH))
 
 
 def _written(generator: np.random.Generator, label: int) -> np.ndarray:
@@ -181,9 +178,10 @@ def _smooth_curve(points: np.ndarray, steps: int = 8) -> np.ndarray:
     """[m, 2]: a Catmull-Rom spline through points [n, 2]."""
     ends = np.concatenate([points[:1], points, points[-1:]])
     t = np.linspace(0, 1, steps, endpoint=False)[:, None]
-    parts = []
-    for a, b, c, d in zip(ends, ends[1:], ends[2:], ends[3:], strict=False):
-        parts.append(0.5 * (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2 + (3 * b - a - 3 * c + d) * t**3))
+    parts = [
+        0.5 * (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2 + (3 * b - a - 3 * c + d) * t**3)
+        for a, b, c, d in zip(ends, ends[1:], ends[2:], ends[3:], strict=False)
+    ]
     return np.concatenate([*parts, points[-1:]])
 
 
@@ -201,11 +199,11 @@ def _open_mnist(root: str, split: str, download: bool):
         ) from error
 
 
-def _mnist(root: str, split: str, labels: np.ndarray) -> list[np.ndarray]:
-    """MNIST's digits for the labels, in the order of its files: uint8 [28, 28] each."""
+def _mnist(root: str, split: str, labels: np.ndarray) -> np.ndarray:
+    """uint8 [n, 28, 28]: MNIST's digits for the labels, in the order of its files."""
     found = _open_mnist(root, split, download=False)
     images, targets = found.data.numpy(), found.targets.numpy()
-    out: list = [None] * len(labels)
+    out = np.zeros((len(labels), *images.shape[1:]), np.uint8)
     for label, digit in enumerate(DIGITS):
         have, want = np.flatnonzero(targets == digit), np.flatnonzero(labels == label)
         if len(have) < len(want):
@@ -213,6 +211,5 @@ def _mnist(root: str, split: str, labels: np.ndarray) -> list[np.ndarray]:
                 f"--mnist_root {root} has {len(have)} images of digit {digit} for {split}ing, {len(want)} are wanted; "
                 f"lower --toy_{split}"
             )
-        for i, index in zip(want, have, strict=False):
-            out[i] = images[index]
+        out[want] = images[have[: len(want)]]
     return out

@@ -17,17 +17,10 @@ from data.errors import DataError
 
 CLASSES = ("check", "stripes", "rings", "dots", "cross", "wedges")
 # Two colours per class for the pattern of the head, RGB.
-HEAD_COLOURS = np.array(
-    [
-        [(245, 245, 245), (20, 20, 20)],
-        [(250, 220, 30), (20, 30, 160)],
-        [(240, 60, 60), (250, 250, 250)],
-        [(30, 200, 230), (90, 10, 60)],
-        [(60, 220, 70), (60, 20, 120)],
-        [(255, 140, 0), (0, 70, 70)],
-    ],
-    np.float32,
-)
+HEAD_COLOURS = np.array([
+    [(245, 245, 245), (20, 20, 20)], [(250, 220, 30), (20, 30, 160)], [(240, 60, 60), (250, 250, 250)],
+    [(30, 200, 230), (90, 10, 60)], [(60, 220, 70), (60, 20, 120)], [(255, 140, 0), (0, 70, 70)],
+], np.float32)  # fmt: skip
 REFERENCE_PX = 96  # lengths below are given at this image size
 LONG_AXIS, SHORT_AXIS = (33, 42), (23, 30)  # semi-axes of a body
 HEAD_RADIUS = (11.5, 13.5)
@@ -37,52 +30,32 @@ CACHED = 1024  # images kept, 47 MB at most: enough for an epoch, and memory sta
 SPLITS = ("train", "val")
 INFER = 96  # of the training images get pseudo masks by default, enough to see what happens
 
-_TUNED = "found on shapes"
-# The published values belong to ResNet-50, ImageNet weights and large photographs; these to a small network that learns
-# images of 96 px from scratch.
+# The published values belong to ResNet-50, ImageNet weights and large photographs; these, found on shapes, to a small
+# network that learns images of 96 px from scratch.
+_TUNED = {
+    "cam_network": "resnet14", "cam_init": "scratch", "cam_optimizer": "adamw", "cam_crop_size": 96,
+    "cam_resize_long": (72, 144), "cam_batch_size": 8, "cam_num_epoches": 17, "cam_learning_rate": 1e-3,
+    "cam_weight_decay": 1e-2, "cam_eval_sweep": (0.0, 0.60, 0.01),
+    "RIB_lr": 3e-4, "RIB_batch_size": 4, "RIB_crop_size": 96, "RIB_resize_long": (72, 144),
+    "conf_fg_thres": 0.05, "conf_bg_thres": 0.03,
+    "irn_crop_size": 96, "irn_rescale": (0.75, 1.5), "irn_batch_size": 8, "irn_num_epoches": 24,
+    "irn_learning_rate": 1.0, "irn_displacement_lr": 0.3, "irn_radius": 5,
+    "exp_times": 5, "sem_seg_bg_thres": 0.25,
+    "seg_model": "deeplabv2_resnet14", "seg_crop_size": 96, "seg_scales": (0.75, 1.0, 1.25, 1.5), "seg_batch_size": 4,
+    "seg_accumulate": 1, "seg_lr": 3e-5, "seg_test_mirror": True,
+}  # fmt: skip
 PRESET: dict[str, tuple[object, str]] = {
-    "cam_network": ("resnet14", _TUNED),
-    "cam_init": ("scratch", _TUNED),
-    "cam_optimizer": ("adamw", _TUNED),
-    "cam_crop_size": (96, _TUNED),
-    "cam_resize_long": ((72, 144), _TUNED),
-    "cam_batch_size": (8, _TUNED),
-    "cam_num_epoches": (17, _TUNED),
-    "cam_learning_rate": (1e-3, _TUNED),
-    "cam_weight_decay": (1e-2, _TUNED),
-    "cam_eval_sweep": ((0.0, 0.60, 0.01), _TUNED),
-    "RIB_lr": (3e-4, _TUNED),
-    "RIB_batch_size": (4, _TUNED),
-    "RIB_crop_size": (96, _TUNED),
-    "RIB_resize_long": ((72, 144), _TUNED),
+    **{name: (value, "found on shapes") for name, value in _TUNED.items()},
     "stop_th": (1e9, "never: the published value belongs to the published network"),
     "explode_ratio": (1.1, "never, likewise"),
-    "conf_fg_thres": (0.05, _TUNED),
-    "conf_bg_thres": (0.03, _TUNED),
     "irn_backbone": ("cam", "no ImageNet weights needed"),
-    "irn_crop_size": (96, _TUNED),
-    "irn_rescale": ((0.75, 1.5), _TUNED),
-    "irn_batch_size": (8, _TUNED),
-    "irn_num_epoches": (24, _TUNED),
-    "irn_learning_rate": (1.0, _TUNED),
-    "irn_displacement_lr": (0.3, _TUNED),
-    "irn_radius": (5, _TUNED),
     "irn_infer_pad": (0, "all images have one size"),
-    "exp_times": (5, _TUNED),
-    "sem_seg_bg_thres": (0.25, _TUNED),
-    "seg_model": ("deeplabv2_resnet14", _TUNED),
     "seg_labels": (("pseudo", "cam", "truth"), "what the pseudo masks are worth"),
     "seg_init": ("cam", "no ImageNet weights needed"),
-    "seg_crop_size": (96, _TUNED),
-    "seg_scales": ((0.75, 1.0, 1.25, 1.5), _TUNED),
-    "seg_batch_size": (4, _TUNED),
-    "seg_accumulate": (1, _TUNED),
     "seg_iter": (200, "as many as the time of a sample run allows"),
-    "seg_lr": (3e-5, _TUNED),
     "seg_checkpoint_every": (100, "every quarter of a minute"),
     "seg_msc_scales": ((1.0,), "half the time; steps are worth more"),
     "seg_aspp_rates": ((1, 2, 3, 4), "for maps of 12 x 12"),
-    "seg_test_mirror": (True, _TUNED),
     "infer_list": ("infer", "the first training images"),
     "eval_list": ("infer", "the first training images"),
 }
@@ -170,18 +143,15 @@ class Shapes(Dataset):
 def _draw(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     canvas = _background(rng, size)
     instances = np.zeros((size, size), np.uint8)
-    values = []
-    for i, (value, centre, scale, angle) in enumerate(_layout(rng, size)):
-        area = _draw_object(rng, canvas, value - 1, centre, scale, angle)
-        instances[area] = i + 1
-        values.append(value)
+    layout = _layout(rng, size)
+    for i, (value, *where) in enumerate(layout):
+        instances[_draw_object(rng, canvas, value - 1, *where)] = i + 1
+    values = np.array([0, *(value for value, *_ in layout)], np.uint8)
+    mask = values[instances]
     # An object hidden by later ones is no longer there: renumber those that can be seen.
-    seen = [i for i in range(len(values)) if (instances == i + 1).any()]
-    renumber = np.zeros(256, np.uint8)
-    renumber[[i + 1 for i in seen]] = np.arange(1, len(seen) + 1)
-    instances = renumber[instances]
-    values = np.array([values[i] for i in seen], np.uint8)
-    mask = np.concatenate([[0], values]).astype(np.uint8)[instances]
+    seen = [i for i in range(1, len(values)) if (instances == i).any()]
+    instances = sum(np.uint8(number) * (instances == i) for number, i in enumerate(seen, 1))
+    values = values[seen]
     canvas += rng.normal(0, 7, canvas.shape)
     return np.clip(canvas, 0, 255).astype(np.uint8), mask, instances, values
 

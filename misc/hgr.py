@@ -26,12 +26,10 @@ def gradient_maps(net: ToyNet, images: torch.Tensor, labels: torch.Tensor) -> to
 
     images: float32 [B, 1, H, W]; labels: int64 [B], the class of each.
     G_k = |gradient, with respect to the image, of the sum of layer k's output|, divided by its maximum over the image;
-    a map without any gradient stays 0. A layer's output is that of the convolution or, for k = 6, of the fully
-    connected layer, before any activation. Of the sixth's, that of the image's own class counts: it is what RIB's loss
-    raises and CAM explains. The seventh map is that of the sum over both logits, as the definition has it to the
-    letter. With a final activation G_6 of the own logit would be the same: it is monotone and acts on that one number,
-    so it scales the map by one factor, which the normalisation takes away. What distinguishes activations here is what
-    the network has learnt under them.
+    a map without any gradient stays 0. A layer's output is taken before any activation. Of the sixth layer's, the logit
+    of the image's own class counts, which RIB's loss raises and CAM explains; the seventh map is of both logits, as the
+    definition has it to the letter. A final activation would only scale G_6 by a factor that the normalisation
+    takes away: what distinguishes activations is what the network learns under them.
     """
     x = images.detach().requires_grad_()
     *outputs, logits = net.outputs(x)
@@ -57,14 +55,9 @@ def finetune(
 
     image: float32 [1, 1, H, W]. As in RIB every image starts from the trained network, and its optimiser takes steps on
     - activation(logit of its label): learning rate `lr`, the fully connected layer 10x, falling as
-    (1 - step / n_steps) ** 0.9; it ends after the step whose logit, before the step, exceeded `stop`. Unlike RIB:
-    no companions (they keep a classifier's classes apart, and would mix their regions into this one), average pooling
-    in place of GNDRP (the experiment asks what the activation does, with all else as trained), one row in place of six
-    scales and mirrors (the network has seen one size, and a mirrored 2 is none), and no guard against an exploding CAM
-    (it judges maps that are not made here). Without an activation the loss is unbounded and grows like a product of six
-    layers, hence small steps, few, and the stop.
-    A saturating activation has a small slope at the logits of a trained network, so that at a rate at which the others
-    go far such copies hardly move.
+    (1 - step / n_steps) ** 0.9; it ends after the step whose logit, before the step, exceeded `stop`. Unlike RIB: no
+    companions (they would mix their regions in), average pooling in place of GNDRP (all but the activation is as
+    trained), one row in place of scales and mirrors (a mirrored 2 is none), no guard against an exploding CAM.
     Returns the copy, the number of steps and the logit after them. FloatingPointError where a logit is not finite.
     """
     copied = copy.deepcopy(net)

@@ -141,20 +141,17 @@ def detect(index: np.ndarray, score: np.ndarray, classes: np.ndarray, max_fragme
     max_fragment_size: fragments of fewer pixels score 0; the others score the maximum of `score` within.
     Returns score float32 [m], mask bool [m, H, W], class int64 [m].
     """
-    boxes, parts, numbers, scores, areas, kinds = [], [], [], [], [], []
+    fragments = []  # (box of an instance, its fragments numbered, the number of one of them, score, area, class)
     for i, box in enumerate(ndimage.find_objects(index)):
         if box is None:
             continue
-        fragments, count = ndimage.label(index[box] == i + 1)
-        area = np.bincount(fragments.reshape(-1), minlength=count + 1)[1:]
-        peak = ndimage.maximum(score[box], fragments, np.arange(1, count + 1))
-        boxes += [box] * count
-        parts += [fragments] * count
-        numbers += range(1, count + 1)
-        scores += np.where(area < max_fragment_size, 0, peak).tolist()
-        areas += area.tolist()
-        kinds += [classes[i]] * count
-    scores, areas = np.array(scores, np.float32), np.array(areas, np.int64)
+        parts, count = ndimage.label(index[box] == i + 1)
+        area = np.bincount(parts.reshape(-1), minlength=count + 1)[1:]
+        peak = ndimage.maximum(score[box], parts, np.arange(1, count + 1))
+        scored = np.where(area < max_fragment_size, 0, peak)
+        fragments += [(box, parts, j + 1, scored[j], area[j], classes[i]) for j in range(count)]
+    scores = np.array([fragment[3] for fragment in fragments], np.float32)
+    areas, kinds = (np.array([fragment[k] for fragment in fragments], np.int64) for k in (4, 5))
     # FIDELITY: fragments that score 0 are kept, as published, but only the largest of them as far as memory goes.
     room = max(MASK_BYTES // index.size, (scores > 0).sum())
     kept = np.sort(np.lexsort((-areas, scores == 0))[:room])
@@ -162,5 +159,6 @@ def detect(index: np.ndarray, score: np.ndarray, classes: np.ndarray, max_fragme
         logging.info("%d fragments that score 0 are dropped, the smallest", len(scores) - len(kept))
     masks = np.zeros((len(kept), *index.shape), bool)
     for mask, j in zip(masks, kept, strict=True):
-        mask[boxes[j]] = parts[j] == numbers[j]
-    return {"score": scores[kept], "mask": masks, "class": np.array(kinds, np.int64)[kept]}
+        box, parts, number, *_ = fragments[j]
+        mask[box] = parts == number
+    return {"score": scores[kept], "mask": masks, "class": kinds[kept]}

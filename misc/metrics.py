@@ -1,7 +1,6 @@
 """Confusion, IoU, the one-pass threshold sweep and the AP of instances (ChainerCV, evaluations/)."""
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -139,21 +138,12 @@ def mask_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """float64 [n, m]: intersection over union of bool [n, H, W] with bool [m, H, W]; 0 where both are empty."""
     if a.shape[1:] != b.shape[1:]:
         raise ValueError(f"masks are {a.shape[1:]} and {b.shape[1:]}; they must have one size")
-    return _packed_iou(_pack(a), _pack(b))
-
-
-def _pack(masks: np.ndarray) -> np.ndarray:
-    """uint8 [n, ceil(H W / 8)]: eight pixels a byte."""
-    return np.packbits(np.asarray(masks, bool).reshape(len(masks), int(np.prod(masks.shape[1:]))), axis=1)
-
-
-def _packed_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    # Eight pixels a byte.
+    a, b = (np.packbits(x.reshape(len(x), np.prod(x.shape[1:], dtype=int)), axis=1) for x in (a, b))
     area_a, area_b = (np.bitwise_count(x).sum(1, dtype=np.int64) for x in (a, b))
-    both = (
-        np.stack([np.bitwise_count(a & row).sum(1, dtype=np.int64) for row in b], 1)
-        if len(b)
-        else np.zeros((len(a), 0))
-    )
+    both = np.zeros((len(a), len(b)))
+    for j, row in enumerate(b):
+        both[:, j] = np.bitwise_count(a & row).sum(1, dtype=np.int64)
     return both / np.maximum(area_a[:, None] + area_b[None] - both, 1)
 
 
@@ -176,17 +166,14 @@ def match_instances(
     prediction goes for the true instance of its class that it overlaps most; it is right if their IoU reaches the
     threshold and no earlier one was right about it.
     """
-    if pred_masks.shape[1:] != gt_masks.shape[1:]:
-        raise ValueError(f"predictions are {pred_masks.shape[1:]}, the truth {gt_masks.shape[1:]}; they must fit")
     pred_labels, gt_labels = (np.asarray(labels, np.int64) for labels in (pred_labels, gt_labels))
     scores = np.asarray(pred_scores, np.float64)
     order = np.argsort(scores, kind="stable")[::-1]
     labels, scores = pred_labels[order], scores[order]
-    packed, packed_gt = _pack(pred_masks)[order], _pack(gt_masks)
     hits = np.zeros((len(thresholds), len(order)), bool)
     for c in np.intersect1d(labels, gt_labels):
         mine = np.flatnonzero(labels == c)
-        iou = _packed_iou(packed[mine], packed_gt[gt_labels == c])
+        iou = mask_iou(pred_masks[order[mine]], gt_masks[gt_labels == c])
         nearest, reached = iou.argmax(1), iou.max(1)[None] >= np.asarray(thresholds)[:, None]
         for g in np.unique(nearest):
             right = reached & (nearest == g)
@@ -194,69 +181,22 @@ def match_instances(
     return Matches(labels, scores, hits, gt_labels)
 
 
-class InstanceAP:
-    """Average precision of instance masks, from one image after another; of each only the matches are kept.
+def instance_ap(images: Sequence[Matches], n_classes: int) -> np.ndarray:
+    """float64 [T, n_classes]: AP of instance masks per threshold and class; NaN for a class without a true instance.
 
-    AP as in PASCAL VOC 2010 and later, the area under the precision curve made monotone (ChainerCV,
-    eval_instance_segmentation_voc). thresholds: the IoU from which a match counts, one AP for each.
+    images: at least one, all at the same T thresholds. AP as in PASCAL VOC 2010 and later, the area under the precision
+    curve made monotone (ChainerCV, eval_instance_segmentation_voc).
     """
-
-    def __init__(self, thresholds: Sequence[float] = COCO_IOUS):
-        self.thresholds = tuple(thresholds)
-        self.scores: dict[int, list[np.ndarray]] = defaultdict(list)
-        self.hits: dict[int, list[np.ndarray]] = defaultdict(list)
-        self.positives: dict[int, int] = defaultdict(int)
-
-    def add(
-        self, pred_masks: np.ndarray, pred_labels: np.ndarray, pred_scores: np.ndarray, gt_masks: np.ndarray,
-        gt_labels: np.ndarray,
-    ) -> None:  # fmt: skip
-        """Adds one image; arguments as `match_instances`."""
-        self.add_matches(match_instances(pred_masks, pred_labels, pred_scores, gt_masks, gt_labels, self.thresholds))
-
-    def add_matches(self, matches: Matches) -> None:
-        """Adds one image of which the matches are known, at the same thresholds."""
-        for c in np.unique(matches.labels).tolist():
-            mine = matches.labels == c
-            self.scores[c].append(matches.scores[mine])
-            self.hits[c].append(matches.hits[:, mine])
-        for c in matches.truths.tolist():
-            self.positives[c] += 1
-
-    def ap(self, n_classes: int | None = None) -> np.ndarray:
-        """float64 [T, n_classes]: AP per threshold and class; NaN for a class without a true instance.
-
-        n_classes: by default the highest class seen + 1.
-        """
-        if n_classes is None:
-            n_classes = max([-1, *self.scores, *self.positives]) + 1
-        out = np.full((len(self.thresholds), n_classes), np.nan)
-        for c, positives in self.positives.items():
-            if c not in self.scores:
-                out[:, c] = 0
-                continue
-            order = np.argsort(np.concatenate(self.scores[c]), kind="stable")[::-1]
-            hits = np.concatenate(self.hits[c], 1)[:, order]
-            right = hits.cumsum(1)
-            precision = right / np.arange(1, len(order) + 1)
-            precision = np.maximum.accumulate(precision[:, ::-1], 1)[:, ::-1]
-            out[:, c] = (precision * hits).sum(1) / positives  # recall grows by 1 / positives at every hit
-        return out
-
-
-def instance_ap(
-    pred_masks: Iterable, pred_labels: Iterable, pred_scores: Iterable, gt_masks: Iterable, gt_labels: Iterable,
-    iou_thresh: float = 0.5,
-) -> dict[str, np.ndarray | float]:  # fmt: skip
-    """AP over images, each argument an iterable with one entry per image as in `match_instances`; generators will do.
-
-    Returns `ap` float64 [C], NaN for a class without a true instance, and `map`, the mean over the others.
-    """
-    total = InstanceAP((iou_thresh,))
-    for image in zip(pred_masks, pred_labels, pred_scores, gt_masks, gt_labels, strict=True):
-        total.add(*image)
-    ap = total.ap()[0]
-    return {"ap": ap, "map": mean_ap(ap)}
+    labels, scores, hits, truths = (np.concatenate(parts, -1) for parts in zip(*images, strict=True))
+    order = np.argsort(scores, kind="stable")[::-1]
+    labels, hits = labels[order], hits[:, order]
+    out = np.full((len(hits), n_classes), np.nan)
+    for c, positives in zip(*np.unique(truths, return_counts=True), strict=True):
+        right = hits[:, labels == c]
+        precision = right.cumsum(1) / np.arange(1, right.shape[1] + 1)
+        precision = np.maximum.accumulate(precision[:, ::-1], 1)[:, ::-1]
+        out[:, c] = (precision * right).sum(1) / positives  # recall grows by 1 / positives at every hit
+    return out
 
 
 def mean_ap(ap: np.ndarray) -> float:

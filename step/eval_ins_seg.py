@@ -14,7 +14,7 @@ from data.base import Dataset
 from data.progress import progress_map
 from data.results import load_instances
 from misc import torchutils
-from misc.metrics import COCO_IOUS, InstanceAP, Matches, match_instances, mean_ap
+from misc.metrics import COCO_IOUS, Matches, instance_ap, match_instances, mean_ap
 from misc.run.outputs import require, result_file
 
 IMAGES_PER_CALL = 16
@@ -49,10 +49,7 @@ def run(args: argparse.Namespace, dataset: Dataset) -> dict:
         return {}
     if len(scored) < len(names):
         logging.warning("%d of %d images have no true instances", len(names) - len(scored), len(names))
-    total = InstanceAP(COCO_IOUS)
-    for image in scored:
-        total.add_matches(image.matches)
-    ap = total.ap(dataset.n_classes)
+    ap = instance_ap([image.matches for image in scored], dataset.n_classes)
     if args.coco_json and torchutils.rank() == 0:
         _export(args, dataset, ids, scored)
     values = {"50": ap[COCO_IOUS.index(0.5)], "70": ap[COCO_IOUS.index(0.7)], "50_95": ap.mean(0)}

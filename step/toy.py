@@ -37,14 +37,15 @@ def run(args: argparse.Namespace) -> dict:
         torchutils.on_first_rank(lambda: fetch_mnist(args.mnist_root))
     folder = Path(args.work_dir) / "toy"
     seeds = [args.seed + i for i in range(args.toy_seeds)]
+    files = {seed: folder / f"seed_{seed}.json" for seed in seeds}
     if args.overwrite:  # all at once, so that a run that is cut off goes on without it
-        torchutils.on_first_rank(lambda: [_result_file(folder, seed).unlink(missing_ok=True) for seed in seeds])
+        torchutils.on_first_rank(lambda: [file.unlink(missing_ok=True) for file in files.values()])
     for seed in torchutils.shard(seeds):
-        _one_seed(args, folder, seed)
+        _one_seed(args, files[seed], seed)
     torchutils.barrier()
     if torchutils.rank() != 0:
         return {}
-    results = [load_json(_result_file(folder, seed)) for seed in seeds]
+    results = [load_json(file) for file in files.values()]
     by_threshold = {
         threshold: {
             name: np.array([result["hgr"][name][result["thresholds"].index(threshold)] for result in results])
@@ -74,11 +75,10 @@ def run(args: argparse.Namespace) -> dict:
     }
 
 
-def _one_seed(args: argparse.Namespace, folder: Path, seed: int) -> None:
+def _one_seed(args: argparse.Namespace, file: Path, seed: int) -> None:
     """Trains and measures one seed, as far as that was not done with the same settings."""
-    file, made = _result_file(folder, seed), _made_by(args, seed)
-    device, net = torchutils.resolve_device(args.device), _untrained(seed)
-    stored = _stored(args, folder, seed, made, net)
+    made, device, net = _made_by(args, seed), torchutils.resolve_device(args.device), _untrained(seed)
+    stored = _stored(file, made, net)
     if {*_thresholds(args)} <= {*stored.get("thresholds", ())}:
         logging.info("toy: %s exists, skipping", file)
         return
@@ -89,24 +89,23 @@ def _one_seed(args: argparse.Namespace, folder: Path, seed: int) -> None:
         net = _trained(args, seed, device)
     measured = _measured(args, net, seed, device)
     file.unlink(missing_ok=True)  # or, with the job killed right here, it would tell of other weights
-    save_torch(_weights_file(folder, seed), net.cpu().state_dict())
+    save_torch(file.with_suffix(".pth"), net.cpu().state_dict())
     save_json(file, {"made_by": made, **measured})
 
 
-def _stored(args: argparse.Namespace, folder: Path, seed: int, made: dict, net: ToyNet) -> dict:
+def _stored(file: Path, made: dict, net: ToyNet) -> dict:
     """What a stored seed tells, its weights loaded into `net`; {} where it is not there.
 
     UserError if it was made with other settings, or is damaged.
     """
-    file, weights_file = _result_file(folder, seed), _weights_file(folder, seed)
     try:
         stored = load_json(file)
-        if not stored or not weights_file.is_file():
+        if not stored or not file.with_suffix(".pth").is_file():
             return {}
         changed = differences(stored["made_by"], made)
         if changed:
             raise UserError(f"{file} was created with {'; '.join(changed)}; use another --work_dir")
-        weights.load(net, weights_file)
+        weights.load(net, file.with_suffix(".pth"))
     except UserError as error:
         raise UserError(f"toy: {error}; or make the seeds again with --overwrite") from error
     if stored["made_by"]["code"] != made["code"]:
@@ -205,7 +204,7 @@ def _draw(args: argparse.Namespace, folder: Path, seed: int, curves: dict[str, n
     train = make_pictures("train", min(args.toy_train, 80), MARKED, seed, args.mnist_root)
     test = make_pictures("test", min(args.toy_test, 20), 1.0, seed, args.mnist_root)
     net = ToyNet(len(DIGITS))
-    weights.load(net, _weights_file(folder, seed))
+    weights.load(net, folder / f"seed_{seed}.pth")
     plots.save(plots.toy_dataset(train, test), folder / "dataset")
     plots.save(plots.toy_gradients(test, _example_rows(args, net, test)), folder / "gradients")
     plots.save(plots.toy_curves(curves, args.toy_threshold), folder / "curves")
@@ -232,16 +231,7 @@ def _tensors(pictures: Pictures, device: torch.device) -> tuple[torch.Tensor, to
 
 def _made_by(args: argparse.Namespace, seed: int) -> dict:
     """The record of what makes a seed; the threshold is chosen among those stored."""
-    values = {key: value for key, value in vars(args).items() if key.startswith("toy_") and not key.endswith("_pass")}
-    for name in ("toy_seeds", "toy_threshold"):
-        del values[name]
+    apart = ("toy_pass", "toy_seeds", "toy_threshold")
+    values = {key: value for key, value in vars(args).items() if key.startswith("toy_") and key not in apart}
     arguments = {"seed": seed, "mnist_root": str(args.mnist_root), **values}
     return {"arguments": arguments, "inputs": {}, "code": code_version()}
-
-
-def _weights_file(folder: Path, seed: int) -> Path:
-    return folder / f"seed_{seed}.pth"
-
-
-def _result_file(folder: Path, seed: int) -> Path:
-    return folder / f"seed_{seed}.json"

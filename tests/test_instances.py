@@ -16,7 +16,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from scipy import ndimage
 
-from benchmarks.centroids import objects, plain_centroids, smooth
+from benchmarks.cpu import objects, smooth
+from benchmarks.reference import plain_centroids
 from data import cocojson
 from data.results import ResultFileError, load_instances, save_instances
 from data.shapes import Shapes
@@ -200,12 +201,13 @@ def test_an_image_without_a_class_has_no_instance(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the peak of a process is read from /proc")
 def test_hundreds_of_fragments_stay_under_a_gigabyte(tmp_path):
     """At VOC size and from displacement to matches, in a process of its own."""
     code = """
 import sys
 import numpy as np, torch
-from benchmarks.common import max_rss_mb
+from pathlib import Path
 torch.set_num_threads(1)
 from data.results import load_instances, save_instances
 from misc import metrics
@@ -222,7 +224,8 @@ truth = np.zeros((3, 375, 500), bool)
 truth[0, :200], truth[1, 200:], truth[2, :9, :9] = True, True, True
 matches = metrics.match_instances(found["mask"], found["class"], found["score"], truth, np.array([0, 1, 0]))
 assert matches.hits.shape == (10, len(found["score"]))
-print(len(masks), len(found["score"]), int(max_rss_mb()))
+peak = Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]
+print(len(masks), len(found["score"]), int(peak) // 1024)
 """
     command = [sys.executable, "-c", code, str(tmp_path / "a.npy")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
@@ -338,9 +341,11 @@ def chainer_images():
 def test_golden_ap():
     images, data = chainer_images()
     for threshold in (0.5, 0.7):
-        got = metrics.instance_ap(*zip(*images, strict=True), iou_thresh=threshold)
-        np.testing.assert_allclose(got["ap"], data[f"ap_{threshold}"], rtol=0, atol=1e-9)
-        assert got["map"] == pytest.approx(float(data[f"map_{threshold}"]), abs=1e-9)
+        wanted = data[f"ap_{threshold}"]
+        matches = [metrics.match_instances(*image, (threshold,)) for image in images]
+        got = metrics.instance_ap(matches, len(wanted))[0]
+        np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-9)
+        assert metrics.mean_ap(got) == pytest.approx(float(data[f"map_{threshold}"]), abs=1e-9)
 
 
 def plain_ap(images, threshold, n_classes):
@@ -390,12 +395,11 @@ def random_images(n_images=8, n_classes=4, seed=0):
 @pytest.mark.parametrize("seed", range(3))
 def test_streaming_ap_equals_the_plain_one(seed):
     images = random_images(seed=seed)
-    total = metrics.InstanceAP((0.5, 0.7, 0.9))
-    for image in images:
-        total.add(*image)
-    for ap, threshold in zip(total.ap(4), total.thresholds, strict=True):
+    thresholds = (0.5, 0.7, 0.9)
+    got = metrics.instance_ap([metrics.match_instances(*image, thresholds) for image in images], 4)
+    for ap, threshold in zip(got, thresholds, strict=True):
         np.testing.assert_allclose(ap, plain_ap(images, threshold, 4), rtol=0, atol=1e-12)
-    assert 0 < metrics.mean_ap(total.ap(4)[0]) < 1 and np.isnan(total.ap(4)[:, 3]).all()
+    assert 0 < metrics.mean_ap(got[0]) < 1 and np.isnan(got[:, 3]).all()
 
 
 def test_ap_by_hand():
@@ -407,19 +411,17 @@ def test_ap_by_hand():
     assert matches.scores.tolist() == [0.9, 0.8, 0.7, 0.1]
     # The copy of a truth that is already found is wrong; where the first was not good enough it is right.
     assert matches.hits.tolist() == [[1, 1, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 0]]
-    total = metrics.InstanceAP((0.5, 0.75, 0.78, 0.9))
-    total.add_matches(matches)
     # Precision at the hits, made monotone: 1, 1; 1, 1; max(1/2, 2/3), 2/3; 1/3, each worth 1/2 of the recall.
-    np.testing.assert_allclose(total.ap()[:, 0], [1, 1, 2 / 3, 1 / 6])
+    np.testing.assert_allclose(metrics.instance_ap([matches], 1)[:, 0], [1, 1, 2 / 3, 1 / 6])
 
 
 def test_ap_of_classes_never_predicted_or_never_true():
     mask = np.ones((1, 2, 2), bool)
     none = np.zeros((0, 2, 2), bool)
-    got = metrics.instance_ap([mask, none], [[2], []], [[0.5], []], [none, mask], [[], [1]])
-    np.testing.assert_array_equal(got["ap"], [np.nan, 0, np.nan])
-    assert got["map"] == 0
-    assert np.isnan(metrics.instance_ap([], [], [], [], [])["map"])
+    images = [metrics.match_instances(mask, [2], [0.5], none, []), metrics.match_instances(none, [], [], mask, [1])]
+    got = metrics.instance_ap(images, 3)
+    np.testing.assert_array_equal(got[0], [np.nan, 0, np.nan])
+    assert metrics.mean_ap(got) == 0 and np.isnan(metrics.mean_ap(got[:, 2]))
 
 
 def test_mask_iou_by_hand():
@@ -515,15 +517,17 @@ def coco_stats(folder):
 def test_pycocotools_evaluates_the_export(scored, shapes, tmp_path):
     eval_ins_seg.run(scored, shapes)
     stats, results = coco_stats(tmp_path / "coco")
-    total, count = metrics.InstanceAP(), 0
+    matches, count = [], 0
     for name in (tmp_path / "list.txt").read_text().split():
         got = load_instances(tmp_path / "ins_seg" / f"{name}.npy")
         kept = got["score"] > 0  # what scores 0 is not exported
         count += kept.sum()
-        total.add(got["mask"][kept], got["class"][kept], got["score"][kept], *truth_of(shapes, name))
+        kept = [got[key][kept] for key in ("mask", "class", "score")]
+        matches.append(metrics.match_instances(*kept, *truth_of(shapes, name)))
     assert len(results) == count > 8
     # COCO samples the curve at 101 recalls: close to the area, not equal.
-    np.testing.assert_allclose(stats, [metrics.mean_ap(total.ap()), metrics.mean_ap(total.ap()[0])], atol=0.015)
+    ap = metrics.instance_ap(matches, 6)
+    np.testing.assert_allclose(stats, [metrics.mean_ap(ap), metrics.mean_ap(ap[0])], atol=0.015)
     assert stats[0] < stats[1] - 0.05
 
 

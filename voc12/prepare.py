@@ -7,6 +7,7 @@ where both have one, and images of VOC val have VOC masks only (SBD: Hariharan e
 import argparse
 import logging
 import os
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,15 +23,6 @@ from data.progress import progress_map
 from voc12.dataset import CLASSES, LISTS, MASK_FOLDERS, N_TRAIN_AUG, find_folder
 
 SBD_LAYOUTS = ("benchmark_RELEASE/dataset/cls", "dataset/cls", "cls")
-
-
-class Job(NamedTuple):
-    """One mask to make: `source` is a PNG of VOC or a .mat of SBD."""
-
-    source: Path
-    jpeg: Path
-    target: Path
-    overwrite: bool
 
 
 class Summary(NamedTuple):
@@ -59,13 +51,9 @@ def prepare(data_root: Path, sbd_root: Path | None = None, num_workers: int = 0,
     if orphans:
         logging.warning(f"{len(orphans)} masks of SBD have no JPEG in {folder}, left out: {shortened(orphans)}")
     sources = own | {name: path for name, path in sbd.items() if name in jpegs}
-    target = folder / MASK_FOLDERS[0]
-    jobs = [
-        Job(source, folder / "JPEGImages" / f"{name}.jpg", target / f"{name}.png", overwrite)
-        for name, source in sorted(sources.items())
-    ]
-    sweep(target)
-    n_made = sum(progress_map(_make, jobs, "masks", num_workers))
+    sweep(folder / MASK_FOLDERS[0])
+    ordered = [source for _, source in sorted(sources.items())]
+    n_made = sum(progress_map(partial(_make, folder, overwrite), ordered, "masks", num_workers))
     train_aug = sorted(set(sources) - val)
     write_atomic(folder / LISTS / "train_aug.txt", lambda file: file.write("\n".join([*train_aug, ""]).encode()))
     return Summary(len(own), len(sources) - len(own), n_made, train_aug)
@@ -104,15 +92,15 @@ def _check_own(folder: Path, own: dict[str, Path], wanted: list[str]) -> None:
         )
 
 
-def _make(job: Job) -> bool:
-    """Writes one mask; False if it exists."""
-    size = image_size(job.jpeg)
-    if not job.overwrite and mask_exists(job.target, len(CLASSES), size):
+def _make(folder: Path, overwrite: bool, source: Path) -> bool:
+    """Writes the mask of a PNG of VOC or a .mat of SBD; False if it exists."""
+    size = image_size(folder / "JPEGImages" / f"{source.stem}.jpg")
+    target = folder / MASK_FOLDERS[0] / f"{source.stem}.png"
+    if not overwrite and mask_exists(target, len(CLASSES), size):
         return False
-    from_sbd = job.source.suffix == ".mat"
-    mask = read_mat(job.source) if from_sbd else read_mask(job.source, len(CLASSES))
-    check_size(f"mask {job.source}", mask.shape, size)
-    save_mask(job.target, mask, voc_palette())
+    mask = read_mat(source) if source.suffix == ".mat" else read_mask(source, len(CLASSES))
+    check_size(f"mask {source}", mask.shape, size)
+    save_mask(target, mask, voc_palette())
     return True
 
 

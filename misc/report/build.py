@@ -19,6 +19,7 @@ from misc.report.pictures import confusion_picture, data_uri
 from misc.report.tables import Table, ablation_tables, at, class_table, figure, is_figure, number, scored, stage_table
 from misc.run.options import preset
 from misc.run.outputs import OUTPUTS, outdated, record_file
+from misc.run.provenance import shown
 
 FOLDER = Path(__file__).parent
 # Arguments that say where and how to run, not what is computed.
@@ -107,13 +108,6 @@ def settings(args: argparse.Namespace) -> dict[str, str]:
         if name not in ELSEWHERE and not name.endswith(("_pass", "_out_dir"))
         if each != [json.loads(json.dumps(usual.get(name)))]
     }
-
-
-def shown(value: object) -> str:
-    """A setting as it would be typed."""
-    if isinstance(value, list | tuple):
-        return ",".join(map(shown, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def hardware(work_dir: Path) -> str:

@@ -15,9 +15,10 @@ from data.progress import bar, map_items
 from data.results import load_cam
 from misc.cam import cams_to_mask
 from misc.metrics import confusion, mean_iou
-from misc.report.build import settings, shown
+from misc.report.build import settings
 from misc.report.tables import STAGES, Table, at, number, variants
 from misc.run.outputs import OUTPUTS, metrics, result_file
+from misc.run.provenance import shown
 
 MOST = 40  # images listed
 KINDS = {"sem_seg_out_dir": "pseudo mask", "cam_rib_out_dir": "RIB seed", "cam_out_dir": "CAM seed"}

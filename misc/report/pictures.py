@@ -5,15 +5,15 @@ import base64
 import io
 import logging
 from collections.abc import Callable, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from data.base import Dataset
+from data.digits import font
 from data.errors import UserError
 from data.files import write_atomic
 from data.images import read_mask
@@ -27,6 +27,7 @@ TILE, GAP = 172, 4  # long side of a picture in a grid, and the space around it
 # Okabe and Ito's colours, told apart by colour-blind readers too; black is left to the background.
 COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167))
 IGNORED, STROKE = 254, 255  # palette entries
+KEYS = ("truth", "cam", "rib", "label", "edge", "mask", "instances", "seg")  # of what is shown, in this order
 SHOWN_STEPS = (1, 3, 5, 10)  # of the paper's figure 3
 
 
@@ -77,8 +78,7 @@ def outputs(
     drawn = {*(np.flatnonzero(dataset.label(name)) + 1).tolist()}
     drawn |= {value for _, layer, mask in layers.values() if layer is None for value in np.unique(mask).tolist()}
     colours = colours_of(drawn - {0, 255})
-    order = [key for key in ("truth", "cam", "rib", "label", "edge", "mask", "instances", "seg") if key in layers]
-    listed = [(key, *layers[key]) for key in order]
+    listed = [(key, *layers[key]) for key in KEYS if key in layers]
     return [Output(key, title, layer or mask_layer(mask, colours), mask) for key, title, layer, mask in listed], colours
 
 
@@ -173,16 +173,16 @@ def grid(captions: Sequence[str], rows: Sequence[tuple[str, Sequence[np.ndarray 
     top, left = 26 + 22 * bool(title), 24 * any(name for name, _ in rows)
     sheet = Image.new("RGB", (left + len(captions) * (TILE + GAP), top + sum(heights)), "white")
     draw = ImageDraw.Draw(sheet)
-    draw.text((left, 3), title, "black", _font(14))
+    draw.text((left, 3), title, "black", font("DejaVuSans", 14))
     for i, caption in enumerate(captions):
-        draw.text((left + i * (TILE + GAP), top - 20), caption, "black", _font(13))
+        draw.text((left + i * (TILE + GAP), top - 20), caption, "black", font("DejaVuSans", 13))
     for (name, pictures), size, height in zip(rows, sizes, heights, strict=True):
         for i, picture in enumerate(pictures):
             tile = np.full((*size, 3), 225, np.uint8) if picture is None else picture
             small = _resize(tile, size, cv2.INTER_AREA if len(tile) > size[0] else cv2.INTER_NEAREST)
             sheet.paste(Image.fromarray(small), (left + i * (TILE + GAP), top))
         label = Image.new("RGB", (height, left or 1), "white")
-        ImageDraw.Draw(label).text((height / 2, 10), name, "black", _font(13), anchor="mm")
+        ImageDraw.Draw(label).text((height / 2, 10), name, "black", font("DejaVuSans", 13), anchor="mm")
         sheet.paste(label.rotate(90, expand=True), (0, top))
         top += height
     data = io.BytesIO()
@@ -198,7 +198,7 @@ def overview(args: argparse.Namespace, measured: dict, dataset: Dataset, names: 
         made, _ = outputs(args, measured, dataset, names[i], image, dataset.mask(names[i]))
         rows.append((image, {output.key: over(image, output.layer) for output in made}))
         titles |= {output.key: output.title for output in made}
-    keys = [key for key in ("truth", "cam", "rib", "label", "edge", "mask", "instances", "seg") if key in titles]
+    keys = [key for key in KEYS if key in titles]
     return grid(["image", *(titles[key] for key in keys)], [("", [im, *map(made.get, keys)]) for im, made in rows])
 
 
@@ -265,10 +265,3 @@ def save(path: Path, data: bytes) -> None:
 def _resize(array: np.ndarray, size: Sequence[int], interpolation: int = cv2.INTER_AREA) -> np.ndarray:
     """[h, w, ...] at (height, width)."""
     return array if tuple(size) == array.shape[:2] else cv2.resize(array, size[::-1], interpolation=interpolation)
-
-
-@cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    import matplotlib
-
-    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)

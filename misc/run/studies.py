@@ -100,7 +100,7 @@ def points_of(study: Study, args: argparse.Namespace, inputs: dict[str, object])
     if own.key not in [point.key for point in points]:
         points.append(make_point({study.argument: getattr(args, study.argument)}, args, inputs))
     if is_number(study, points[0]):
-        points.sort(key=lambda point: (_on_axis(study, point), getattr(point.args, study.argument)))
+        points.sort(key=lambda point: (f"{study.argument}=" in point.label, getattr(point.args, study.argument)))
     return points
 
 
@@ -123,7 +123,3 @@ def make_point(overrides: dict[str, object], args: argparse.Namespace, inputs: d
 def is_number(study: Study, point: Point) -> bool:
     """Whether the argument of a study is a number."""
     return not isinstance(getattr(point.args, study.argument), str)
-
-
-def _on_axis(study: Study, point: Point) -> bool:
-    return f"{study.argument}=" in point.label
