@@ -185,9 +185,7 @@ MISTAKES = [
     (["--steps", "1", "--no-train_cam_pass"], "no step is left"),
     (["--RIB_iter", "0"], "argument --RIB_iter: 0 is not at least 1"),
     (["--RIB_batch_size", "-1"], "argument --RIB_batch_size/--RIB_batch: -1 is not at least 0"),
-    (["--RIB_iter", "ten"], "argument --RIB_iter: invalid whole number value: 'ten'"),
     (["--cam_resize_long", "320"], "argument --cam_resize_long: '320' has 1 values, wanted 2 joined by commas"),
-    (["--cam_scales", "1.0,x"], "argument --cam_scales: invalid list of numbers joined by commas value"),
     (
         ["--cam_scales", "0.5,1.0"],
         "--cam_scales is (0.5, 1.0); wanted numbers above 0, the first 1.0 and the second 0.5",
@@ -196,7 +194,6 @@ MISTAKES = [
     (["--irn_crop_size", "97"], "--irn_crop_size is 97; wanted a multiple of 4"),
     (["--cam_weight_decay=-1e-4"], "--cam_weight_decay: -1e-4 is not at least 0"),
     (["--seg_crf", "0,3,67,3,4"], "wanted deviations (1st, 3rd, 4th) above 0"),
-    (["--seg_msc_scales", "1,0"], "wanted at least one number, all above 0"),
     (
         ["--seg_model", "deeplabv2_resnet14", "--seg_crop_size", "32", "--seg_msc_scales", "1,0.2"],
         "--seg_crop_size is 32; wanted at least 8 pixels at the smallest of --seg_msc_scales, this gives 6.4",

@@ -142,19 +142,6 @@ def test_unpacks_into_the_target_whatever_the_archive_calls_it(tmp_path, kind, t
     assert tree(tmp_path) == {"VOCdevkit/VOC2012/JPEGImages/a.jpg": b"a", "VOCdevkit/VOC2012/list.txt": b"names"}
 
 
-@pytest.mark.parametrize("kind", ["zip", "tar"])
-def test_nothing_is_written_outside_the_folder(tmp_path, kind):
-    root = tmp_path / "root"
-    root.mkdir()
-    (root / "archive").write_bytes(archive(kind, {"set/good.txt": b"good", "set/../../evil.txt": b"evil"}))
-    try:
-        unpack(root / "archive", root / "set")
-    except DataError as error:
-        assert "archive cannot be unpacked" in str(error) and not (root / "set").exists()
-    assert [path.name for path in tmp_path.iterdir()] == ["root"]
-    assert {path.name for path in root.iterdir()} <= {"archive", "set"}
-
-
 def test_damaged_archives_are_named_and_leave_nothing(tmp_path):
     cut, whole = archive("tgz", {"set/a": BODY})[:300], archive("zip", {"set/a": BODY})
     flipped = whole[:100] + bytes([whole[100] ^ 255]) + whole[101:]

@@ -63,18 +63,6 @@ def test_centroids_equal_the_plain_loop(field, iterations):
     assert len(np.unique(wanted.reshape(2, -1), axis=1).T) > 1
 
 
-def test_a_step_reads_the_field_bilinearly_and_clips():
-    displacement = torch.zeros(2, 4, 5)
-    displacement[:, 0, 0] = torch.tensor([1.5, 2.25])  # first to (1.5, 2.25), between (1, 2), (1, 3), (2, 2) and (2, 3)
-    displacement[0, 1, 2], displacement[0, 2, 3], displacement[1, 2, 2] = 2.0, 4.0, -8.0
-    displacement[:, 3, 4] = torch.tensor([5.0, -9.0])  # out of the map: stays at the lower edge, goes to the left one
-    # 0.5 * 0.75 * 2 + 0.5 * 0.25 * 4 = 1.25 downwards, 0.5 * 0.75 * -8 = -3 to the left: (2.75, -0.75), cut to 0
-    assert centroids(displacement, 1)[:, 0, 0].tolist() == [2, 2]
-    assert centroids(displacement, 2)[:, 0, 0].tolist() == [3, 0]
-    assert centroids(displacement, 2)[:, 3, 4].tolist() == [3, 0]
-    assert centroids(displacement, 2)[:, 3, 0].tolist() == [3, 0]  # no displacement: stays
-
-
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_centroids_on_a_gpu_are_those_of_the_cpu():
     field = torch.from_numpy(objects((94, 125)))
