@@ -53,6 +53,43 @@ def golden_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
+# The published networks as module lists: attribute -> what it holds, by its name here.
+CLASSIFIER_STAGES = (
+    ("conv1", "bn1", None, None, "layer1"),  # conv1, bn1, relu, maxpool, layer1
+    ("layer2",), ("layer3",), ("layer4",),
+)  # fmt: skip
+IRN_STAGES = (("conv1", "bn1", None, None), ("layer1",), ("layer2",), ("layer3",), ("layer4",))
+
+
+def published(kind: str, state: dict[str, torch.Tensor], originals: bool = True) -> dict[str, torch.Tensor]:
+    """The state dict of the published network, `classifier` or `irn`.
+
+    originals: with the tensors' own names beside the duplicates.
+    """
+    out = {}
+    for name, value in state.items():
+        head, _, rest = name.partition(".")
+        if name.startswith("classifier."):
+            out[f"newly_added.0.{rest}"] = value
+        elif name.startswith(("fc_edge", "fc_dp")):
+            branch = "edge" if name.startswith("fc_edge") else "dp"
+            i = int(head[len(f"fc_{branch}") :]) - 1
+            out[f"{branch}_layers.{i}.{rest}"] = value
+            if name == "fc_dp7.4.running_mean":
+                out["mean_shift.running_mean"] = value
+        else:
+            for i, stage in enumerate(CLASSIFIER_STAGES if kind == "classifier" else IRN_STAGES):
+                if head in stage:
+                    out[f"stage{i + 1}.{stage.index(head)}.{rest}"] = value
+                    out[f"backbone.{i}.{stage.index(head)}.{rest}"] = value
+            if originals:
+                out[f"resnet50.{name}"] = value
+            continue
+        if originals:
+            out[name] = value
+    return out
+
+
 def relative_error(got, wanted) -> float:
     """Largest absolute difference over the largest absolute value wanted."""
     got, wanted = (np.asarray(torch.as_tensor(x).detach().double()) for x in (got, wanted))

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import stat
 import tarfile
 import threading
 import zipfile
@@ -63,23 +62,19 @@ def server(monkeypatch):
     server.http.server_close()
 
 
-def make_zip(members: dict[str, bytes]) -> bytes:
+def archive(kind: str, members: dict[str, bytes]) -> bytes:
     stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as file:
-        for name, body in members.items():
-            file.writestr(name, body)
-    return stream.getvalue()
-
-
-def make_archive(path, kind: str, members: dict[str, bytes]):
     if kind == "zip":
-        path.write_bytes(make_zip(members))
-        return
-    with tarfile.open(path, "w" if kind == "tar" else "w:gz") as file:
-        for name, body in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(body)
-            file.addfile(info, io.BytesIO(body))
+        with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as file:
+            for name, body in members.items():
+                file.writestr(name, body)
+    else:
+        with tarfile.open(fileobj=stream, mode="w" if kind == "tar" else "w:gz") as file:
+            for name, body in members.items():
+                info = tarfile.TarInfo(name)
+                info.size = len(body)
+                file.addfile(info, io.BytesIO(body))
+    return stream.getvalue()
 
 
 def tree(folder) -> dict[str, bytes]:
@@ -99,13 +94,18 @@ def test_an_interrupted_download_resumes_in_the_next_call(server, tmp_path):
     assert server.asked[-1] == ("a.bin", f"bytes={len(part)}-") and tree(tmp_path) == {"a.bin": body}
 
 
-@pytest.mark.parametrize("offline", [True, False])
-def test_no_server_and_no_such_file_are_one_line(server, tmp_path, offline):
-    if offline:
-        server.http.server_close()
-    with pytest.raises(DataError, match=rf"none\.bin could not be downloaded \(.+\)\. .*put it at {tmp_path}") as error:
-        fetch(f"{server.url}/none.bin", tmp_path / "none.bin")
-    assert "\n" not in str(error.value)
+def test_md5_is_checked_and_what_cannot_be_had_is_one_line(server, tmp_path):
+    server.files["a.bin"] = BODY
+    good, bad = hashlib.md5(BODY).hexdigest(), "0" * 32
+    assert obtain(File("good/a.bin", f"{server.url}/a.bin", "?", md5=good), tmp_path).endswith("is complete")
+    with pytest.raises(DataError, match=rf"bad/a\.bin does not have md5 {bad}; delete it"):
+        obtain(File("bad/a.bin", f"{server.url}/a.bin", "?", md5=bad), tmp_path)
+    message = rf"none\.bin could not be downloaded \(.+\)\. .*put it at {tmp_path}"
+    for end in (lambda: None, server.http.server_close):  # no such file, then no server
+        end()
+        with pytest.raises(DataError, match=message) as error:
+            fetch(f"{server.url}/none.bin", tmp_path / "none.bin")
+        assert "\n" not in str(error.value)
 
 
 def test_google_drive_goes_through_gdown_with_resume(tmp_path, monkeypatch):
@@ -123,71 +123,33 @@ def test_google_drive_goes_through_gdown_with_resume(tmp_path, monkeypatch):
     assert "voc_classifier.pth exists, skipping" in obtain(file, tmp_path) and len(asked) == 1
 
 
-def test_md5_is_checked(server, tmp_path):
-    server.files["a.bin"] = BODY
-    good, bad = hashlib.md5(BODY).hexdigest(), "0" * 32
-    assert obtain(File("good/a.bin", f"{server.url}/a.bin", "?", md5=good), tmp_path).endswith("is complete")
-    with pytest.raises(DataError, match=rf"bad/a\.bin does not have md5 {bad}; delete it"):
-        obtain(File("bad/a.bin", f"{server.url}/a.bin", "?", md5=bad), tmp_path)
-
-
 def test_an_archive_put_there_by_hand_is_unpacked_and_an_unpacked_one_is_skipped(server, tmp_path):
-    (tmp_path / "a.zip").write_bytes(make_zip({"set/x.txt": b"x"}))
+    (tmp_path / "a.zip").write_bytes(archive("zip", {"set/x.txt": b"x"}))
     file = File("a.zip", f"{server.url}/a.zip", "?", "set")
     assert obtain(file, tmp_path, remove_archive=True) == f"{tmp_path}/set is complete"
     assert tree(tmp_path) == {"set/x.txt": b"x"}
     assert obtain(file, tmp_path).startswith(f"{tmp_path}/set exists, skipping") and not server.asked
 
 
-@pytest.mark.parametrize("kind", ["zip", "tar", "tgz"])
-@pytest.mark.parametrize("top", ["VOCdevkit/VOC2012/", "another/", ""])
+@pytest.mark.parametrize(
+    ("kind", "top"), [("zip", "another/"), ("zip", ""), ("tar", "VOCdevkit/VOC2012/"), ("tgz", "")]
+)
 def test_unpacks_into_the_target_whatever_the_archive_calls_it(tmp_path, kind, top):
-    make_archive(tmp_path / "archive", kind, {f"{top}JPEGImages/a.jpg": b"a", f"{top}list.txt": b"names"})
-    unpack(tmp_path / "archive", tmp_path / "VOCdevkit/VOC2012")
-    (tmp_path / "archive").unlink()
+    path = tmp_path / "archive"
+    path.write_bytes(archive(kind, {f"{top}JPEGImages/a.jpg": b"a", f"{top}list.txt": b"names"}))
+    unpack(path, tmp_path / "VOCdevkit/VOC2012")
+    path.unlink()
     assert tree(tmp_path) == {"VOCdevkit/VOC2012/JPEGImages/a.jpg": b"a", "VOCdevkit/VOC2012/list.txt": b"names"}
 
 
-@pytest.mark.parametrize("name", ["../evil.txt", "set/../../evil.txt", "/evil.txt"])
-@pytest.mark.parametrize("kind", ["zip", "tar"])
-def test_nothing_is_written_outside_the_folder(tmp_path, kind, name):
-    root = tmp_path / "root"
-    root.mkdir()
-    make_archive(root / "archive", kind, {"set/good.txt": b"good", name: b"evil"})
-    try:
-        unpack(root / "archive", root / "set")
-    except DataError as error:
-        assert "archive cannot be unpacked" in str(error) and not (root / "set").exists()
-    assert {path.name for path in tmp_path.iterdir()} == {"root"}
-    assert {path.name for path in root.iterdir()} <= {"archive", "set"}
-
-
-def test_a_link_out_of_the_folder_is_refused(tmp_path):
-    with tarfile.open(tmp_path / "a.tar", "w") as file:
-        info = tarfile.TarInfo("set/odd")
-        info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
-        file.addfile(info)
-    with pytest.raises(DataError, match="cannot be unpacked"):
-        unpack(tmp_path / "a.tar", tmp_path / "set")
-    info = zipfile.ZipInfo("set/link")
-    info.create_system, info.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
-    with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
-        file.writestr(info, "/etc/passwd")
-    unpack(tmp_path / "a.zip", tmp_path / "set")
-    assert not (tmp_path / "set/link").is_symlink()
-
-
 def test_damaged_archives_are_named_and_leave_nothing(tmp_path):
-    make_archive(tmp_path / "t", "tgz", {"set/a": BODY})
-    cases = {"not": b"neither one nor the other", "cut.tgz": (tmp_path / "t").read_bytes()[:300]}
-    whole = make_zip({"set/a": BODY})
-    cases["flipped.zip"] = whole[:100] + bytes([whole[100] ^ 255]) + whole[101:]
-    (tmp_path / "t").unlink()
-    for name, body in cases.items():
-        (tmp_path / name).write_bytes(body)
-        with pytest.raises(DataError, match=rf"{name} cannot be unpacked .*delete it"):
-            unpack(tmp_path / name, tmp_path / "set")
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(cases)
+    cut, whole = archive("tgz", {"set/a": BODY})[:300], archive("zip", {"set/a": BODY})
+    flipped = whole[:100] + bytes([whole[100] ^ 255]) + whole[101:]
+    for body in (b"neither one nor the other", cut, flipped):
+        (tmp_path / "a").write_bytes(body)
+        with pytest.raises(DataError, match=r"/a cannot be unpacked .*delete it"):
+            unpack(tmp_path / "a", tmp_path / "set")
+        assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_without_arguments_it_lists_what_there_is(capsys):
@@ -200,8 +162,9 @@ def test_without_arguments_it_lists_what_there_is(capsys):
 
 def test_coco_from_a_mirror(server, tmp_path, capsys):
     for split in ("train", "val"):
-        server.files[f"{split}2014.zip"] = make_zip({f"{split}2014/COCO_{split}2014_000000000009.jpg": split.encode()})
-    server.files["annotations_trainval2014.zip"] = make_zip({"annotations/instances_val2014.json": b"{}"})
+        body = archive("zip", {f"{split}2014/COCO_{split}2014_000000000009.jpg": split.encode()})
+        server.files[f"{split}2014.zip"] = body
+    server.files["annotations_trainval2014.zip"] = archive("zip", {"annotations/instances_val2014.json": b"{}"})
     arguments = ["coco2014", "--data_root", str(tmp_path), "--base_url", server.url, "--remove_archives"]
     assert main(arguments) == 0
     assert capsys.readouterr().out.count(" is complete") == 3

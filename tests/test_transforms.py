@@ -15,7 +15,6 @@ from data.transforms import (
     resize,
     resize_long_size,
     training_crop,
-    with_mirror,
 )
 
 MEAN, STD = np.array((0.485, 0.456, 0.406)), np.array((0.229, 0.224, 0.225))
@@ -43,8 +42,6 @@ def test_normalize_by_hand():
     [
         ((375, 500), 0.5, (188, 250)),  # 187.5: to even
         ((5, 7), 0.5, (2, 4)),  # 2.5 and 3.5: to even
-        ((375, 500, 3), 1.5, (562, 750)),  # 562.5
-        ((10, 11), 1.04, (10, 11)),
         ((10, 11), 1.06, (11, 12)),
         ((1, 300), 0.1, (1, 30)),  # never 0
     ],
@@ -72,43 +69,25 @@ def test_resize_of_masks_makes_no_new_values():
 def test_a_crop_is_cut_or_laid_at_every_offset(shape):
     crop, draw = 5, np.random.default_rng(0)
     array = np.arange(1, 1 + shape[0] * shape[1]).reshape(shape)
-    places = set()
+    size = np.minimum(shape, crop)
+    offsets = set()
     for _ in range(200):
-        out = paste(array, crop_box(shape, crop, draw), crop, 0)
-        assert out.shape == (crop, crop)
-        inside = np.argwhere(out)
-        first, size = inside.min(0), inside.max(0) - inside.min(0) + 1
-        assert tuple(size) == (min(shape[0], crop), min(shape[1], crop)) and len(inside) == size.prod()
-        part = out[first[0] : first[0] + size[0], first[1] : first[1] + size[1]]
-        y, x = divmod(int(part[0, 0]) - 1, shape[1])
-        np.testing.assert_array_equal(part, array[y : y + size[0], x : x + size[1]])
-        places.add((*first.tolist(), y, x))
-    assert len(places) == (abs(shape[0] - crop) + 1) * (abs(shape[1] - crop) + 1)
-
-
-def test_paste_fills_the_rest_and_keeps_leading_axes():
-    box = (slice(1, 2), slice(0, 2), slice(0, 1), slice(1, 3))
-    array = np.array([[[1, 2, 3]], [[4, 5, 6]]], np.uint8)
-    wanted = [[[255, 255, 255], [2, 3, 255], [255, 255, 255]], [[255, 255, 255], [5, 6, 255], [255, 255, 255]]]
-    out = paste(array, box, 3, 255)
-    assert out.dtype == np.uint8 and out.tolist() == wanted
-
-
-def test_mirror():
-    image = np.random.default_rng(0).integers(0, 256, (4, 6, 3)).astype(np.uint8)
-    pair = with_mirror(image)
-    np.testing.assert_array_equal(pair[0], normalize(image))
-    np.testing.assert_array_equal(pair[1], normalize(image[:, ::-1]))
+        out = paste(array[None], crop_box(shape, crop, draw), crop, 0)[0]  # leading axes are kept
+        (top, left), (y, x) = np.argwhere(out)[0], np.argwhere(array == out[out > 0][0])[0]
+        wanted = np.zeros((crop, crop), int)
+        wanted[top : top + size[0], left : left + size[1]] = array[y : y + size[0], x : x + size[1]]
+        np.testing.assert_array_equal(out, wanted)
+        offsets.add((top, left, y, x))
+    assert len(offsets) == (abs(shape[0] - crop) + 1) * (abs(shape[1] - crop) + 1)
 
 
 def test_pyramid():
     image = np.random.default_rng(0).integers(0, 256, (10, 15, 3)).astype(np.uint8)
     levels = pyramid(image, (1.0, 0.5, 1.5))
     assert [level.shape for level in levels] == [(2, 3, 10, 15), (2, 3, 5, 8), (2, 3, 15, 22)]
-    for level in levels:
+    for level, size in zip(levels, ((10, 15), (5, 8), (15, 22)), strict=True):
+        np.testing.assert_array_equal(level[0], normalize(resize(image, *size)))
         np.testing.assert_array_equal(level[1], level[0][..., ::-1])
-    np.testing.assert_array_equal(pixels(levels[0][0]), image)
-    np.testing.assert_array_equal(pixels(levels[1][0]), resize(image, 5, 8))
 
 
 def test_training_crop_pads_with_the_mean_colour_and_mirrors_half_of_the_time():
@@ -123,13 +102,6 @@ def test_training_crop_pads_with_the_mean_colour_and_mirrors_half_of_the_time():
         assert np.array_equal(values, image) or np.array_equal(values, image[:, ::-1])
         mirrored += not np.array_equal(values, image)
     assert 10 < mirrored < 30
-
-
-def test_training_crop_depends_on_its_generator_only():
-    image = np.random.default_rng(0).integers(0, 256, (30, 40, 3)).astype(np.uint8)
-    first = training_crop(image, (20, 50), 24, rng(0, "a"))
-    np.testing.assert_array_equal(training_crop(image, (20, 50), 24, rng(0, "a")), first)
-    assert not np.array_equal(training_crop(image, (20, 50), 24, rng(0, "b")), first)
 
 
 # the pipelines
@@ -154,45 +126,31 @@ class Encoded(Dataset):
         return np.array([(self.mask(name) == c).any() for c in (1, 2, 3)], np.float32)
 
 
-def test_affinity_crops_keep_image_and_label_aligned_exactly():
-    crops = AffinityCrops(Encoded(), Encoded().mask, (1.0, 1.0), 64, seed=0)
-    padded = 0
-    for i in range(12):
-        image, label = (np.asarray(part) for part in crops[str(i), 0])
-        assert image.shape == (3, 64, 64) and label.shape == (16, 16) and label.dtype == np.uint8
-        seen = image[:, 2::4, 2::4]  # the pixel that stands for a 4 x 4 block under nearest resizing
-        outside = (seen == 0).all(0)
-        np.testing.assert_array_equal(label, np.where(outside, 255, pixels(seen)[..., 0] / 10))
-        padded += outside.any()
-    assert padded
+def blocks_of(array):
+    """[64, 64] in blocks of 4 x 4: [16, 16, 16]."""
+    return array.reshape(16, 4, 16, 4).transpose(0, 2, 1, 3).reshape(16, 16, 16)
 
 
-@pytest.mark.parametrize("scales", [(0.5, 0.9), (1.1, 1.5)])
-def test_affinity_crops_keep_image_and_label_aligned_when_rescaled(scales):
+@pytest.mark.parametrize("scales", [(1.0, 1.0), (0.5, 0.9), (1.1, 1.5)])
+def test_affinity_crops_keep_image_and_label_aligned(scales):
     """Away from edges, where bicubic and nearest agree."""
     crops = AffinityCrops(Encoded(), Encoded().mask, scales, 64, seed=0)
-    compared = 0
+    compared, mirrored = 0, []
     for i in range(12):
-        image, label = (np.asarray(part) for part in crops[str(i), 0])
-        blocks = pixels(image)[..., 0].reshape(16, 4, 16, 4).transpose(0, 2, 1, 3).reshape(16, 16, 16)
-        outside = (image == 0).all(0).reshape(16, 4, 16, 4).transpose(0, 2, 1, 3).reshape(16, 16, 16)
-        flat = (blocks.min(2) == blocks.max(2)) & (blocks.min(2) % 10 == 0) & ~outside.any(2)
-        np.testing.assert_array_equal(label[flat], blocks[flat, 0] / 10)
-        assert (label[outside.all(2)] == 255).all()
-        compared += flat.sum()
-    assert compared > 200
-
-
-def test_affinity_crops_are_mirrored_half_of_the_time():
-    crops = AffinityCrops(Encoded(), Encoded().mask, (1.0, 1.0), 64, seed=0)
-    original = Encoded().mask("2")  # 42 x 56 fits into the crop
-    mirrored = []
-    for epoch in range(40):
-        image = np.asarray(crops["2", epoch][0])
-        values = pixels(image)[(image != 0).all(0)][:, 0].reshape(original.shape) / 10
-        mirrored.append(np.array_equal(values, original[:, ::-1]))
-        assert mirrored[-1] or np.array_equal(values, original)
-    assert 10 < sum(mirrored) < 30
+        for epoch in range(3):
+            image, label = (np.asarray(part) for part in crops[str(i), epoch])
+            assert image.shape == (3, 64, 64) and label.shape == (16, 16) and label.dtype == np.uint8
+            blocks, outside = blocks_of(pixels(image)[..., 0]), blocks_of((image == 0).all(0))
+            flat = (blocks.min(2) == blocks.max(2)) & (blocks.min(2) % 10 == 0) & ~outside.any(2)
+            np.testing.assert_array_equal(label[flat], blocks[flat, 0] / 10)
+            assert (label[outside.all(2)] == 255).all()
+            compared += flat.sum()
+            original = Encoded().mask(str(i))
+            if scales == (1.0, 1.0) and max(original.shape) <= 64:  # lies in the crop as a whole
+                values = pixels(image)[(image != 0).all(0)][:, 0].reshape(original.shape) / 10
+                mirrored.append(np.array_equal(values, original[:, ::-1]))
+                assert mirrored[-1] or np.array_equal(values, original)
+    assert compared > 600 and (not mirrored or 0.25 < np.mean(mirrored) < 0.75)
 
 
 def test_items_depend_on_seed_and_keys_only():

@@ -4,8 +4,6 @@ import argparse
 import logging
 import pickle
 import shutil
-import struct
-import zlib
 
 import numpy as np
 import pytest
@@ -30,14 +28,9 @@ def test_is_a_dataset_with_the_20_classes_in_voc_order(kit):
     assert isinstance(voc, Dataset) and voc.name == "voc12" and voc.n_classes == 20
     assert voc.classes[0] == "aeroplane" and voc.classes[14] == "person" and voc.classes[19] == "tvmonitor"
     assert list(CLASSES) == sorted(CLASSES)
-
-
-def test_preset_names_known_arguments_and_gives_sources():
-    assert set(PRESET) <= set(preset("voc12"))
-    assert {key: value for key, (value, _) in PRESET.items()} == {
-        "train_list": "train_aug", "infer_list": "train_aug", "eval_list": "train", "val_list": "val"
-    }  # fmt: skip
-    assert all(source for _, source in PRESET.values())
+    values = {key: value for key, (value, _) in preset("voc12").items()}
+    lists = [values[name] for name in ("train_list", "infer_list", "eval_list", "val_list")]
+    assert lists == ["train_aug", "train_aug", "train", "val"] and all(source for _, source in PRESET.values())
 
 
 @pytest.mark.parametrize("layout", ["", "VOCdevkit", "VOCdevkit/VOC2012"])
@@ -63,20 +56,17 @@ def test_finds_the_flat_layout_and_takes_labels_from_masks(kit, level, caplog):
 def test_image_is_rgb_uint8_and_grey_becomes_three_equal_channels(kit):
     voc = VOC12(kit.root)
     for name in kit.names:
-        image = voc.image(name)
-        assert image.dtype == np.uint8 and image.shape == (*kit.masks[name].shape, 3)
-    grey = voc.image(kit.grey)
-    assert (grey[..., 0] == grey[..., 1]).all() and (grey[..., 0] == grey[..., 2]).all()
-    with Image.open(kit.folder / "JPEGImages" / f"{kit.names[0]}.jpg") as jpeg:
-        assert np.array_equal(voc.image(kit.names[0]), np.array(jpeg.convert("RGB")))
+        with Image.open(kit.folder / "JPEGImages" / f"{name}.jpg") as jpeg:
+            np.testing.assert_array_equal(voc.image(name), np.array(jpeg.convert("RGB")), strict=True)
+    assert (np.ptp(voc.image(kit.grey), axis=2) == 0).all()
 
 
-def test_label_counts_difficult_objects_and_no_parts(kit):
+def test_labels_count_difficult_objects_and_no_parts(kit):
     voc = VOC12(kit.root)
-    for name in kit.names:
-        label = voc.label(name)
-        assert label.dtype == np.float32 and set(np.flatnonzero(label)) == kit.labels[name]
-        assert set(np.unique(label)) == {0, 1}
+    labels = pickle.loads(pickle.dumps(voc)).labels(kit.names)  # as in a worker process
+    assert labels.dtype == np.float32 and set(np.unique(labels)) == {0, 1}
+    for name, label in zip(kit.names, labels, strict=True):
+        assert set(np.flatnonzero(label)) == kit.labels[name] and np.array_equal(voc.label(name), label)
     only_difficult = [c for n in kit.names for c in kit.labels[n] if not (kit.masks[n] == c + 1).any()]
     assert only_difficult  # the devkit does hold classes that only a difficult object has
 
@@ -104,7 +94,8 @@ def test_instances(kit):
     assert voc.instances(kit.extra[0]) is None
 
 
-def test_splits(kit, caplog):
+@pytest.mark.parametrize("split", ["train_aug", "trainaug"])
+def test_splits_and_a_list_of_train_aug_wins_over_the_folder(kit, split, caplog):
     voc = VOC12(kit.root)
     assert (voc.names("train"), voc.names("val")) == (kit.train, kit.val)
     assert voc.names("trainval") == kit.train + kit.val
@@ -112,31 +103,9 @@ def test_splits(kit, caplog):
         assert voc.names("train_aug") == voc.names("train_aug") == kit.train_aug
     said = f"SegmentationClassAug gives {len(kit.train_aug)} images for train_aug; the published set has 10,582"
     assert [r.message for r in caplog.records] == [f"{kit.folder}/{said}"]
-
-
-@pytest.mark.parametrize("split", ["train_aug", "trainaug"])
-def test_train_aug_list_wins_over_the_folder(kit, split):
     lines = [f"/JPEGImages/{name}.jpg /SegmentationClassAug/{name}.png" for name in kit.extra]
     (kit.folder / "ImageSets/Segmentation" / f"{split}.txt").write_text("\n".join(lines))
     assert VOC12(kit.root).names("train_aug") == kit.extra
-
-
-def test_train_aug_of_10582_is_not_remarked_on(kit, caplog):
-    (kit.folder / "ImageSets/Segmentation/train_aug.txt").write_text("\n".join(f"x_{i}" for i in range(10_582)))
-    with caplog.at_level(logging.WARNING):
-        assert len(VOC12(kit.root).names("train_aug")) == 10_582
-    assert not caplog.records
-
-
-def test_train_aug_without_masks_or_list_says_how_to_make_them(kit):
-    shutil.rmtree(kit.folder / "SegmentationClassAug")
-    with pytest.raises(DataError, match=r"train_aug needs .*python -m voc12\.prepare"):
-        VOC12(kit.root).names("train_aug")
-
-
-def test_unknown_split_lists_those_there(kit):
-    with pytest.raises(DataError, match=r"no split 'minival'; .* has train, train_aug, trainval, val\."):
-        VOC12(kit.root).names("minival")
 
 
 def test_test_split_has_neither_labels_nor_masks(kit):
@@ -149,14 +118,7 @@ def test_test_split_has_neither_labels_nor_masks(kit):
         voc.label(name)
 
 
-def test_survives_pickling_for_worker_processes(kit):
-    voc = VOC12(kit.root)
-    voc.label(kit.names[0])
-    again = pickle.loads(pickle.dumps(voc))
-    assert np.array_equal(again.labels(kit.names), voc.labels(kit.names))
-
-
-def test_an_incomplete_root_gives_one_error_with_everything_missing(kit):
+def test_an_incomplete_root_gives_one_error_with_everything_missing(kit, tmp_path):
     for folder in ("Annotations", "SegmentationClass", "SegmentationClassAug", "JPEGImages"):
         shutil.rmtree(kit.folder / folder)
     (kit.folder / "ImageSets/Segmentation/val.txt").unlink()
@@ -167,63 +129,64 @@ def test_an_incomplete_root_gives_one_error_with_everything_missing(kit):
     assert "no ImageSets/Segmentation/train.txt" not in str(error.value) and str(kit.folder) in str(error.value)
     with pytest.raises(DataError, match=f"--data_root {kit.root}`"):  # not into the devkit that is there
         VOC12(kit.folder)
-
-
-def test_a_root_that_is_not_there(tmp_path):
     with pytest.raises(DataError, match="needs --data_root DIR"):
         data.open_dataset(argparse.Namespace(dataset="voc12", data_root=None))
     with pytest.raises(DataError, match="nowhere is not a folder"):
         VOC12(tmp_path / "nowhere")
 
 
-def test_check_names_counts_and_shows_the_first(kit):
-    voc = VOC12(kit.root)
-    voc.check_names(kit.names, "train.txt")
+def no_masks(kit):
+    shutil.rmtree(kit.folder / "SegmentationClassAug")
+
+
+def jpeg(edit):
+    def damage(kit):
+        path = kit.folder / "JPEGImages" / f"{kit.names[0]}.jpg"
+        path.write_bytes(edit(path.read_bytes()))
+
+    return damage
+
+
+def xml(text):
+    return lambda kit: (kit.folder / "Annotations" / f"{kit.names[0]}.xml").write_text(text)
+
+
+def turned_mask(kit):
+    write_png(kit.folder / "SegmentationClassAug" / f"{kit.names[0]}.png", kit.masks[kit.names[0]].T.copy())
+
+
+BAD = [
+    (None, "names", "minival", r"no split 'minival'; .* has train, train_aug, trainval, val\."),
+    (no_masks, "names", "train_aug", r"train_aug needs .*python -m voc12\.prepare"),
+    (jpeg(lambda body: body[:-400]), "image", None, r"\.jpg cannot be read as an image .*truncated"),
+    (jpeg(lambda body: b"not an image"), "image", None, r"\.jpg cannot be read as an image"),
+    (None, "image", "no_such", r"no_such\.jpg does not exist"),
+    (turned_mask, "mask", None, r"\.png is (\d+) x (\d+), its image is \2 x \1"),
+    (None, "label", "no_such", r"no_such\.xml does not exist"),
+    (xml("<annotation></annotation>"), "label", None, r"\.xml names no object"),
+    (
+        xml("<annotation><object><name>unicorn</name></object></annotation>"),
+        "label",
+        None,
+        r"\.xml names 'unicorn'; the classes are aeroplane,",
+    ),
+    (xml("<annotation><object>"), "label", None, r"\.xml cannot be read"),
+]
+
+
+@pytest.mark.parametrize(("damage", "method", "name", "message"), BAD)
+def test_what_is_wrong_is_named(kit, damage, method, name, message):
+    if damage:
+        damage(kit)
+    with pytest.raises(DataError, match=message if name else kit.names[0] + message):
+        getattr(VOC12(kit.root), method)(name or kit.names[0])
+
+
+def test_names_without_an_image_are_counted_and_the_first_shown(kit):
     with pytest.raises(
         DataError, match=r"7 of the 19 names of train\.txt have .*: no_0, no_1, no_2, no_3, no_4 and 2 more"
     ):
-        voc.check_names(kit.names + [f"no_{i}" for i in range(7)], "train.txt")
-
-
-def test_damaged_jpegs_are_named(kit):
-    voc = VOC12(kit.root)
-    path = kit.folder / "JPEGImages" / f"{kit.names[0]}.jpg"
-    path.write_bytes(path.read_bytes()[:-400])
-    with pytest.raises(DataError, match=rf"{kit.names[0]}\.jpg cannot be read as an image .*truncated"):
-        voc.image(kit.names[0])
-    path.write_bytes(b"not an image")
-    with pytest.raises(DataError, match=rf"{kit.names[0]}\.jpg cannot be read as an image"):
-        voc.image(kit.names[0])
-    with pytest.raises(DataError, match=r"no_such\.jpg does not exist"):
-        voc.image("no_such")
-
-
-def test_sizes_of_image_and_mask_must_agree(kit):
-    name = kit.train[0]
-    height, width = kit.masks[name].shape
-    write_png(kit.folder / "SegmentationClassAug" / f"{name}.png", kit.masks[name].T.copy())
-    with pytest.raises(DataError, match=rf"{name}\.png is {height} x {width}, its image is {width} x {height}"):
-        VOC12(kit.root).mask(name)
-
-
-@pytest.mark.parametrize(
-    ("xml", "message"),
-    [
-        ("<annotation></annotation>", "names no object"),
-        (
-            "<annotation><object><name>unicorn</name></object></annotation>",
-            "names 'unicorn'; the classes are aeroplane,",
-        ),
-        ("<annotation><object><part><name>head</name></part></object></annotation>", "names ''; the classes are"),
-        ("<annotation><object>", "cannot be read"),
-    ],
-)
-def test_bad_annotations_are_named(kit, xml, message):
-    (kit.folder / "Annotations" / f"{kit.names[0]}.xml").write_text(xml)
-    with pytest.raises(DataError, match=rf"{kit.names[0]}\.xml {message}"):
-        VOC12(kit.root).label(kit.names[0])
-    with pytest.raises(DataError, match=r"no_such\.xml does not exist"):
-        VOC12(kit.root).label("no_such")
+        VOC12(kit.root).check_names(kit.names + [f"no_{i}" for i in range(7)], "train.txt")
 
 
 def test_read_mask_of_palette_and_grey(tmp_path):
@@ -248,18 +211,6 @@ def test_read_mask_refuses_other_values_colour_and_jpeg(tmp_path):
         read_mask(tmp_path / "m.jpg", 20)
     with pytest.raises(DataError, match=r"none\.png does not exist"):
         read_mask(tmp_path / "none.png", 20)
-
-
-@pytest.mark.parametrize("bits", [1, 4])
-def test_read_mask_refuses_grey_of_few_bits_as_ambiguous(tmp_path, bits):
-    def chunk(kind, body):
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    header = struct.pack(">IIBBBBB", 2, 1, bits, 0, 0, 0, 0)
-    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\x00\x10")) + chunk(b"IEND", b"")
-    (tmp_path / "m.png").write_bytes(b"\x89PNG\r\n\x1a\n" + body)
-    with pytest.raises(DataError, match=r"m\.png is .*8-bit grey"):
-        read_mask(tmp_path / "m.png", 20)
 
 
 def test_exif_orientation_is_followed_only_on_request(tmp_path):

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from torchvision.models import resnet50
 
 from data.results import load_cam
 from net.resnet50_cam import Net
-from tests.helpers import golden_state, golden_tensor, relative_error, said
+from tests.helpers import golden_state, golden_tensor, published, relative_error, said
 from tests.voc_devkit import make_devkit
 
 SMALL = (
@@ -24,6 +23,7 @@ SMALL = (
 
 
 FAST = ("--cam_scales", "1.0,0.5")  # a sixth of the time, where all four scales are not the subject
+VOC = "data/VOCdevkit/VOC2012"
 
 
 def run(work_dir, data_root, *arguments, code=0):
@@ -32,20 +32,8 @@ def run(work_dir, data_root, *arguments, code=0):
 
 def published_checkpoint(path, n_classes=20):
     """Seeded weights with the names the published classifier is saved under: everything two or three times."""
-    plain = golden_state(Net(n_classes))
-    stages = {"conv1": "0.0", "bn1": "0.1", "layer1": "0.4", "layer2": "1.0", "layer3": "2.0", "layer4": "3.0"}
-    state = {}
-    for name, value in plain.items():
-        layer, _, rest = name.partition(".")
-        if layer == "classifier":
-            state |= {f"module.{name}": value, f"module.newly_added.0.{rest}": value}
-            continue
-        stage, index = stages[layer].split(".")
-        state[f"module.resnet50.{name}"] = value
-        state[f"module.stage{int(stage) + 1}.{index}.{rest}"] = value
-        state[f"module.backbone.{stage}.{index}.{rest}"] = value
-    state |= {"module.resnet50.fc.weight": torch.zeros(1000, 2048), "module.resnet50.fc.bias": torch.zeros(1000)}
-    torch.save(state, path)
+    state = {**published("classifier", golden_state(Net(n_classes))), "resnet50.fc.bias": torch.zeros(1000)}
+    torch.save({f"module.{name}": value for name, value in state.items()}, path)
 
 
 @pytest.fixture(scope="module")
@@ -101,25 +89,20 @@ def test_cams_equal_an_independent_computation(finished):
     assert kit.grey in kit.train_aug[:3]
 
 
-def test_every_image_gets_its_files(finished):
-    kit, folder, _, _ = finished
+def test_scores_are_those_of_the_files_that_every_image_gets(finished):
+    kit, folder, _, printed = finished
     for kind, suffix in (("cam", ".npy"), ("cam_rib", ".npy"), ("ir_label", ".png"), ("sem_seg", ".png")):
-        there = sorted(path.name for path in (folder / "work" / kind).glob("[!.]*"))
-        assert there == [f"{name}{suffix}" for name in kit.train_aug]
+        written = sorted(path.name for path in (folder / "work" / kind).glob("[!.]*"))
+        assert written == [f"{name}{suffix}" for name in kit.train_aug]
+    confusion = np.zeros((21, 21), np.int64)
     for name in kit.train_aug:
         mask = np.array(Image.open(folder / "work" / "sem_seg" / f"{name}.png"))
         assert mask.shape == kit.masks[name].shape
         assert set(np.unique(mask)) <= {0, *(c + 1 for c in kit.labels[name])}
-
-
-def test_scores_are_those_of_the_files(finished):
-    kit, folder, _, printed = finished
+        if name in kit.train:
+            valid = kit.masks[name] != 255
+            np.add.at(confusion, (kit.masks[name][valid], mask[valid]), 1)
     metrics = json.loads((folder / "work" / "metrics.json").read_text())
-    confusion = np.zeros((21, 21), np.int64)
-    for name in kit.train:
-        mask = np.array(Image.open(folder / "work" / "sem_seg" / f"{name}.png"))
-        valid = kit.masks[name] != 255
-        np.add.at(confusion, (kit.masks[name][valid], mask[valid]), 1)
     assert metrics["eval_sem_seg"]["confusion"] == confusion.tolist()
     assert metrics["eval_sem_seg"]["images"] == len(kit.train) == metrics["eval_cam"]["images"]
     assert metrics["make_cam"]["images"] == len(kit.train_aug)
@@ -128,15 +111,16 @@ def test_scores_are_those_of_the_files(finished):
 
 
 def test_another_run_gives_the_same_bytes(finished, tmp_path):
-    """Of some images only, in workers."""
+    """Of some images only, by a list of the authors' form, from the flat layout, in workers."""
     kit, folder, weights, _ = finished
+    shutil.copytree(kit.folder, tmp_path / "data" / "VOC2012_SEG_AUG")
     (tmp_path / "sess").mkdir()
     shutil.copy(folder / "work" / "sess" / "res50_irn.pth", tmp_path / "sess")
     chosen = kit.train_aug[1::3]
-    (tmp_path / "some.txt").write_text("".join(f"{name}\n" for name in chosen))
+    (tmp_path / "some.txt").write_text("".join(f"/JPEGImages/{n}.jpg /SegmentationClassAug/{n}.png\n" for n in chosen))
     common = (*weights, "--num_workers", "2", "--infer_list", tmp_path / "some.txt", "--steps")
-    run(tmp_path, kit.root, *common, "make_cam")
-    run(tmp_path, kit.root, *common, "make_rib_cam,cam_to_ir_label,make_sem_seg", *FAST)
+    run(tmp_path, tmp_path / "data", *common, "make_cam")
+    run(tmp_path, tmp_path / "data", *common, "make_rib_cam,cam_to_ir_label,make_sem_seg", *FAST)
     for kind in ("cam", "cam_rib", "ir_label", "sem_seg"):
         paths = sorted((tmp_path / kind).glob("[!.]*"))
         assert [path.stem for path in paths] == chosen
@@ -144,33 +128,25 @@ def test_another_run_gives_the_same_bytes(finished, tmp_path):
             assert path.read_bytes() == (folder / "work" / kind / path.name).read_bytes(), path
 
 
-def test_flat_layout_and_lists(finished, tmp_path):
-    kit, folder, weights, _ = finished
-    shutil.copytree(kit.folder, tmp_path / "data" / "VOC2012_SEG_AUG")
-    chosen = kit.extra[:2]
-    (tmp_path / "some.txt").write_text("".join(f"/JPEGImages/{n}.jpg /SegmentationClassAug/{n}.png\n" for n in chosen))
-    arguments = ("--infer_list", str(tmp_path / "some.txt"), "--eval_list", str(tmp_path / "some.txt"))
-    run(tmp_path / "work", tmp_path / "data", *weights, *arguments, "--steps", "2-3")
-    assert sorted(path.stem for path in (tmp_path / "work" / "cam").glob("[!.]*")) == chosen
-    for name in chosen:
-        path = Path("cam") / f"{name}.npy"
-        assert (tmp_path / "work" / path).read_bytes() == (folder / "work" / path).read_bytes()
-
-
 @pytest.fixture
 def damaged(tmp_path, finished):
+    """The devkit's truth, a folder with a copy of it, and a run on that copy: what it says."""
     kit, _, weights, _ = finished
     shutil.copytree(kit.root, tmp_path / "data")
-    return kit, tmp_path, tmp_path / "data" / "VOCdevkit" / "VOC2012", weights
+
+    def done(*arguments, code=0, work="work"):
+        return run(tmp_path / work, tmp_path / "data", *FAST, *weights, *arguments, code=code)
+
+    return kit, tmp_path, done
 
 
 def test_an_unreadable_jpeg_is_named_and_can_be_skipped(damaged):
-    kit, folder, voc, weights = damaged
-    bad = voc / "JPEGImages" / f"{kit.extra[1]}.jpg"
+    kit, folder, done = damaged
+    bad = folder / VOC / "JPEGImages" / f"{kit.extra[1]}.jpg"
     bad.write_bytes(bad.read_bytes()[:400])
-    printed = run(folder / "work", folder / "data", *weights, *FAST, "--steps", "make_cam", code=2)
+    printed = done("--steps", "make_cam", code=2)
     assert bad.name in printed and "--skip_bad" in printed
-    printed = run(folder / "work", folder / "data", *weights, *FAST, "--steps", "make_cam", "--skip_bad")
+    printed = done("--steps", "make_cam", "--skip_bad")
     made = sorted(path.stem for path in (folder / "work" / "cam").glob("[!.]*"))
     assert made == [name for name in kit.train_aug if name != kit.extra[1]]
     assert f"left out {kit.extra[1]}" in printed.splitlines()[-1]
@@ -178,35 +154,22 @@ def test_an_unreadable_jpeg_is_named_and_can_be_skipped(damaged):
 
 
 def test_other_bad_input(damaged):
-    kit, folder, voc, weights = damaged
-
-    def done(*arguments, code=0, work="work"):
-        return run(folder / work, folder / "data", *FAST, *arguments, code=code)
-
-    def message(*arguments):
-        return done(*arguments, code=2)
-
+    kit, folder, done = damaged
+    voc, name = folder / VOC, kit.train[0]
     (folder / "list.txt").write_text("2007_999999\n")
-    assert "2007_999999" in message(*weights, "--steps", "2", "--infer_list", str(folder / "list.txt"))
+    assert "2007_999999" in done("--steps", "2", "--infer_list", str(folder / "list.txt"), code=2)
     published_checkpoint(folder / "coco.pth", n_classes=80)
-    printed = message("--cam_weights_name", str(folder / "coco.pth"), "--steps", "2")
+    printed = done("--cam_weights_name", str(folder / "coco.pth"), "--steps", "2", code=2)
     assert "(80, 2048, 1, 1), wanted (20, 2048, 1, 1)" in printed and "number of classes" in printed
-    name = kit.train[0]
-    xml = (voc / "Annotations" / f"{name}.xml").read_text()
-    (voc / "Annotations" / f"{name}.xml").write_text("<annotation></annotation>")
-    assert f"{name}.xml names no object" in message(*weights, "--steps", "2")
-    (voc / "Annotations" / f"{name}.xml").write_text(xml)
     Image.new("P", (5, 7)).save(voc / "SegmentationClassAug" / f"{name}.png")
-    done(*weights, "--steps", "2")
-    printed = message(*weights, "--steps", "3")
-    assert f"{name}.png is 5 x 7, its image is" in printed
+    done("--steps", "2")
+    assert f"{name}.png is 5 x 7, its image is" in done("--steps", "3", code=2)
     (voc / "JPEGImages" / f"{name}.jpg").unlink()
-    assert name in message(*weights, "--steps", "2", "--overwrite")
-    assert f"left out {name}" in done(*weights, "--steps", "2", "--skip_bad")
+    assert name in done("--steps", "2", "--overwrite", code=2)
     shutil.rmtree(voc / "ImageSets")
     (folder / "list.txt").write_text("".join(f"{name}\n" for name in kit.train[1:3]))
     lists = [word for key in ("train", "infer", "eval", "val") for word in (f"--{key}_list", str(folder / "list.txt"))]
-    done(*weights, *lists, "--steps", "2-3", work="other")
+    done(*lists, "--steps", "2-3", work="other")
     shutil.rmtree(voc / "JPEGImages")
-    printed = message(*weights, "--steps", "2")
+    printed = done("--steps", "2", code=2)
     assert "JPEGImages" in printed and "ImageSets" in printed
