@@ -24,8 +24,7 @@ from misc.torchutils import PolyOptimizer
 from net.resnet50_cam import CAM
 from run_sample import STEPS
 from tests.folder_mini import make_folder
-from tests.helpers import golden_state, relative_error, run_cli, torchrun, write_classifier
-from tests.test_pipeline import undocumented
+from tests.helpers import golden_state, relative_error, run_cli, torchrun, undocumented, write_classifier
 
 SETTINGS = dict(lr=3e-5, n_iter=4, score_th=0.4, stop_th=1e9, explode_ratio=1.1)
 LABEL = torch.tensor([1.0, 0.0, 1.0, 0.0])

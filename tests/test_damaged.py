@@ -1,12 +1,11 @@
 """Damaged files, over every reader: an error in one line that names the file, or a sound value, and no code is run."""
 
-import os
 import zipfile
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image, features
+from PIL import Image
 from scipy.io import savemat
 
 from coco14.dataset import Index
@@ -21,6 +20,7 @@ from data.results import load_cam, load_instances, save_cam, save_instances
 from net import weights
 from tests.coco_mini import make_coco
 from tests.folder_mini import make_folder
+from tests.helpers import Payload
 from tests.voc_devkit import make_devkit
 from voc12.dataset import VOC12
 from voc12.prepare import read_mat
@@ -28,14 +28,11 @@ from voc12.prepare import read_mat
 RNG = np.random.default_rng(0)
 
 
+# Each writes a file and returns its path and what reads it.
+
+
 def cam_file(folder):
     save_cam(folder / "x.npy", np.arange(2), RNG.random((2, 6, 5)), RNG.random((2, 24, 20)))
-    return folder / "x.npy", load_cam
-
-
-def published_cam_file(folder):
-    value = {"keys": torch.arange(2), "cam": torch.rand(2, 6, 5), "high_res": RNG.random((2, 24, 20), np.float32)}
-    np.save(folder / "x.npy", value, allow_pickle=True)
     return folder / "x.npy", load_cam
 
 
@@ -55,9 +52,9 @@ def mask_file(folder):
     return folder / "x.png", lambda path: read_mask(path, 20)
 
 
-def photograph(ending, **options):
+def photograph(ending):
     def make(folder):
-        Image.fromarray(RNG.integers(0, 255, (40, 36, 3), dtype=np.uint8)).save(folder / f"x.{ending}", **options)
+        Image.fromarray(RNG.integers(0, 255, (40, 36, 3), dtype=np.uint8)).save(folder / f"x.{ending}")
         return folder / f"x.{ending}", lambda path: read_image(path, exif=True)
 
     return make
@@ -106,8 +103,8 @@ def archive(folder):
 
 
 READERS = {
-    "CAM": cam_file, "CAM as published": published_cam_file, "instances": instance_file, "weights": weights_file,
-    "mask": mask_file, "JPEG": photograph("jpg", quality=90), "PNG": photograph("png"), "WebP": photograph("webp"),
+    "CAM": cam_file, "instances": instance_file, "weights": weights_file,
+    "mask": mask_file, "JPEG": photograph("jpg"), "WebP": photograph("webp"),
     "labels.csv": own_labels, "list": list_file, "XML": annotation, "COCO JSON": coco_json, "COCO index": coco_index,
     "SBD": sbd, "JSON": json_file, "zip": archive,
 }  # fmt: skip
@@ -128,16 +125,6 @@ def test_files_that_are_cut_short_or_something_else(tmp_path, kind):
         assert path.name in str(error.value) and "\n" not in str(error.value)
 
 
-class Payload:
-    """Creates a file when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.path}",)
-
-
 def test_code_in_weights_is_not_run(tmp_path):
     path, read = weights_file(tmp_path)
     for value in (Payload(tmp_path / "it_ran"), {"model": Payload(tmp_path / "it_ran")}):
@@ -149,20 +136,17 @@ def test_code_in_weights_is_not_run(tmp_path):
     assert (tmp_path / "it_ran").exists()  # it does run elsewhere
 
 
-@pytest.mark.parametrize("side", [12_000, 20_000])  # the larger one Pillow refuses by itself
-def test_an_image_over_the_limit_is_not_decoded(tmp_path, side):
+def test_an_image_over_the_limit_is_not_decoded(tmp_path):
     path = tmp_path / "x.png"
-    Image.new("1", (side, side)).save(path)
+    Image.new("1", (12_000, 12_000)).save(path)
     for read in (read_image, image_size, read_mask):
         with pytest.raises(UserError, match=r"x\.png is too large .*the limit is 100 megapixels: scale it down"):
             read(path)
 
 
-@pytest.mark.parametrize("kind", ["EPS", "AVIF", "BMP", "GIF", "TIFF"])
+@pytest.mark.parametrize("kind", ["EPS", "TIFF"])
 def test_only_the_promised_formats_are_read(tmp_path, kind):
     """Pillow goes by the content, not by the name, and hands EPS to another program."""
-    if kind == "AVIF" and not features.check("avif"):
-        pytest.skip("this Pillow cannot write AVIF")
     image, mask = tmp_path / "x.jpg", tmp_path / "x.png"
     Image.new("RGB", (16, 16), (200, 3, 3)).save(image, format=kind)
     Image.new("L", (16, 16), 3).save(mask, format="JPEG")

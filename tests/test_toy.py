@@ -19,8 +19,7 @@ from misc.run.arguments import parse
 from net.toy import LAYERS, ToyNet
 from run_sample import STEPS
 from step import toy
-from tests.helpers import run_cli, torchrun
-from tests.test_pipeline import undocumented
+from tests.helpers import run_cli, torchrun, undocumented
 
 SMALL = ("--toy_seeds 2 --toy_train 16 --toy_test 4 --toy_epochs 1 --toy_batch_size 8 --toy_rib_iter 2 "
          "--steps toy --device cpu").split()  # fmt: skip
