@@ -177,9 +177,8 @@ def work_dir(tmp_path):
 
 @pytest.fixture
 def runs(monkeypatch):
-    """The number of images that RIB ran on; `runs.stop_at` interrupts it."""
-    plain = RIB.run_features
-    state = argparse.Namespace(count=0, stop_at=None)
+    """`runs.count`: the images that RIB ran on; at `runs.stop_at` it is interrupted."""
+    plain, state = RIB.run_features, argparse.Namespace(count=0, stop_at=None)
 
     def counted(self, *args):
         if state.count == state.stop_at:
@@ -221,7 +220,6 @@ def test_ablate_gives_what_the_steps_give(work_dir, capsys):
     for name in ("steps", "activation"):
         with Image.open(work_dir / "ablate" / f"{name}.png") as picture:
             assert picture.width > 700
-        assert (work_dir / "ablate" / f"{name}.svg").read_text().count("</svg>") == 1
 
 
 def test_ablate_computes_nothing_twice(work_dir, runs, capsys):

@@ -72,11 +72,17 @@ def test_metrics_and_provenance(small_run_said):
     assert seed["sweep"]["0.15"] == seed["fixed"]["miou"] and seed["fixed"]["threshold"] == pytest.approx(0.15)
     assert set(seed["best"]["iou"]) == {"background", *Shapes.classes}
     assert metrics["make_rib_cam"]["RIB_steps"] == {"2": 8}
-    assert np.sum(metrics["eval_sem_seg"]["confusion"]) == 8 * SIDE**2
+    labels = np.stack([Image.open(folder / "ir_label" / f"{name}.png") for name in NAMES])
+    masks = metrics["eval_sem_seg"]
+    assert np.sum(masks["confusion"]) == 8 * SIDE**2 and masks["ir_label"]["ignored"] == (labels == 255).mean()
+    assert np.sum(masks["ir_label"]["confusion"]) == (labels != 255).sum() and masks["ir_label"]["images"] == 8
+    per_image = json.loads((folder / "per_image.json").read_text())["sem_seg"]
+    first = confusion(np.array(Image.open(folder / "sem_seg" / f"{NAMES[0]}.png")), DATA.mask(NAMES[0]), 7)
+    assert list(per_image) == NAMES and per_image[NAMES[0]] == round(mean_iou(first), 4)
     assert set(metrics["eval_seg"]["comparison"]) == {"rib", "cam", "truth"}
     assert metrics["eval_seg"]["comparison"]["rib"] == metrics["eval_seg"]["miou"]
     assert re.search(r"^network from truth +\d", printed, re.MULTILINE)
-    assert f"{100 * metrics['eval_sem_seg']['miou']:.1f}" in printed and "overview.png" in printed
+    assert f"{100 * masks['miou']:.1f}" in printed and "overview.png" in printed
     args = json.loads((folder / "args.json").read_text())
     assert args["arguments"]["RIB_iter"] == 2 and args["sources"]["RIB_iter"] == "command line"
     assert args["sources"]["beta"].startswith("IRN") and args["versions"]["torch"]
@@ -112,18 +118,6 @@ def test_every_key_of_the_metrics_is_documented(small_run):
     apart = ("toy.", "ablate.", "strips.")  # not of the pipeline
     found, said = set(patterns(metrics)), [key for key in documented() if not key.startswith(apart)]
     assert found == set(said) and len(said) == len(set(said))
-
-
-def test_labels_and_images_are_scored(small_run_said):
-    folder, _ = small_run_said
-    masks = json.loads((folder / "metrics.json").read_text())["eval_sem_seg"]
-    labels = np.stack([Image.open(folder / "ir_label" / f"{name}.png") for name in NAMES])
-    assert masks["ir_label"]["ignored"] == (labels == 255).mean() and masks["ir_label"]["images"] == 8
-    assert np.sum(masks["ir_label"]["confusion"]) == (labels != 255).sum()
-    per_image = json.loads((folder / "per_image.json").read_text())
-    assert list(per_image["sem_seg"]) == NAMES
-    first = confusion(np.array(Image.open(folder / "sem_seg" / f"{NAMES[0]}.png")), DATA.mask(NAMES[0]), 7)
-    assert per_image["sem_seg"][NAMES[0]] == round(mean_iou(first), 4)
 
 
 def test_finished_files_are_not_made_again(small_run, tmp_path):

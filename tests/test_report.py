@@ -86,10 +86,10 @@ def test_settings_are_those_that_made_the_results(tmp_path):
         return {"arguments": given, "sources": {name: source for name in given}}
 
     args, _ = arguments(tmp_path)
-    earlier = [call("command line", RIB_iter=4), call("config x.yaml", beta=3.0, sem_seg_out_dir="x")]
-    save_json(tmp_path / "args.json", {**call("default", RIB_iter=5), "earlier": earlier[:1]})
+    earlier = [call("command line", RIB_iter=4)]
+    save_json(tmp_path / "args.json", {**call("default", RIB_iter=5), "earlier": earlier})
     assert settings(args) == {"RIB_iter": "4"}
-    save_json(tmp_path / "args.json", {**earlier[1], "earlier": earlier[:1]})
+    save_json(tmp_path / "args.json", {**call("config x.yaml", beta=3.0, sem_seg_out_dir="x"), "earlier": earlier})
     assert settings(args) == {"beta": "3"}  # set back to the preset's 10 steps
     record = {"arguments": {"--beta": 10.0, "--exp_times": 3}, "inputs": {}, "code": {}}
     save_json(outputs.record_file(args, "sem_seg_out_dir"), record)
@@ -109,16 +109,6 @@ def test_step_report_writes_and_prints(run, text, capsys):
     assert (folder / "report.html").read_text() == text
     with Image.open(folder / "overview.png") as overview, Image.open(folder / "thresholds.png") as thresholds:
         assert overview.size == (8 * 176, 26 + 12 * 176) and thresholds.width > 400
-
-
-def test_nothing_is_fetched_and_no_other_script_runs(text):
-    page = Page(text)
-    for name, attributes in page.tags:
-        assert name not in ("link", "iframe", "object") or attributes.get("href") == "data:,"
-        assert attributes.get("src", "data:").startswith("data:")
-        assert not any(key.startswith("on") for key in attributes)
-    assert not re.search(r"url\((?!data:|#)", text) and "@import" not in text
-    assert [name for name, _ in page.tags].count("script") == 1
 
 
 class Odd(Dataset):
@@ -157,7 +147,12 @@ def test_what_is_written_on_the_page_stays_text(tmp_path):
         "eval_sem_seg": {"miou": 0.5, "iou": iou, "confusion": np.eye(4, dtype=int).tolist(), "images": 4},
         "train_seg": {"loss": {ATTACK: [2.0, 1.0], "$x_{$": [2.0, 1.0]}},
     }
-    page = Page(build(args, dataset, measured, dataset.names("train")))
+    text = build(args, dataset, measured, dataset.names("train"))
+    page = Page(text)
+    for name, attributes in page.tags:  # nothing is fetched
+        assert name not in ("link", "iframe", "object") or attributes.get("href") == "data:,"
+        assert attributes.get("src", "data:").startswith("data:")
+    assert not re.search(r"url\((?!data:|#)", text) and "@import" not in text
     names = [name for name, _ in page.tags]
     assert names.count("script") == 1 and names.count("img") == 4  # a layer per image: the truth
     assert not any(key.startswith("on") for _, attributes in page.tags for key in attributes)
@@ -193,7 +188,6 @@ def test_the_gallery_says_what_it_shows_and_gives_the_script_what_it_filters_by(
     names = dataset.names("train")
     page = Page(build(args, dataset, {}, names))
     assert "All 4 images. Point" in page.text and [card["data-name"] for card in page.cards()] == names
-    assert "down" not in [attributes.get("data-value") for _, attributes in page.tags]
     perfect = dataset.mask("i0002")
     for kind, name, mask in (
         ("sem_seg", "i0000", perfect), ("sem_seg", "i0001", perfect), ("sem_seg", "i0002", perfect * 0),
@@ -207,9 +201,7 @@ def test_the_gallery_says_what_it_shows_and_gives_the_script_what_it_filters_by(
     assert cards["i0003"]["data-score"] == "1.0000" and "data-score" not in cards["i0001"]
     assert cards["v0"]["data-groups"] == "val" and cards["i0003"]["data-groups"] == "class"
     assert all(card["data-classes"] == "0 1" for card in cards.values())
-    values = [
-        attributes["data-value"] for name, attributes in page.tags if name == "button" and "data-value" in attributes
-    ]
+    values = [attributes["data-value"] for _, attributes in page.tags if "data-value" in attributes]
     assert values == ["", "class", "val", "", "0", "1", "down", "up", "name"]
 
 
@@ -242,7 +234,6 @@ def test_experiments_have_sections_where_they_ran(run, text, tmp_path):
         f"pooling: {ATTACK}", "score_th=0.4 *50.00.2025.0300",
     ):  # fmt: skip
         assert words in page.text
-    assert [name for name, _ in page.tags].count("script") == 1
     figures = [attributes for name, attributes in page.tags if name == "img" and "class" not in attributes]
     assert [pixels(figure["src"]).shape for figure in figures] == [(3, 5, 4)] * 2
     assert not {"Toy experiment", "Ablations"} & set(re.findall(r"<h2>([^<]+)</h2>", text))
@@ -272,17 +263,6 @@ def test_layers_draw_what_they_should():
     masks[0, 5:15, 5:15] = masks[1, 5:15, 12:30] = masks[2, 30:] = True
     drawn = pixels(pictures.layer_uri(pictures.instance_layer(masks, np.array([0.9, 0.4, 0.0]))))
     assert drawn[10, 13, 3] == drawn[10, 22, 3] == 255 and drawn[35, 30, 3] == 0
-
-
-def test_segmentation_network_and_its_variants(run):
-    seg = {"images": 4, "scored": 4, "miou": 0.613, "iou": {"background": 0.9}, "before_crf": {"miou": 0.602}}
-    measured = {
-        "train_seg": {"seconds": 9, "images": 12, "loss": {"rib": [2.0, 1.0], "truth": [2.0, 0.5]}},
-        "eval_seg": {**seg, "comparison": {"rib": 0.613, "truth": 0.7}, "seconds": 2},
-    }
-    text = Page(page_of(run, measured)).text
-    for words in ("segmentation network61.3", "before CRF60.2", "from truth70.0", "truth, 0.5 at the end"):
-        assert words in text
 
 
 def test_reference_numbers_stand_beside_their_dataset_only(run, text):

@@ -59,15 +59,6 @@ def test_compare(run, tmp_path, capsys):
     assert images[0][2:] == [f"{100 * mean_iou(confusion(mask[0], truth, 7)):.1f}" for mask in masks]
 
 
-def test_compare_seeds_where_there_are_no_masks(tmp_path):
-    runs = [finished(tmp_path / name, steps="eval_cam,eval_rib_cam", seed=i) for i, name in enumerate("ab")]
-    for path in [*tmp_path.glob("*/sem_seg/*"), *tmp_path.glob("a/cam_rib/*")]:
-        path.unlink()
-    args, _ = arguments(tmp_path, "--compare", *(run.work_dir for run in runs))
-    text = compare(args, tmp_path).read_text()
-    assert "both runs have a CAM seed" in text and rows_of(text, "Images that changed most")
-
-
 def test_compare_mistakes(run, tmp_path, capsys):
     assert main(STEPS, ["--compare", run.work_dir, str(tmp_path / "none")]) == 2
     assert "there is no args.json" in capsys.readouterr().err

@@ -20,8 +20,6 @@ SMALL = (
 ).split()
 SHAPES = ["--shapes_train", "6", "--shapes_val", "3", "--shapes_size", "48"]
 DATA = Shapes(6, 3, 48)
-
-
 TRUTH = ["--steps", "train_seg", "--seg_labels", "truth"]
 
 
@@ -71,13 +69,11 @@ def test_scores_are_those_of_the_files(finished):
     assert measured["images"] == measured["scored"] == 3 and measured["labels"] == "pseudo"
     assert measured["miou"] == pytest.approx(miou_of(finished / "seg"))
     assert measured["before_crf"]["miou"] == pytest.approx(miou_of(finished / "seg_before_crf"))
-    assert measured["comparison"] == pytest.approx(
-        {"rib": miou_of(finished / "seg"), "truth": miou_of(finished / "seg_truth")}
-    )
+    wanted = {"rib": miou_of(finished / "seg"), "truth": miou_of(finished / "seg_truth")}
+    assert measured["comparison"] == pytest.approx(wanted)
     assert set(measured["iou"]) == {"background", *Shapes.classes}
-    assert {kind: len(losses) for kind, losses in metrics(finished)["train_seg"]["loss"].items()} == {
-        "pseudo": 1, "truth": 1
-    }  # fmt: skip
+    losses = metrics(finished)["train_seg"]["loss"]
+    assert {kind: len(values) for kind, values in losses.items()} == {"pseudo": 1, "truth": 1}
     with Image.open(finished / "seg" / "val_00000.png") as png:
         assert png.mode == "P" and png.getpalette()[:6] == voc_palette()[:2].flatten().tolist()
     assert sorted(path.name for path in (finished / "sess").iterdir()) == [

@@ -13,7 +13,7 @@ from data.process import GO_ON
 from data.results import save_cam
 from tests.helpers import ROOT, small_command
 
-WAIT_S = 60  # until the moment has come; generous, for the machine may be busy
+WAIT_S = 120  # until the moment has come; generous, for the machine may be busy
 MOST_S = 5.0  # from the signal to the end of the last process
 TRIES = 3  # for the same reason: slow every time is the program, not the machine
 SIZE = 512  # of the images whose CRF is interrupted
