@@ -70,3 +70,17 @@ def small_run_said(once):
 def small_run(small_run_said):
     """The folder of `small_run_said`."""
     return small_run_said[0]
+
+
+@pytest.fixture(scope="session")
+def untrained(once):
+    """The path of weights of a classifier for the six classes of `shapes`."""
+    import torch
+
+    from net.resnet50_cam import Net
+
+    def make(folder):
+        torch.manual_seed(0)
+        torch.save(Net(6, "resnet14").state_dict(), folder / "w.pth")
+
+    return once("untrained", make)[0] / "w.pth"

@@ -4,6 +4,7 @@ import contextlib
 import io
 import logging
 import os
+import re
 import subprocess
 import sys
 import zlib
@@ -172,6 +173,27 @@ def torchrun(*argv: str, ranks: int = 2) -> str:
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stderr
+
+
+class Payload:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+def undocumented(step: str, values: dict) -> list[str]:
+    """Those of a step's own keys in metrics.json that docs/METRICS.md leaves out."""
+    known = {".".join(key.split(".")[:2]) for key in documented()}
+    return [key for key in values if not {f"{step}.{key}", f"STEP.{key}"} & known]
+
+
+def documented() -> list[str]:
+    """The key patterns of docs/METRICS.md."""
+    return re.findall(r"^\| `([^`]+)` \|", (ROOT / "docs" / "METRICS.md").read_text(), re.MULTILINE)
 
 
 def assert_mixed(work_dir: Path, kinds: Sequence[str] = MASKS) -> None:

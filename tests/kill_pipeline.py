@@ -16,7 +16,6 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,39 +27,31 @@ AGAIN = (  # what every run writes, or steps that are not asked whether they hav
 )  # fmt: skip
 EARLY_S = 4.0  # from the start of the program to a kill that may strike before its first step
 LATE_S = 0.3  # after the time that a step took in peace a kill may still fall: then on what comes next
-RUN_S = 600
+RUN_S = 600  # a whole run takes less
 START = "start"  # in place of a step: before the first
 
 
 class Job(NamedTuple):
-    """What is killed: arguments besides those of `small_command`, and files that every run of it writes anew."""
+    """What is killed: arguments besides those of `small_command`, and a pattern of files that every run writes anew."""
 
     arguments: tuple[str, ...] = ()
-    anew: tuple[str, ...] = ()
-
-    def command(self, folder: Path) -> list[str]:
-        """The command line with results in `folder`."""
-        return small_command(folder, *self.arguments)
+    anew: str = ""
 
     def run(self, folder: Path) -> None:
-        """Runs it in peace."""
-        done = subprocess.run(self.command(folder), cwd=ROOT, capture_output=True, text=True, timeout=RUN_S)
+        """Runs it in peace, with results in `folder`."""
+        command = small_command(folder, *self.arguments)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=RUN_S)
         assert done.returncode == 0, f"it failed with {done.returncode}: {done.stderr[-2000:]}"
 
 
+TOY = "--steps toy --toy_seeds 3 --toy_train 64 --toy_test 4 --toy_epochs 2 --toy_batch_size 8 --toy_rib_iter 2"
 APART = {  # toy keeps what a seed gave, ablate what an image gave at a point, strips nothing
-    "toy": Job(
-        tuple(
-            "--steps toy --toy_seeds 3 --toy_train 64 --toy_test 4 --toy_epochs 2 --toy_batch_size 8 "
-            "--toy_rib_iter 2".split()
-        ),
-        ("toy/*.png", "toy/*.svg", "toy/*.txt"),
-    ),
+    "toy": Job(tuple(TOY.split()), r"toy/.*\.(png|svg|txt)"),
     "ablate": Job(
         tuple("--steps ablate --ablate steps,learning_rate --ablate_limit 4".split()),
-        ("ablate/*.png", "ablate/*.svg", "ablate/*.json", "ablate/*.txt"),
+        r"ablate/[^/]*\.(png|svg|json|txt)",
     ),
-    "strips": Job(tuple("--steps strips --strips_images 6".split()), ("strips/*",)),
+    "strips": Job(tuple("--steps strips --strips_images 6".split()), "strips/.*"),
 }
 
 
@@ -80,9 +71,8 @@ def strike(job: Job, folder: Path, draw: random.Random, target: str, seconds: fl
     """
     log = folder / "log.txt"
     seen = len(log.read_text()) if log.exists() else 0
-    process = subprocess.Popen(
-        job.command(folder), cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    command, silent = small_command(folder, *job.arguments), subprocess.DEVNULL
+    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stdout=silent, stderr=silent)
     while target != START and process.poll() is None and target not in _begun(log, seen):
         time.sleep(0.01)
     try:
@@ -100,16 +90,11 @@ def _begun(log: Path, seen: int) -> list[str]:
     return re.findall(r"step (?:\d+ )?(\w+)$", log.read_text()[seen:], re.MULTILINE) if log.exists() else []
 
 
-def _took(log: Path) -> dict[str, float]:
-    """Step -> its seconds."""
-    return {name: float(s) for name, s in re.findall(r"step (?:\d+ )?(\w+) took ([\d.]+) s$", log.read_text(), re.M)}
-
-
 def stamps(job: Job, folder: Path) -> dict[str, tuple[int, int]]:
     """What changes when a file is made again; of the files that are finished and made once."""
-    there = results(folder)
-    once = [name for name in there if _last(name) in there and not any(fnmatchcase(name, anew) for anew in job.anew)]
-    return {name: (there[name].stat().st_ino, there[name].stat().st_mtime_ns) for name in once}
+    files = results(folder)
+    once = [name for name in files if _last(name) in files and not re.fullmatch(job.anew, name)]
+    return {name: (files[name].stat().st_ino, files[name].stat().st_mtime_ns) for name in once}
 
 
 def _last(name: str) -> str:
@@ -142,19 +127,18 @@ def compare(folder: Path, wanted: Path) -> None:
     assert not [path for path in folder.rglob("*") if path.suffix in (".tmp", ".checkpoint")]
 
 
-def kill(job: Job, scratch: Path, n_kills: int, seed: int, masks: Sequence[str] = (), say=print) -> Counter:
+def kill(job: Job, scratch: Path, n_kills: int, seed: int, masks: Sequence[str] = ()) -> Counter:
     """Strikes `n_kills` times, over as many runs as that takes, in folders below `scratch`; by step, how often.
 
     masks: kinds of masks that must hold background and foreground, so that comparing them says something.
     """
-    draw = random.Random(seed)
-    where: Counter = Counter()
+    draw, where, wanted = random.Random(seed), Counter(), scratch / "in_peace"
     deck: list[str] = []  # every step's turn comes, in random order
-    wanted = scratch / "in_peace"
     job.run(wanted)
     assert_mixed(wanted, masks)
     once = stamps(job, wanted).keys()
-    took = _took(wanted / "log.txt")
+    lines = re.findall(r"step (?:\d+ )?(\w+) took ([\d.]+) s$", (wanted / "log.txt").read_text(), re.MULTILINE)
+    took = {step: float(seconds) for step, seconds in lines}
     targets = [*took, *[START] * (1 + len(took) // 10)]
     runs = kept = 0
     while where.total() < n_kills:
@@ -175,22 +159,22 @@ def kill(job: Job, scratch: Path, n_kills: int, seed: int, masks: Sequence[str] 
             finished = now
             if struck:
                 where[struck] += 1
-                say(f"kill {where.total():>3} in {struck:<16} {len(now):>3} files finished", flush=True)
+                print(f"kill {where.total():>3} in {struck:<16} {len(now):>3} files finished", flush=True)
         compare(folder, wanted)
         runs, kept = runs + 1, kept + len(results(folder))
-    say(f"{where.total()} kills over {runs} runs; all {kept} files equal a run in peace, none made twice")
-    say(f"struck in {', '.join(f'{step} {n}' for step, n in where.most_common())}")
+    print(f"{where.total()} kills over {runs} runs; all {kept} files equal a run in peace, none made twice")
+    print(f"struck in {', '.join(f'{step} {n}' for step, n in where.most_common())}")
     return where
 
 
-def kill_all(n_kills: int, n_apart: int, seed: int, say=print) -> Counter:
+def kill_all(n_kills: int, n_apart: int, seed: int) -> Counter:
     """Strikes the pipeline `n_kills` times and each of the steps apart `n_apart` times; by step, how often."""
     with tempfile.TemporaryDirectory() as scratch:
-        where = kill(Job(), Path(scratch, "pipeline"), n_kills, seed, MASKS, say)
+        where = kill(Job(), Path(scratch, "pipeline"), n_kills, seed, MASKS)
         learnt = ("--cam_weights_name", str(Path(scratch, "pipeline", "in_peace", "sess", "res50_cam.pth")))
         for name, job in APART.items():
-            say(f"{name}:")
-            where += kill(job._replace(arguments=job.arguments + learnt), Path(scratch, name), n_apart, seed, (), say)
+            print(f"{name}:")
+            where += kill(job._replace(arguments=job.arguments + learnt), Path(scratch, name), n_apart, seed)
     return where
 
 

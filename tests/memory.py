@@ -43,7 +43,7 @@ class Growth(NamedTuple):
     per_image: float
 
     def too_much(self, size: int) -> bool:
-        """Whether images of `size` x `size` pixels may not leave so much behind."""
+        """Whether images of `size` x `size` pixels leave too much behind."""
         return self.last > (1 + MOST_GROWTH) * self.early or self.per_image > MOST_PER_IMAGE * size**2
 
 
@@ -76,7 +76,7 @@ def growth(readings: Sequence[tuple[int, int]], early: int) -> Growth:
 
 def measure(images: int, early: int, size: int, num_workers: int, steps: Sequence[str] = RUN) -> dict[str, Growth]:
     """Title of the bar of a step -> what its memory did."""
-    found: dict[str, list[tuple[int, int]]] = {}
+    readings_of: dict[str, list[tuple[int, int]]] = {}
     between = max(1, images // 200)
 
     class Bar(progress.tqdm):
@@ -84,7 +84,7 @@ def measure(images: int, early: int, size: int, num_workers: int, steps: Sequenc
 
         def __init__(self, total: int, desc: str, **options):
             super().__init__(total=total, desc=desc, **options)
-            self.images, self.last, self.seen = 0, total, found.setdefault(desc, [])
+            self.images, self.last, self.seen = 0, total, readings_of.setdefault(desc, [])
 
         def update(self, n: float = 1) -> None:
             self.images += n
@@ -104,15 +104,13 @@ def measure(images: int, early: int, size: int, num_workers: int, steps: Sequenc
             assert code == 0
     finally:
         progress.tqdm, shapes.CACHED = plain, cached
-    return {title: growth(readings, early) for title, readings in found.items()}
+    return {title: growth(readings, early) for title, readings in readings_of.items()}
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=2000)
-    parser.add_argument("--early", type=int, default=200)
-    parser.add_argument("--size", type=int, default=64)
-    parser.add_argument("--num_workers", type=int, default=0)
+    for name, value in (("images", 2000), ("early", 200), ("size", 64), ("num_workers", 0)):
+        parser.add_argument(f"--{name}", type=int, default=value)
     given = parser.parse_args()
     print(f"{'':<30}{f'MiB after {given.early}':>16}{f'after {given.images}':>14}{'growth':>9}{'KiB per image':>15}")
     measured = measure(**vars(given))

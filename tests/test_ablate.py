@@ -2,19 +2,16 @@
 
 import argparse
 import json
-import logging
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from data.errors import UserError
 from data.results import load_cam
 from data.shapes import Shapes
 from data.transforms import pyramid
 from misc.metrics import ThresholdSweep, mean_iou
-from misc.report import plots
 from misc.report.tables import ablation_tables
 from misc.rib import ACTIVATIONS, RIB, gndrp
 from misc.run.arguments import parse
@@ -24,8 +21,7 @@ from misc.torchutils import PolyOptimizer
 from net.resnet50_cam import CAM
 from run_sample import STEPS
 from tests.folder_mini import make_folder
-from tests.helpers import golden_state, relative_error, run_cli, torchrun, write_classifier
-from tests.test_pipeline import undocumented
+from tests.helpers import golden_state, relative_error, run_cli, torchrun, undocumented, write_classifier
 
 SETTINGS = dict(lr=3e-5, n_iter=4, score_th=0.4, stop_th=1e9, explode_ratio=1.1)
 LABEL = torch.tensor([1.0, 0.0, 1.0, 0.0])
@@ -86,6 +82,11 @@ def test_recording_ends_with_the_image(model, levels):
 
 # final activations
 
+VALUES = {
+    "none": [-2.0, -0.5, 0.0, 0.5, 2.0], "sigmoid": [0.119203, 0.377541, 0.5, 0.622459, 0.880797],
+    "softsign": [-2 / 3, -1 / 3, 0.0, 1 / 3, 2 / 3], "tanh": [-0.964028, -0.462117, 0.0, 0.462117, 0.964028],
+    "relu": [0.0, 0.0, 0.0, 0.5, 2.0],
+}  # fmt: skip
 SLOPES = {
     "none": lambda z: torch.ones_like(z),
     "sigmoid": lambda z: torch.exp(-z) / (1 + torch.exp(-z)) ** 2,
@@ -96,22 +97,10 @@ SLOPES = {
 
 
 @pytest.mark.parametrize("name", list(ACTIVATIONS))
-def test_activations_by_hand(name):
-    z = torch.tensor([-2.0, -0.5, 0.0, 0.5, 2.0], requires_grad=True)
-    value = ACTIVATIONS[name](z)
-    wanted = {
-        "none": [-2.0, -0.5, 0.0, 0.5, 2.0], "sigmoid": [0.119203, 0.377541, 0.5, 0.622459, 0.880797],
-        "softsign": [-2 / 3, -1 / 3, 0.0, 1 / 3, 2 / 3], "tanh": [-0.964028, -0.462117, 0.0, 0.462117, 0.964028],
-        "relu": [0.0, 0.0, 0.0, 0.5, 2.0],
-    }[name]  # fmt: skip
-    torch.testing.assert_close(value.detach(), torch.tensor(wanted), atol=1e-6, rtol=1e-5)
-    value.sum().backward()
-    torch.testing.assert_close(z.grad, SLOPES[name](z.detach()), atol=1e-6, rtol=1e-5)
-
-
-@pytest.mark.parametrize("name", list(ACTIVATIONS))
 def test_the_gradient_is_that_of_the_activation_of_every_row(model, levels, name, monkeypatch):
     """f'(logit) weighs the gradient of every row and class by itself, the companions' too."""
+    z = torch.tensor([-2.0, -0.5, 0.0, 0.5, 2.0])
+    torch.testing.assert_close(ACTIVATIONS[name](z), torch.tensor(VALUES[name]), atol=1e-6, rtol=1e-5)
     rib = RIB(model, **{**SETTINGS, "n_iter": 2}, activation=name)
     gradients = []
     monkeypatch.setattr(
@@ -128,14 +117,6 @@ def test_the_gradient_is_that_of_the_activation_of_every_row(model, levels, name
         assert relative_error(got, want) < 1e-4
 
 
-def test_the_help_names_the_activations_and_the_studies(capsys):
-    """They stand in misc/run/options.py once more, which must not load torch for its help."""
-    with pytest.raises(SystemExit):
-        run_cli("--help_all")
-    text = " ".join(capsys.readouterr().out.split())
-    assert f"--RIB_activation {{{','.join(ACTIVATIONS)}}}" in text and f"{', '.join(STUDIES)} (default: all)" in text
-
-
 # which points a study has
 
 
@@ -150,11 +131,11 @@ def labels_of(name, **changes):
 
 def test_points_are_in_order_and_hold_the_setting_of_the_run():
     assert labels_of("learning_rate") == [f"RIB_lr={v}" for v in ("7.5e-05", "0.00015", "0.0003", "0.0006", "0.0012")]
-    assert labels_of("companions") == [f"RIB_batch_size={n}" for n in (0, 2, 4, 10, 20)]
     assert labels_of("companions", RIB_batch_size=20)[-2:] == ["RIB_batch_size=10", "RIB_batch_size=20"]
     pooling = labels_of("pooling", score_th=0.45)
     assert pooling[0] == "pooling=gap" and pooling[3:5] == ["pooling=gndp, score_th=0.4", "score_th=0.45"]
-    assert labels_of("activation")[:2] == ["RIB_activation=none", "RIB_activation=sigmoid"]
+    assert labels_of("activation") == [f"RIB_activation={name}" for name in ACTIVATIONS]
+    assert chosen_studies(None) == list(STUDIES) and chosen_studies("activation, steps") == ["steps", "activation"]
 
 
 def test_the_key_of_a_point_is_what_its_results_depend_on():
@@ -167,15 +148,6 @@ def test_the_key_of_a_point_is_what_its_results_depend_on():
     (own,) = points_of(STUDIES["steps"], arguments(), {})
     for name in ("pooling", "activation", "companions", "learning_rate"):
         assert [p.key for p in points_of(STUDIES[name], arguments(), {})].count(own.key) == 1
-
-
-def test_unknown_studies_are_refused():
-    assert chosen_studies(None) == list(STUDIES)
-    assert chosen_studies("activation, steps") == ["steps", "activation"]
-    assert chosen_studies("steps,") == ["steps"]
-    for text in ("poling", ","):
-        with pytest.raises(UserError, match="there are steps, pooling, activation, companions, learning_rate"):
-            chosen_studies(text)
 
 
 # the step
@@ -205,9 +177,8 @@ def work_dir(tmp_path):
 
 @pytest.fixture
 def runs(monkeypatch):
-    """The number of images that RIB ran on; `runs.stop_at` interrupts it."""
-    plain = RIB.run_features
-    state = argparse.Namespace(count=0, stop_at=None)
+    """`runs.count`: the images that RIB ran on; at `runs.stop_at` it is interrupted."""
+    plain, state = RIB.run_features, argparse.Namespace(count=0, stop_at=None)
 
     def counted(self, *args):
         if state.count == state.stop_at:
@@ -246,10 +217,9 @@ def test_ablate_gives_what_the_steps_give(work_dir, capsys):
     assert metrics["images"] == metrics["of"] == 2 * POINTS and metrics["points"] == POINTS
     assert undocumented("ablate", metrics) == []
     assert metrics["studies"]["steps"] == {**own["curve"], "ended_early": 0, "not_finite": 0}
-    for name, size in (("steps", (768, 480)), ("activation", (1440, 720))):
+    for name in ("steps", "activation"):
         with Image.open(work_dir / "ablate" / f"{name}.png") as picture:
-            assert picture.size == size
-        assert (work_dir / "ablate" / f"{name}.svg").read_text().count("</svg>") == 1
+            assert picture.width > 700
 
 
 def test_ablate_computes_nothing_twice(work_dir, runs, capsys):
@@ -258,75 +228,34 @@ def test_ablate_computes_nothing_twice(work_dir, runs, capsys):
     assert len(list(work_dir.rglob("train_*.npz"))) == 3 and not (work_dir / "ablate" / "results.json").exists()
     runs.stop_at = None
     assert ablate(work_dir) == 0
-    assert runs.count == 2 * POINTS
     files = {path: path.read_bytes() for path in (work_dir / "ablate").rglob("*.*")}
     assert ablate(work_dir) == 0
     assert runs.count == 2 * POINTS
     assert {path: path.read_bytes() for path in (work_dir / "ablate").rglob("*.*")} == files
-    assert ablate(work_dir, images=3) == 0
-    assert runs.count == 3 * POINTS
+    assert ablate(work_dir, "--ablate", "steps", images=3) == 0
+    assert runs.count == 2 * POINTS + 1
     assert ablate(work_dir, "--RIB_lr", "4e-5", "--ablate", "steps") == 0
-    assert runs.count == 3 * POINTS + 2
+    assert runs.count == 2 * POINTS + 3
     assert list(results(work_dir)) == ["steps"]  # those of the other setting do not belong beside it
-    assert ablate(work_dir, "--ablate", "companions", "--RIB_lr", "4e-5", images=1) == 0
-    assert list(results(work_dir)) == ["steps", "companions"]
     assert ablate(work_dir, "--RIB_lr", "4e-5", "--ablate", "steps", "--overwrite", images=1) == 0
-    assert runs.count == 3 * POINTS + 2 + 3 + 1
-    assert list(results(work_dir)) == ["steps", "companions"]
-
-
-def test_images_are_counted_again_where_their_truth_has_changed(work_dir, runs, monkeypatch):
-    assert ablate(work_dir, "--ablate", "steps") == 0
-    before = results(work_dir)["steps"]["points"][0]["curve"]["best"]
-    monkeypatch.setattr(Shapes, "mask", lambda self, name: np.zeros((48, 48), np.uint8))
-    assert ablate(work_dir, "--ablate", "steps") == 0
-    assert runs.count == 4 and results(work_dir)["steps"]["points"][0]["curve"]["best"] != before
+    assert runs.count == 2 * POINTS + 4
 
 
 def test_counts_of_another_dataset_are_not_taken_and_those_of_other_code_are(work_dir, runs, monkeypatch, capsys):
     assert ablate(work_dir, "--ablate", "steps") == 0
-    (setting,) = (json.loads(path.read_text()) for path in work_dir.rglob("setting.json"))
-    assert setting["identity"]["--shapes_size"] == 48
-    for warned in (True, False):
-        monkeypatch.setattr("step.ablate.code_version", lambda: {"commit": "other"})
-        assert ablate(work_dir, "--ablate", "steps") == 0 and runs.count == 2
-        assert ("created by another version of the code" in capsys.readouterr().err) == warned
+    monkeypatch.setattr("step.ablate.code_version", lambda: {"commit": "other"})
+    assert ablate(work_dir, "--ablate", "steps") == 0 and runs.count == 2
+    assert "created by another version of the code" in capsys.readouterr().err
     monkeypatch.setattr(Shapes, "identity", {"--dataset": "shapes", "classes": ["other"] * 6})
     assert ablate(work_dir, "--ablate", "steps") == 0
     assert runs.count == 4 and len(list(work_dir.rglob("setting.json"))) == 2
 
 
-def test_a_damaged_file_is_named(work_dir, capsys):
-    assert ablate(work_dir, "--ablate", "steps") == 0
-    path = sorted(work_dir.rglob("train_*.npz"))[0]
-    path.write_bytes(path.read_bytes()[:100])
-    assert ablate(work_dir, "--ablate", "steps") == 2
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert f"{path} is damaged" in error and "delete it and run the command again" in error
-
-
-def test_an_image_that_overflows_stays_as_it_was(work_dir, caplog):
-    dataset = Shapes(12, 4, 48)
-    args = recording_arguments(work_dir, RIB_lr=1e30, RIB_iter=2)
-    with caplog.at_level(logging.WARNING):
-        (recording,) = record(args, dataset, ["train_00003"], torch.device("cpu"))
-    assert len(recording.sums) == 1 and recording.overflowed
-    assert "image train_00003" in caplog.text and "it counts as it was after 0 updates" in caplog.text
-    for k in (1, 2):
-        np.testing.assert_array_equal(recording.maps(k)[1], recording.maps(0)[1])
-    assert recording.maps(0)[1].shape == (1, 48, 48) and 0.9 < recording.maps(0)[1].max() <= 1
-
-
-def recording_arguments(work_dir, **changed):
-    endless = ["--stop_th", "1e9", "--explode_ratio", "1.1"]
-    args, _ = parse(STEPS, [*SMALL, *endless, "--work_dir", str(work_dir), "--cam_scales", "1.0,0.5"])
-    return argparse.Namespace(**{**vars(args), **changed})
-
-
 def test_a_recording_equals_separate_runs_of_fewer_steps(work_dir):
     """One more step than make_rib_cam, at rates that fall over K as there."""
     dataset, name, cpu = Shapes(12, 4, 48), "train_00003", torch.device("cpu")
-    args = recording_arguments(work_dir, RIB_lr=1e-3, RIB_iter=4)
+    endless = "--stop_th 1e9 --explode_ratio 1.1 --cam_scales 1.0,0.5 --RIB_lr 1e-3 --RIB_iter 4".split()
+    args, _ = parse(STEPS, [*SMALL, *endless, "--work_dir", str(work_dir)])
     (recording,) = record(args, dataset, [name], cpu)
     assert len(recording.sums) == 5 and not recording.overflowed
     for k, got in enumerate(recording.sums):
@@ -382,26 +311,16 @@ def test_the_table_marks_what_may_mislead():
     assert lines[6] == "* the setting of this run" and lines[7].startswith("! an end of the sweep")
 
 
-def test_the_plots_draw_the_curves():
-    steps = study(argument=None, points=study()["points"][1:2])
-    across, along = plots.ablation(study(), "title"), plots.ablation(steps, "title")
-
-    def drawn(axes):
-        return {line.get_label(): list(np.round(line.get_ydata(), 6)) for line in axes.lines}
-
-    best, curves, fixed = across.axes
-    assert drawn(best)["RIB"] == [50.0, 60.0] and drawn(fixed)["RIB"] == [25.0, 30.0]
-    assert drawn(best)["CAM"] == [40.0, 40.0] and drawn(fixed)["CAM"] == [30.0, 30.0]
-    assert drawn(best)["pooling=gap"] == [45.0, 45.0] and drawn(best)["the setting of this run"] == [50.0]
-    assert drawn(curves)["score_th=0.8"] == [40.0, 60.0]
-    assert drawn(along.axes[0])["best threshold"] == [40.0, 50.0]
-    assert drawn(along.axes[0])["fixed threshold"] == [30.0, 25.0]
-
-
 def test_mistakes_get_one_line(tmp_path, capsys):
     assert ablate(tmp_path) == 2
     assert "step train_cam makes it" in capsys.readouterr().err.splitlines()[-1]
     write_classifier(tmp_path, 6)
+    assert ablate(tmp_path, "--ablate", "steps", images=1) == 0
+    path = next(tmp_path.rglob("train_*.npz"))
+    path.write_bytes(path.read_bytes()[:100])
+    assert ablate(tmp_path, "--ablate", "steps", images=1) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"{path} is damaged" in error and "delete it and run the command again" in error
     assert ablate(tmp_path, "--ablate", "poling") == 2
     assert "there is no study 'poling'; there are steps, pooling" in capsys.readouterr().err.splitlines()[-1]
     mini = make_folder(tmp_path / "data", masks=False)

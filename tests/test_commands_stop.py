@@ -1,20 +1,18 @@
 """Ctrl-C, SIGTERM, a killed worker: the commands that fetch and prepare data end with one line and no process left."""
 
 import os
-import shutil
 import signal
 import sys
 import time
 
-import numpy as np
 import pytest
 
 from data.process import GO_ON
 from tests.coco_mini import make_coco
-from tests.test_prepare_voc import write_mat
+from tests.test_prepare_voc import make_unprepared
 from tests.test_stopping import WAIT_S, group_is_gone, start, wait_for
-from tests.voc_devkit import make_devkit
-from voc12.prepare import SBD_LAYOUTS
+
+pytestmark = pytest.mark.slow
 
 # The command as it is, but for the function that makes one mask (or fetches): that says so and takes for ever.
 SLOW = """
@@ -33,10 +31,7 @@ def begin(folder, program):
     """The command, once it is in the middle of its work."""
     sign, arguments = folder / "busy", ["--data_root", str(folder)]
     if program == "voc12.prepare":
-        kit = make_devkit(folder)
-        shutil.rmtree(kit.folder / "SegmentationClassAug")
-        for name in kit.names:
-            write_mat(folder / SBD_LAYOUTS[0] / f"{name}.mat", np.full_like(kit.masks[name], 1))
+        make_unprepared(folder)
     elif program == "coco14.prepare":
         make_coco(folder, 4, 1)
     arguments = [*arguments, "sbd"] if program == "data.download" else [*arguments, "--num_workers", "2"]
@@ -52,7 +47,6 @@ def ended(process, code, line):
     assert process.returncode == code and group_is_gone(process.pid)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("program", COMMANDS)
 @pytest.mark.parametrize(
     ("number", "code", "how"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "stopped by SIGTERM")]
@@ -69,7 +63,6 @@ def children(process):
         return [int(number) for number in file.read().split()]
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("program", ["voc12.prepare", "coco14.prepare"])
 def test_a_killed_worker_is_one_line(tmp_path, program):
@@ -77,13 +70,3 @@ def test_a_killed_worker_is_one_line(tmp_path, program):
     time.sleep(0.2)
     os.kill(children(process)[0], signal.SIGKILL)
     ended(process, 1, f"{program}: a worker process ended: DataLoader worker")
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process ask to die with its parent")
-@pytest.mark.parametrize("program", ["voc12.prepare", "coco14.prepare"])
-def test_workers_end_with_a_killed_command(tmp_path, program):
-    process = begin(tmp_path, program)
-    process.kill()
-    process.communicate(timeout=WAIT_S)
-    assert group_is_gone(process.pid)

@@ -48,15 +48,12 @@ def test_cam_file(cam_model, i):
     assert relative_error(high_res, data[f"high_res{i}"]) < TOLERANCE
 
 
-def run_rib(model, case, data, n_iter=4):
-    arguments = {name: data[f"{case}.arg.{name}"].item() for name in
-                 ("lr", "pooling", "score_th", "stop_th", "explode_th", "explode_ratio")}  # fmt: skip
-    rib = RIB(model, n_iter=n_iter, weight_decay=1e-4, **arguments)
+def run_rib(model, case, data):
+    names = ("lr", "pooling", "score_th", "stop_th", "explode_th", "explode_ratio")
+    rib = RIB(model, n_iter=4, weight_decay=1e-4, **{name: data[f"{case}.arg.{name}"].item() for name in names})
     levels = [torch.from_numpy(level) for level in pyramid(data["image"], SCALES)]
-    companions = list(
-        zip(torch.from_numpy(data["companions"]).float(), torch.from_numpy(data["companion_labels"]), strict=True)
-    )
-    label = torch.from_numpy(data["label"])
+    others, other_labels, label = (torch.from_numpy(data[key]) for key in ("companions", "companion_labels", "label"))
+    companions = list(zip(others.float(), other_labels, strict=True))
     cams, entered = rib.run(levels, label, companions)
     return combine_scales(cams, label.nonzero().flatten(), data["image"].shape[:2]), entered
 
@@ -74,9 +71,7 @@ def test_rib(cam_model, case):
 def test_rib_weight_changes(cam_model, case, monkeypatch):
     # Both cases end right after an update that is made here too; gndp and gap end after one that would never be used.
     data = golden("rib")
-    watched = {
-        "classifier": "classifier.weight", "layer4": "layer4.2.conv3.weight", "layer3_bn": "layer3.0.bn1.weight",
-    }  # fmt: skip
+    watched = dict(classifier="classifier.weight", layer4="layer4.2.conv3.weight", layer3_bn="layer3.0.bn1.weight")
     before = {name: value.clone() for name, value in cam_model.state_dict().items()}
     changes = []
     update = PolyOptimizer.update
@@ -119,12 +114,9 @@ def test_irn_losses_and_gradients(irn):
     losses = model(images, segmentation)
     total = total_loss(losses)
     got = {
-        "pos_aff": (losses["bg_positive"] + losses["fg_positive"]) / 2,
-        "neg_aff": losses["negative"],
-        "dp_fg": losses["displacement_fg"],
-        "dp_bg": losses["displacement_bg"],
-        "total": total,
-    }
+        "pos_aff": (losses["bg_positive"] + losses["fg_positive"]) / 2, "neg_aff": losses["negative"],
+        "dp_fg": losses["displacement_fg"], "dp_bg": losses["displacement_bg"], "total": total,
+    }  # fmt: skip
     for name, wanted in zip(data["loss_names"], data["losses"], strict=True):
         assert relative_error(got[str(name)], wanted) < TOLERANCE, name
     model.zero_grad()

@@ -68,6 +68,10 @@ def test_pairs_are_those_within_the_radius_each_once(radius):
         if a[0] < height - r and r <= a[1] < width - r  # where every destination lies inside
     }  # fmt: skip
     assert len(got) == len(set(got)) and set(got) == wanted
+    for ours, theirs in zip(PathIndex(radius, (20, 20)).pairs((height, width)), (sources, destinations), strict=True):
+        np.testing.assert_array_equal(ours, theirs)  # of another size than the default
+    with pytest.raises(ValueError, match=rf"1 x 9 grid is too small for pairs within radius {radius}"):
+        PathIndex(radius, (1, 9)).pairs()
 
 
 @pytest.mark.parametrize("radius", [2, 5, 10])
@@ -78,35 +82,6 @@ def test_paths_hold_the_cells_less_than_one_step_from_the_line(radius):
         cells = [tuple(cell) for cell in path.tolist()]
         assert cells[0] == tuple(destination)
         assert len(cells) == len(set(cells)) and set(cells) == cells_between((0, 0), tuple(destination))
-
-
-def test_path_indices_follow_the_paths():
-    index = PathIndex(4, (7, 9))
-    sources, destinations = index.pairs()
-    rows = [path for group in index.path_indices() for path in group]
-    assert len(rows) == len(destinations)
-    for row, destination in zip(rows, destinations, strict=True):
-        np.testing.assert_array_equal(row[0], destination)
-        for i, source in enumerate(sources):
-            wanted = cells_between(divmod(int(source), 9), divmod(int(destination[i]), 9))
-            assert {divmod(int(cell), 9) for cell in row[:, i]} == wanted
-
-
-def test_another_size_than_the_default():
-    index = PathIndex(3, (20, 20))
-    for got, wanted in zip(index.pairs((6, 8)), PathIndex(3, (6, 8)).pairs(), strict=True):
-        np.testing.assert_array_equal(got, wanted)
-
-
-@pytest.mark.parametrize("size", [(4, 9), (5, 8)])
-def test_a_grid_too_small_is_refused(size):
-    with pytest.raises(ValueError, match=rf"{size[0]} x {size[1]} grid is too small for pairs within radius 5"):
-        PathIndex(5, size).pairs()
-
-
-def test_the_smallest_grid_has_one_source():
-    sources, destinations = PathIndex(5, (5, 9)).pairs()
-    assert sources.tolist() == [4] and destinations.min() > 4 and destinations.max() == 4 * 9 + 4 + 2
 
 
 @pytest.mark.parametrize("size", [(8, 9), (3, 7), (1, 6), (6, 1)])
@@ -143,17 +118,8 @@ def test_transition_equals_the_dense_form():
     matrix = transition(torch.from_numpy(edge), 5, 10.0)
     assert matrix.dtype == torch.float64
     np.testing.assert_allclose(matrix.to_dense().T, dense_transition(edge, 5, 10.0), rtol=1e-12, atol=1e-15)
-
-
-def test_columns_of_the_transition_sum_to_one():
-    for edge in (make_edge(7, 9), np.zeros((4, 5)), np.ones((4, 5))):
-        columns = transition(torch.from_numpy(edge), 5, 10.0).to_dense().T.sum(0)
-        np.testing.assert_allclose(columns, 1, rtol=1e-12)
-
-
-def test_transition_under_walls_everywhere_stays_put():
-    matrix = transition(torch.ones(4, 5, dtype=torch.float64), 5, 10.0).to_dense()
-    assert torch.equal(matrix, torch.eye(20, dtype=torch.float64))
+    walls = transition(torch.ones(4, 5, dtype=torch.float64), 5, 10.0).to_dense()
+    assert torch.equal(walls, torch.eye(20, dtype=torch.float64))  # everything stays where it is
 
 
 @pytest.mark.parametrize(("size", "radius", "exp_times"), [((7, 9), 5, 8), ((7, 9), 3, 4), ((3, 4), 5, 0)])
@@ -168,20 +134,3 @@ def test_random_walk_equals_squaring_the_dense_matrix(size, radius, exp_times):
     assert got.shape == (2, 1, *size)
     assert relative_error(got.flatten(1), wanted) < 1e-4
     assert relative_error(x.reshape(2, -1), wanted) > 0.05  # the walk does move
-
-
-def test_random_walk_does_not_cross_a_closed_wall():
-    edge = torch.zeros(6, 9)
-    edge[:, 4] = 1
-    x = torch.zeros(1, 6, 9)
-    x[0, 2, 1] = 1
-    walk = propagate_to_edge(x, edge, exp_times=6)[0, 0]
-    assert (walk[:, 4:] < 1e-19).all() and (walk[:, :4] > 1e-12).all()
-
-
-def test_random_walk_takes_one_map_per_class():
-    edge = torch.from_numpy(make_edge(6, 7))
-    x = torch.rand(3, 1, 6, 7, generator=torch.Generator().manual_seed(0))
-    together = propagate_to_edge(x, edge, exp_times=3)
-    for i in range(3):
-        torch.testing.assert_close(together[i : i + 1], propagate_to_edge(x[i : i + 1], edge, exp_times=3))

@@ -24,18 +24,25 @@ def write_mat(path, mask):
     savemat(path, {"GTcls": {"Boundaries": boundaries, "Segmentation": mask, "CategoriesPresent": present}})
 
 
-@pytest.fixture
-def kit(tmp_path):
+def make_unprepared(root):
     """A devkit without SegmentationClassAug; SBD in ROOT/benchmark_RELEASE has a constant mask for every image."""
-    kit = make_devkit(tmp_path)
+    kit = make_devkit(root)
     shutil.rmtree(kit.folder / "SegmentationClassAug")
     for i, name in enumerate(kit.names):
-        write_mat(tmp_path / SBD_LAYOUTS[0] / f"{name}.mat", np.full_like(kit.masks[name], i + 1))
+        write_mat(root / SBD_LAYOUTS[0] / f"{name}.mat", np.full_like(kit.masks[name], i + 1))
     return kit
 
 
-def test_union_of_voc_and_sbd(kit):
-    done = prepare(kit.root)
+@pytest.fixture
+def kit(tmp_path):
+    return make_unprepared(tmp_path)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_union_of_voc_and_sbd(kit, num_workers, caplog):
+    write_mat(kit.root / SBD_LAYOUTS[0] / "2011_999999.mat", np.ones((3, 4), np.uint8))
+    done = prepare(kit.root, num_workers=num_workers)
+    assert "1 masks of SBD have no JPEG" in caplog.text and "2011_999999" in caplog.text
     assert (done.n_voc, done.n_sbd, done.n_made) == (8, 4, 12) and done.train_aug == kit.train_aug
     made = kit.folder / "SegmentationClassAug"
     assert sorted(path.stem for path in made.iterdir()) == kit.names  # nothing temporary is left
@@ -49,23 +56,17 @@ def test_union_of_voc_and_sbd(kit):
     assert voc.names("train_aug") == kit.train_aug
 
 
-def test_two_processes_make_the_same(kit):
-    assert prepare(kit.root, num_workers=2).n_made == 12
-    voc = VOC12(kit.root)
-    assert [int(voc.mask(name).max()) for name in kit.extra] == [9, 10, 11, 12]
-
-
 def test_whole_files_are_kept_and_damaged_ones_made_again(kit):
     prepare(kit.root)
     made = kit.folder / "SegmentationClassAug"
     untouched, cut, other_size, gone = (made / f"{name}.png" for name in kit.extra)
-    times = {path: path.stat().st_mtime_ns for path in made.iterdir()}
+    before = untouched.stat().st_mtime_ns
     cut.write_bytes(cut.read_bytes()[:60])
     write_png(other_size, np.zeros((5, 5), np.uint8))
     gone.unlink()
     assert prepare(kit.root).n_made == 3
     assert VOC12(kit.root).mask(kit.extra[1]).max() == 10 and gone.is_file()
-    assert untouched.stat().st_mtime_ns == times[untouched]
+    assert untouched.stat().st_mtime_ns == before
     assert prepare(kit.root).n_made == 0 and prepare(kit.root, overwrite=True).n_made == 12
 
 
@@ -76,50 +77,26 @@ def test_sbd_is_found_in_its_layouts(tmp_path, layout):
     assert np.array_equal(read_mat(find_sbd(tmp_path) / "x.mat"), np.ones((3, 4), np.uint8))
 
 
-def test_sbd_mask_without_an_image_is_left_out(kit, caplog):
-    write_mat(kit.root / SBD_LAYOUTS[0] / "2011_999999.mat", np.ones((3, 4), np.uint8))
-    assert prepare(kit.root).train_aug == kit.train_aug
-    assert "1 masks of SBD have no JPEG" in caplog.text and "2011_999999" in caplog.text
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "is damaged"),
-        (b"MATLAB 5.0 MAT-file" + bytes(200), "is damaged"),
         ({"other": 1}, "is damaged .*GTcls"),
-        (
-            {"GTcls": {"Segmentation": np.full((4, 5), 21, np.uint8)}},
-            r".*with values 0\.\.20",
-        ),
+        ({"GTcls": {"Segmentation": np.full((4, 5), 21, np.uint8)}}, r".*with values 0\.\.20"),
         ({"GTcls": {"Segmentation": np.ones((4, 5))}}, "GTcls.Segmentation is not uint8"),
     ],
 )
 def test_bad_mat_files_are_named(tmp_path, content, message):
-    path = tmp_path / "2008_000008.mat"
-    path.write_bytes(content) if isinstance(content, bytes) else savemat(path, content)
+    savemat(tmp_path / "2008_000008.mat", content)
     with pytest.raises(DataError, match=rf"2008_000008\.mat:? {message}"):
-        read_mat(path)
+        read_mat(tmp_path / "2008_000008.mat")
 
 
-def test_truncated_mat_is_named(tmp_path):
-    write_mat(tmp_path / "a.mat", np.random.default_rng(0).integers(0, 21, (50, 60)).astype(np.uint8))
-    data = (tmp_path / "a.mat").read_bytes()
-    for length in (64, 140, 1000, len(data) // 2):
-        (tmp_path / "a.mat").write_bytes(data[:length])
-        with pytest.raises(DataError, match=r"a\.mat is damaged"):
-            read_mat(tmp_path / "a.mat")
-
-
-def test_a_mask_of_another_size_than_its_image_is_named(kit):
+def test_what_is_missing_or_does_not_fit_is_named(kit, tmp_path):
     name = kit.extra[0]
     height, width = kit.masks[name].shape
     write_mat(kit.root / SBD_LAYOUTS[0] / f"{name}.mat", np.ones((7, 9), np.uint8))
     with pytest.raises(DataError, match=rf"{name}\.mat is 9 x 7, its image is {width} x {height}"):
-        prepare(kit.root, num_workers=2)
-
-
-def test_missing_sbd_and_missing_voc_masks(kit, tmp_path):
+        prepare(kit.root)
     with pytest.raises(DataError, match=r"no SBD in .*data\.download sbd"):
         prepare(kit.root, tmp_path / "elsewhere")
     (kit.folder / "SegmentationClass" / f"{kit.val[0]}.png").unlink()
@@ -134,5 +111,3 @@ def test_command_line(kit, capsys):
     (kit.root / SBD_LAYOUTS[0] / f"{kit.extra[0]}.mat").write_bytes(b"nothing")
     assert main(["--data_root", str(kit.root), "--num_workers", "1", "--overwrite"]) == 2
     assert f"{kit.extra[0]}.mat is damaged" in capsys.readouterr().err
-    assert main(["--data_root", str(kit.root / "nowhere")]) == 2
-    assert "nowhere is not a folder" in capsys.readouterr().err

@@ -1,6 +1,5 @@
 """The page in headless Chromium: no errors, filters, slider and keys work, nothing overflows at any width."""
 
-import os
 import shutil
 
 import pytest
@@ -78,13 +77,11 @@ def test_pictures_load(page):
 
 def test_filters_and_orders(page):
     every = shown(page)
-    assert f"{len(every)} of {len(every)} shown" in find(page, "#shown")[0].text
     find(page, '[data-kind="show"] [data-value="worst"]')[0].click()
     worst = shown(page)
     assert len(worst) == 6 < len(every)
     chosen = find(page, '[data-kind="class"] button')[1]
     chosen.click()
-    assert chosen.get_attribute("aria-pressed") == "true"
     index = chosen.get_attribute("data-value")
     cards = [card for card in find(page, ".card") if card.get_attribute("data-name") in worst]
     of_class = [card for card in cards if index in card.get_attribute("data-classes").split()]
@@ -95,20 +92,13 @@ def test_filters_and_orders(page):
     find(page, '[data-kind="sort"] [data-value="up"]')[0].click()
     scores = [float(card.get_attribute("data-score")) for card in find(page, ".card")]
     assert scores == sorted(scores)
-    find(page, '[data-kind="sort"] [data-value="name"]')[0].click()
-    assert shown(page) == sorted(every)
 
 
-def test_slider_fades_the_masks(page):
+def test_slider_and_keyboard(page):
     assert value(page, ".layer", "opacity") == "0.75"
     (slider,) = find(page, "#fade")
     slider.send_keys(webdriver.Keys.HOME)
     assert find(page, ".slider output")[0].text == "0%" and value(page, ".layer", "opacity") == "0"
-    slider.send_keys(webdriver.Keys.ARROW_RIGHT)
-    assert value(page, ".layer", "opacity") == "0.05"
-
-
-def test_keyboard(page):
     keys, names = webdriver.Keys, shown(page)
     page.execute_script("document.querySelector('.card').focus()")
 
@@ -128,16 +118,6 @@ def test_keyboard(page):
     assert page.switch_to.active_element.get_attribute("data-name") == names[2]
 
 
-def test_a_click_enlarges(page):
-    page.execute_script("document.querySelector('.tile').scrollIntoView({block: 'center'})")
-    find(page, ".tile")[1].click()
-    assert find(page, "dialog[open] h3")[0].text == shown(page)[0]
-    before, after = (find(page, f"{where} .tile")[0].size["width"] for where in (".card", "dialog"))
-    assert after > 1.3 * before
-    find(page, "dialog .close")[0].click()
-    assert not find(page, "dialog[open]")
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_light_and_dark(driver, page, path, scheme):
     paper = {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 23, 28)"}
@@ -153,16 +133,13 @@ def test_light_and_dark(driver, page, path, scheme):
 
 
 @pytest.mark.parametrize("width", [360, 800, 1400])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_widths(page, width, scheme):
-    show(page, width, scheme)
+def test_nothing_overflows(page, width):
+    show(page, width, "light")
     assert page.execute_script("return document.documentElement.scrollWidth") == width
     for selector in (".figure", ".chart", ".scroll", ".controls", ".card"):
         for element in find(page, selector):
             assert element.rect["x"] >= 0 and element.rect["x"] + element.rect["width"] <= width, selector
     assert min(tile.size["width"] for tile in find(page, ".card:not([hidden]) .tile")) >= 90
-    if folder := os.environ.get("SCREENSHOTS"):
-        page.save_screenshot(f"{folder}/report_{width}_{scheme}.png")
 
 
 def test_essentials_without_javascript(driver, page, path):
@@ -171,8 +148,6 @@ def test_essentials_without_javascript(driver, page, path):
         driver.get(path.as_uri())
         assert not find(driver, "#controls")[0].is_displayed() and not find(driver, "#theme")[0].is_displayed()
         assert len(shown(driver)) > 15 and find(driver, "#stages td")[0].text and find(driver, ".chart svg path")
-        find(driver, "details:not([open]) summary")[0].click()
-        assert len(find(driver, "details[open]")) == 2
         webdriver.ActionChains(driver).move_to_element(find(driver, ".card .tile")[1]).pause(0.4).perform()
         assert float(value(driver, ".card .layer", "opacity")) < 0.2  # pointing at a picture shows what is under it
     finally:

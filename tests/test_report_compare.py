@@ -1,17 +1,13 @@
 """Two runs compared, and what goes to TensorBoard."""
 
 import importlib.util
-import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from data import open_dataset
-from data.errors import UserError
-from data.files import save_json
 from misc.metrics import confusion, mean_iou
 from misc.report.compare import compare
 from misc.report.tables import at
@@ -63,38 +59,12 @@ def test_compare(run, tmp_path, capsys):
     assert images[0][2:] == [f"{100 * mean_iou(confusion(mask[0], truth, 7)):.1f}" for mask in masks]
 
 
-def test_compare_seeds_where_there_are_no_masks(tmp_path):
-    runs = [finished(tmp_path / name, steps="eval_cam,eval_rib_cam", seed=i) for i, name in enumerate("ab")]
-    for path in [*tmp_path.glob("*/sem_seg/*"), *tmp_path.glob("a/cam_rib/*")]:
-        path.unlink()
-    args, _ = arguments(tmp_path, "--compare", *(run.work_dir for run in runs))
-    text = compare(args, tmp_path).read_text()
-    assert "both runs have a CAM seed" in text and rows_of(text, "Images that changed most")
-
-
-@pytest.mark.parametrize(("argv", "text"), [(["--shapes_size", "40"], "saw different images"), ([], "0.0% of pixels")])
-def test_compare_runs_without_a_difference_to_show(run, tmp_path, argv, text):
-    finished(tmp_path / "b", *argv)
-    args, _ = arguments(tmp_path, "--compare", run.work_dir, str(tmp_path / "b"))
-    assert text in compare(args, tmp_path).read_text()
-
-
 def test_compare_mistakes(run, tmp_path, capsys):
     assert main(STEPS, ["--compare", run.work_dir, str(tmp_path / "none")]) == 2
     assert "there is no args.json" in capsys.readouterr().err
-    stored = json.loads((Path(run.work_dir) / "args.json").read_text())
-    (tmp_path / "own.py").write_text(
-        "from data.shapes import Shapes\nPRESET = {}\n"
-        "class Own(Shapes):\n    name = 'own'\ndef open_dataset(args):\n    return Own(4, 4, 32)\n"
-    )
-    stored["arguments"] |= {"dataset": str(tmp_path / "own.py"), "limit": 4}
-    save_json(tmp_path / "args.json", stored)
-    args, _ = arguments(tmp_path, "--compare", run.work_dir, str(tmp_path))
-    with pytest.raises(UserError, match="wanted two runs of one dataset"):
-        compare(args, tmp_path)
-
-
-# TensorBoard
+    finished(tmp_path / "b", "--shapes_size", "40")
+    args, _ = arguments(tmp_path, "--compare", run.work_dir, str(tmp_path / "b"))
+    assert "saw different images" in compare(args, tmp_path).read_text()
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorboard") is None, reason="the package tensorboard is not installed")

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from data.results import ResultFileError, load_cam, load_instances, save_cam
+from tests.helpers import Payload
 
 
 @pytest.fixture
@@ -37,60 +38,36 @@ def test_round_trip(path, arrays):
     check(load_cam(path, (18, 23), 15), arrays)
     check(np.load(path, allow_pickle=True).item(), arrays)  # as other code reads it
     assert os.listdir(path.parent) == [path.name]
-
-
-def test_round_trip_of_an_image_without_a_class(path):
-    empty = {"keys": np.zeros(0, np.int64), "cam": np.zeros((0, 5, 6)), "high_res": np.zeros((0, 18, 23))}
-    save_cam(path, **empty)
-    check(load_cam(path), empty)
-
-
-def test_save_converts_to_the_promised_kinds(path, arrays):
-    doubles = {name: np.asfortranarray(value.astype(np.float64)) for name, value in arrays.items()}
-    save_cam(path, **{**doubles, "keys": [3, 14]})
+    save_cam(path, **{name: np.asfortranarray(value.astype(np.float64)) for name, value in arrays.items()})
     check(load_cam(path), arrays)
+    without_class = {"keys": np.zeros(0, np.int64), "cam": np.zeros((0, 5, 6)), "high_res": np.zeros((0, 18, 23))}
+    save_cam(path, **without_class)
+    check(load_cam(path), without_class)
 
 
-@pytest.mark.parametrize("version", [None, (2, 0)])
-def test_reads_files_of_numpy_arrays_that_other_code_wrote(path, arrays, version):
-    with open(path, "wb") as file:
-        np.lib.format.write_array(file, np.array(arrays, dtype=object), version=version)
-    check(load_cam(path), arrays)
+def as_published(path, arrays):
+    np.save(
+        path, {**{name: torch.from_numpy(arrays[name]) for name in ("keys", "cam")}, "high_res": arrays["high_res"]}
+    )
 
 
-def test_reads_files_of_torch_tensors_as_published(path, arrays):
-    tensors = {name: torch.from_numpy(arrays[name]) for name in ("keys", "cam")}
-    np.save(path, {**tensors, "high_res": arrays["high_res"]})
-    check(load_cam(path), arrays)
-
-
-def test_reads_files_of_numpy_1(path, arrays):
+def as_numpy_1(path, arrays):
     """NumPy 1 named its modules numpy.core; the pickle names of today's file are put back."""
     with open(path, "wb") as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "|O", "fortran_order": False, "shape": ()})
         body = pickle.dumps(np.array(arrays, dtype=object), protocol=3)
         assert b"cnumpy._core." in body
         file.write(body.replace(b"cnumpy._core.", b"cnumpy.core."))
+
+
+def as_big_endian_columns(path, arrays):
+    np.save(path, {**arrays, "cam": np.asfortranarray(arrays["cam"].astype(">f4"))})
+
+
+@pytest.mark.parametrize("write", [np.save, as_published, as_numpy_1, as_big_endian_columns])
+def test_files_of_other_code_are_read(path, arrays, write):
+    write(path, arrays)
     check(load_cam(path), arrays)
-
-
-@pytest.mark.parametrize("protocol", range(2, 6))
-def test_reads_arrays_of_every_order_and_protocol(path, arrays, protocol):
-    values = {**arrays, "cam": np.asfortranarray(arrays["cam"].astype(">f4"))}
-    with open(path, "wb") as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "|O", "fortran_order": False, "shape": ()})
-        pickle.dump(np.array(values, dtype=object), file, protocol)
-    check(load_cam(path), arrays)
-
-
-class Payload:
-    """Creates a file when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return open, (str(self.path), "w")
 
 
 class HiddenStorage:
@@ -107,36 +84,19 @@ class HiddenStorage:
 def test_code_in_a_pickle_is_not_run(path, arrays, tmp_path, load):
     trace = tmp_path / "trace"
     payload = Payload(trace)
-    for value in ({**arrays, "more": payload}, {**arrays, "cam": np.array([payload], object)}, payload, [payload]):
+    for value in ({**arrays, "more": payload}, {**arrays, "cam": np.array([payload], object)}, payload):
         array = np.empty((), object)
         array[()] = value
         np.save(path, array, allow_pickle=True)
-        with pytest.raises(ResultFileError, match=rf"{path} is not a valid .*it would run io\.open, which is refused"):
+        with pytest.raises(ResultFileError, match=rf"{path} is not a valid .*it would run .*system, which is refused"):
+            load(path)
+        np.save(path, {**arrays, "more": HiddenStorage(pickle.dumps(payload))})
+        with pytest.raises(ResultFileError, match="is not a valid"):
             load(path)
         assert not trace.exists()
-    np.load(path, allow_pickle=True).item()[0].close()
+    np.save(path, payload, allow_pickle=True)
+    np.load(path, allow_pickle=True)
     assert trace.exists()  # it does run elsewhere
-
-
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-def test_code_in_the_bytes_of_a_storage_is_not_run(path, arrays, tmp_path):
-    trace = tmp_path / "trace"
-    torch.save(Payload(trace), tmp_path / "new.pt")
-    torch.save(Payload(trace), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
-    for data in (pickle.dumps(Payload(trace)), *((tmp_path / name).read_bytes() for name in ("new.pt", "old.pt"))):
-        np.save(path, {**arrays, "more": HiddenStorage(data)})
-        with pytest.raises(ResultFileError, match="is not a valid CAM file"):
-            load_cam(path)
-        assert not trace.exists()
-
-
-def test_a_truncated_file_is_named(path, arrays):
-    save_cam(path, **arrays)
-    whole = path.read_bytes()
-    for length in (0, 5, 20, 128, len(whole) // 2, len(whole) - 1):
-        path.write_bytes(whole[:length])
-        with pytest.raises(ResultFileError, match=r"2007_000032\.npy is not a valid CAM file: .*; delete it and run"):
-            load_cam(path)
 
 
 @pytest.mark.parametrize(
@@ -144,11 +104,9 @@ def test_a_truncated_file_is_named(path, arrays):
     [
         ({"keys": np.array([3])}, r"shapes \(1,\) and \(2, 18, 23\) do not match"),
         ({"cam": np.zeros((3, 5, 6))}, r"cam has shape \(3, 5, 6\), wanted \(2, 5, 6\)"),
-        ({"cam": np.zeros((5, 6))}, r"cam has shape \(5, 6\)"),
         ({"high_res": np.zeros((2, 1, 18, 23))}, "do not match"),
         ({"cam": np.full((2, 5, 6), np.nan)}, "some values are not finite"),
         ({"keys": np.array([-1, 2])}, r"it has classes \[-1, 2\], wanted 0 to 253"),
-        ({"keys": "text"}, "invalid literal"),
     ],
 )
 def test_wrong_values_are_named(path, arrays, changes, message):
@@ -158,19 +116,13 @@ def test_wrong_values_are_named(path, arrays, changes, message):
 
 
 def test_a_file_of_something_else_is_named(path, arrays):
-    np.save(path, {"keys": arrays["keys"]})
-    with pytest.raises(ResultFileError, match="it has no 'cam'"):
-        load_cam(path)
-    for value in (arrays["cam"], np.array([1, 2], object)):
+    for value, message in (
+        ({"keys": arrays["keys"]}, "it has no 'cam'"),
+        (arrays["cam"], r"2007_000032\.npy is not a valid CAM file: .*; delete it and run"),
+    ):
         np.save(path, value, allow_pickle=True)
-        with pytest.raises(ResultFileError, match="is not a valid CAM file"):
+        with pytest.raises(ResultFileError, match=message):
             load_cam(path)
-    path.unlink()
-    with pytest.raises(FileNotFoundError):
-        load_cam(path)
-
-
-def test_a_file_of_another_image_or_other_classes_is_refused(path, arrays):
     save_cam(path, **arrays)
     with pytest.raises(ResultFileError, match=r"its image is \(18, 23\), wanted \(23, 18\)"):
         load_cam(path, (23, 18))

@@ -12,7 +12,7 @@ import torchvision
 from data.base import Dataset
 from data.errors import UserError
 from data.loaders import SegmentationCrops, TrainingLoader, stream_batches
-from misc.metrics import confusion, mean_iou
+from data.transforms import resize
 from misc.run.options import preset
 from misc.run.runner import main
 from misc.run.trainloop import fit, loader_by_iteration
@@ -85,13 +85,8 @@ def test_a_deeplabv3_backbone_is_found_in_torchvisions_file(tmp_path):
     model = build("deeplabv3_resnet50", 5, MSC, RATES)
     torch.save(theirs.state_dict(), tmp_path / "coco.pth")
     weights.load_backbone(model.backbone, str(tmp_path / "coco.pth"))
-    for name, value in theirs.backbone.state_dict().items():
-        assert torch.equal(model.backbone.state_dict()[name], value), name
-
-
-def test_coco_weights_that_there_are_not():
-    with pytest.raises(weights.WeightsError, match="no COCO weights for resnet14"):
-        weights.load_backbone(build("deeplabv2_resnet14", 5, MSC, (1,)).backbone, "coco")
+    got = model.backbone.state_dict()
+    assert all(torch.equal(got[name], value) for name, value in theirs.backbone.state_dict().items())
 
 
 # what learns, and how fast
@@ -103,7 +98,7 @@ def named_groups(model):
     return [([names[id(p)] for p in g["params"]], round(g["lr"] / 2.5e-4), g["weight_decay"]) for g in groups]
 
 
-def test_parameter_groups_of_deeplabv2():
+def test_parameter_groups_are_those_of_deeplab():
     (backbone, one, decay), (kernels, ten, kernel_decay), (biases, twenty, bias_decay) = named_groups(
         build("deeplabv2_resnet101", 21, MSC, RATES)
     )
@@ -111,13 +106,7 @@ def test_parameter_groups_of_deeplabv2():
     assert kernels == [f"classifier.{i}.weight" for i in range(4)]
     assert biases == [f"classifier.{i}.bias" for i in range(4)]
     # Every convolution of ResNet-101 and nothing of its batch normalisation: 1 + 3 x 33 + 4 in the shortcuts.
-    assert len(backbone) == 104 and backbone[0] == "backbone.conv1.weight"
-    assert all(
-        name.endswith(("conv1.weight", "conv2.weight", "conv3.weight", "downsample.0.weight")) for name in backbone
-    )
-
-
-def test_parameter_groups_of_deeplabv3():
+    assert len(backbone) == 104 and not [name for name in backbone if "bn" in name or name.endswith("bias")]
     (backbone, *_), (kernels, ten, _), (others, twenty, bias_decay) = named_groups(
         build("deeplabv3_resnet50", 21, MSC, RATES)
     )
@@ -181,8 +170,7 @@ def test_losses_by_hand():
 
 @pytest.mark.parametrize("kind", deeplabv2.LOSSES)
 def test_pixels_without_label_do_not_count(kind):
-    torch.manual_seed(0)
-    logits = torch.randn(1, 4, 6, 6, requires_grad=True)
+    logits = torch.randn(1, 4, 6, 6, generator=torch.Generator().manual_seed(0)).requires_grad_()
     labels = torch.full((1, 12, 12), 255, dtype=torch.uint8)
     assert segmentation_loss([logits], labels, kind).item() == 0
     labels[:, :6] = 2
@@ -191,8 +179,6 @@ def test_pixels_without_label_do_not_count(kind):
 
 
 def test_labels_shrink_as_with_pillow():
-    from data.transforms import resize
-
     labels = np.random.default_rng(0).integers(0, 4, (21, 34)).astype(np.uint8)
     small = torch.from_numpy(resize(labels, 5, 9, nearest=True).astype(np.int64))
     logits = 50 * F.one_hot(small, 4).permute(2, 0, 1)[None].float()
@@ -269,19 +255,6 @@ def test_ranks_share_a_batch(monkeypatch):
 # training
 
 
-class InMemory:
-    """Two epochs of the same batches."""
-
-    n_epochs = 2
-
-    def __init__(self, batches):
-        self.batches = batches
-
-    def epochs(self, first):
-        for epoch in range(first, self.n_epochs):
-            yield epoch, len(self.batches), iter(self.batches)
-
-
 def test_accumulated_parts_are_the_whole_batch(tmp_path):
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(4, 3, 32, 32, generator=generator)
@@ -291,7 +264,9 @@ def test_accumulated_parts_are_the_whole_batch(tmp_path):
         torch.manual_seed(0)
         model = build("deeplabv2_resnet14", 3, (1.0, 0.5), (1, 2))
         part = 4 // accumulate
-        loader = InMemory([(images[i : i + part], labels[i : i + part]) for i in range(0, 4, part)])
+        batches = [(images[i : i + part], labels[i : i + part]) for i in range(0, 4, part)]
+        epochs = [(epoch, len(batches), batches) for epoch in range(2)]
+        loader = SimpleNamespace(n_epochs=2, epochs=lambda first, epochs=epochs: epochs[first:])
         optimizer = torch.optim.SGD(model.parameter_groups(1e-3, 5e-4), 1e-3, momentum=0.9)
 
         def loss_of(model, batch):
@@ -302,56 +277,6 @@ def test_accumulated_parts_are_the_whole_batch(tmp_path):
         states.append(model.state_dict())
     for name, value in states[0].items():
         torch.testing.assert_close(states[1][name], value, rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.slow
-def test_four_images_are_learnt_by_heart():
-    rng = np.random.default_rng(0)
-    classes = rng.permuted(np.tile(np.arange(5), (4, 1)), axis=1)[:, None, :2]
-    labels = np.kron(classes, np.ones((96, 48), np.int64)).astype(np.uint8)  # the left half and the right half
-    colours = rng.normal(0, 1, (5, 3))
-    images = torch.from_numpy(colours[labels] + rng.normal(0, 0.2, (*labels.shape, 3))).permute(0, 3, 1, 2).float()
-    truth = torch.from_numpy(labels)
-    torch.manual_seed(0)
-    model = build("deeplabv2_resnet14", 5, MSC, (1, 2, 3, 4), scratch=True)
-    args = argparse.Namespace(seg_lr=1e-3, seg_weight_decay=5e-4, seg_momentum=0.9, seg_iter=30)
-    optimizer, scheduler = optimize(args, model)
-    for _ in range(args.seg_iter):
-        model.train()
-        optimizer.zero_grad()
-        segmentation_loss(model(images), truth, "balanced").backward()
-        optimizer.step()
-        scheduler.step()
-    with torch.no_grad():
-        logits = model.eval()(images)
-    masks = np.stack([probabilities([one[None]], (96, 96)).argmax(0).numpy() for one in logits])
-    assert mean_iou(confusion(masks, labels, 5)) > 0.95
-
-
-class Numbers(torch.utils.data.Dataset):
-    """Items that say which they are, and whose reader draws as dropout would."""
-
-    seed = 3
-
-    def __getitem__(self, item):
-        return torch.tensor([NAMES.index(item[0]), item[1]])
-
-
-def test_batches_and_draws_of_a_block_depend_on_its_number():
-    loader = loader_by_iteration(Numbers(), NAMES, 4, 1, 5, 2, argparse.Namespace(seed=3, num_workers=0), False)
-    assert loader.n_epochs == 3
-
-    def blocks(first):
-        return [
-            (block, n_batches, torch.rand(4).tolist(), torch.stack(list(batches)).tolist())
-            for block, n_batches, batches in loader.epochs(first)
-        ]
-
-    whole = blocks(0)
-    assert [(block, n_batches) for block, n_batches, *_ in whole] == [(0, 2), (1, 2), (2, 1)]
-    assert [len(batches) for *_, batches in whole] == [2, 2, 1]
-    assert blocks(1) == whole[1:] and blocks(2) == whole[2:]
-    assert len({tuple(draws) for _, _, draws, _ in whole}) == 3
 
 
 @pytest.mark.parametrize("model", ["deeplabv2_resnet14", pytest.param("deeplabv3_resnet50", marks=pytest.mark.slow)])

@@ -48,11 +48,8 @@ def run(work_dir, *argv):
     return run_cli("--work_dir", work_dir, *SMALL, *SHAPES, *argv)
 
 
-def test_shown_steps_are_those_of_the_figure_and_the_last():
-    assert [shown_steps(k) for k in (1, 2, 5, 10, 15)] == [[1], [1, 2], [1, 3, 5], [1, 3, 5, 10], [1, 3, 5, 10, 15]]
-
-
 def test_a_strip_has_a_row_per_class_and_a_column_per_picture():
+    assert [shown_steps(k) for k in (1, 5, 15)] == [[1], [1, 3, 5], [1, 3, 5, 10, 15]]
     image = np.zeros((40, 60, 3), np.uint8)
     maps = {"CAM": np.zeros((2, 40, 60), np.float32), "RIB": np.stack([np.ones((40, 60)), np.zeros((40, 60))])}
     picture = Image.open(io.BytesIO(strip("$odd_{name}", image, ["cat", "hot dog"], maps, {})))
@@ -63,18 +60,15 @@ def test_a_strip_has_a_row_per_class_and_a_column_per_picture():
     # Only the first class of the last of three columns has heat.
     assert columns[0] > 0.6 * picture.width and rows[-1] < 0.6 * picture.height
     assert (np.ptp(rows) + 1) / (np.ptp(columns) + 1) == pytest.approx(40 / 60, abs=0.02)
-    none = Image.open(io.BytesIO(strip("x", image, [], {"CAM": np.zeros((0, 40, 60))}, {"m": image[..., 0]})))
-    assert none.size[0] == picture.size[0] and none.size[1] < picture.size[1]
 
 
 def test_preview_shows_what_the_steps_make(tmp_path, drawn, capsys):
+    assert run(tmp_path, "--preview", "train_00003") == 2
+    assert "step train_cam makes it" in capsys.readouterr().err and not (tmp_path / "strips").exists()
     write_classifier(tmp_path, 6)
     assert run(tmp_path, "--preview", "train_00003,train_00005.png") == 0
     files = [tmp_path / "strips" / f"train_0000{i}.png" for i in (3, 5)]
     assert capsys.readouterr().out.split() == [str(path) for path in files]
-    for path in files:
-        with Image.open(path) as image:
-            assert image.format == "PNG"
     assert not (tmp_path / "metrics.json").exists() and not (tmp_path / "log.txt").exists()
     assert [list(masks) for _, _, masks in drawn.values()] == [["ground truth"]] * 2
 
@@ -86,11 +80,8 @@ def test_preview_shows_what_the_steps_make(tmp_path, drawn, capsys):
     dataset = Shapes(12, 4, 48)
     assert title == "shapes: train_00003"
     assert classes == [dataset.classes[c] for c in np.flatnonzero(dataset.label("train_00003"))]
-    assert list(maps) == ["CAM", "RIB, k = 1", "RIB, k = 2"] and list(masks) == [
-        "IRN label",
-        "pseudo mask",
-        "ground truth",
-    ]
+    assert list(maps) == ["CAM", "RIB, k = 1", "RIB, k = 2"]
+    assert list(masks) == ["IRN label", "pseudo mask", "ground truth"]
     for key, kind in (("CAM", "cam"), ("RIB, k = 1", "cam_rib")):  # --RIB_iter 2 adds up two maps: k = 0 and 1
         wanted = load_cam(tmp_path / kind / "train_00003.npy")["high_res"]
         assert wanted.max() > 0.9
@@ -108,18 +99,12 @@ def test_strips_are_drawn_anew_for_so_many_images_or_for_names(tmp_path, drawn):
     assert names == ["train_00000", "train_00004", "train_00007"] and len(drawn) == 3  # spread over the list
     assert run(tmp_path, "--steps", "strips", "--strips_images", "train_00004,val_00001") == 0
     assert len(drawn) == 4 and "shapes: val_00001" in drawn
-    metrics = json.loads((tmp_path / "metrics.json").read_text())["strips"]
-    assert metrics["images"] == 2
+    assert json.loads((tmp_path / "metrics.json").read_text())["strips"]["images"] == 2
     before = (tmp_path / "strips" / "train_00004.png").read_bytes()
     assert run(tmp_path, "--strips_pass", "--strips_images", "train_00004", "--RIB_lr", "3e-4") == 0
     assert (tmp_path / "strips" / "train_00004.png").read_bytes() != before  # none of another setting stays
-    assert run(tmp_path, "--strips_pass", "--strips_images", "000000000004") == 2
-
-
-def test_an_image_that_ended_early_says_so(tmp_path, drawn):
-    write_classifier(tmp_path, 6)
     assert run(tmp_path, "--preview", "train_00003", "--stop_th", "1e-9") == 0
-    assert list(drawn) == ["shapes: train_00003, ended after k = 0"]
+    assert "shapes: train_00003, ended after k = 0" in drawn
 
 
 def test_images_of_a_folder_by_their_file_names(tmp_path, drawn, capsys):
@@ -138,7 +123,6 @@ def test_images_of_a_folder_by_their_file_names(tmp_path, drawn, capsys):
     for text, message in (
         ("two words,nobody.jpg", "--preview nobody.jpg: 'nobody.jpg' is not in "),
         (mini.names[-1], f"image {mini.names[-1]!r} has no line in "),
-        (" , ", "--preview names no image"),
     ):
         assert run_cli(*where, "--preview", text) == 2
         error = capsys.readouterr().err
@@ -150,28 +134,8 @@ def test_names_and_file_names_of_other_datasets(tmp_path):
     prepare(mini.root)
     name = mini.all_names[0]
     assert find_names(COCO14(mini.root), f"COCO_train2014_{name}.jpg,{name}.jpg,{name}", "--preview") == [name]
+    args = argparse.Namespace(strips_images=name, infer_list="train", limit=None)
+    assert name.isdecimal() and step.strips._chosen(args, COCO14(mini.root)) == [name]  # no number of images
     with pytest.raises(UserError, match="--preview 000000000000: coco14 has no image '000000000000'"):
         find_names(COCO14(mini.root), "000000000000", "--preview")
-    with pytest.raises(UserError, match=r"--preview foo\.jpg: shapes names 'foo', which shapes does not have"):
-        find_names(Shapes(), "train_00000,foo.jpg", "--preview")
     assert find_names(Shapes(), "train_00000.png, train_00000,val_00001", "--preview") == ["train_00000", "val_00001"]
-
-
-def test_a_number_is_a_name_where_an_image_is_called_so(tmp_path):
-    mini = make_coco(tmp_path)
-    prepare(mini.root)
-    name = mini.all_names[0]
-    assert name.isdecimal()
-    for text, wanted in ((name, [name]), ("1", COCO14(mini.root).names("train")[:1])):
-        args = argparse.Namespace(strips_images=text, infer_list="train", limit=None)
-        assert step.strips._chosen(args, COCO14(mini.root)) == wanted
-    args.strips_images = "000000000000"
-    with pytest.raises(UserError, match="--strips_images 000000000000: coco14 has no image"):
-        step.strips._chosen(args, COCO14(mini.root))
-
-
-def test_without_a_classifier_nothing_is_drawn(tmp_path, capsys):
-    for argv in (("--preview", "train_00003"), ("--steps", "strips")):
-        assert run(tmp_path, *argv) == 2
-        assert "step train_cam makes it" in capsys.readouterr().err
-    assert not (tmp_path / "strips").exists()
