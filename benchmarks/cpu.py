@@ -61,7 +61,7 @@ def bench_crf() -> list[Row]:
     for name, n_labels in (*((name, 2) for name in PHOTOGRAPHS), ("chelsea", 20), ("motorcycle", 20)):
         image = photograph(name)
         labelings = labelings_of(image, n_labels)
-        what = f"CRF labels, {name}, {image.shape[0]} x {image.shape[1]}, {n_labels} labels, both runs"
+        what = f"IRN label, {name}, {image.shape[0]} x {image.shape[1]}, {n_labels} labels, both runs"
         backends = ["scipy", "pydensecrf"][: 1 + (find_spec("pydensecrf") is not None)]
         (ours, got), *others = measure_together(
             *(partial(crf.crf_labels, image, labelings, n_labels, backend) for backend in backends)

@@ -31,7 +31,7 @@ CATEGORIES = {
 }  # fmt: skip
 CLASSES = tuple(CATEGORIES.values())
 
-# What differs from misc/run/presets.py.
+# What differs from misc/run/options.py.
 PRESET: dict[str, tuple[object, str]] = {
     "cam_eval_sweep": ((0.10, 0.50, 0.01), "RIB, step/eval_cam.py, for COCO"),
     "RIB_lr": (5e-6, "RIB, section 5.1, for COCO"),

@@ -5,6 +5,7 @@ An interrupted transfer resumes. What exists is skipped; an archive's folder app
 
 import argparse
 import logging
+import platform
 import shutil
 import sys
 import tarfile
@@ -121,6 +122,10 @@ def unpack(archive: Path, target: Path) -> None:
             with zipfile.ZipFile(archive) as file:
                 file.extractall(temporary)  # drops ".." and drive letters from names
         else:
+            if not hasattr(tarfile, "data_filter"):
+                raise ValueError(
+                    f"Python {platform.python_version()} unpacks tar files unsafely: update to its newest patch"
+                )
             with tarfile.open(archive) as file:
                 file.extractall(temporary, filter="data")
         if not any(temporary.iterdir()):

@@ -30,7 +30,7 @@ MAX_CLASSES = 254  # mask values are bytes, 0 is background and 255 ignored
 SHOWN = 5
 _LAYOUT = f"images in {IMAGES}/ and a {LABELS} with lines like: name,class1;class2"
 
-# What differs from misc/run/presets.py, whose values are those of VOC 2012.
+# What differs from misc/run/options.py, whose values are those of VOC 2012.
 PRESET: dict[str, tuple[object, str]] = {
     "cam_eval_sweep": ((0.05, 0.60, 0.01), "wide: the best threshold of your images is unknown"),
     "irn_infer_pad": (0, "images may be larger than 512"),

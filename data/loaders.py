@@ -154,8 +154,9 @@ class Loader:
 
     def __init__(self, dataset: torch.utils.data.Dataset, num_workers: int, batched: bool = True, **options: Any):
         self.loader = DataLoader(
-            dataset, num_workers=num_workers, collate_fn=_Collate(batched), worker_init_fn=in_worker, **options
-        )
+            dataset, num_workers=num_workers, collate_fn=_Collate(batched), worker_init_fn=in_worker,
+            generator=torch.Generator(), **options,  # its own: the global one is dropout's
+        )  # fmt: skip
 
     def __iter__(self) -> Iterator:
         for item in self.loader:

@@ -30,6 +30,7 @@ def progress_map(
     if batch > 1:
         items = list(items)
         total, items = len(items), [items[i : i + batch] for i in range(0, len(items), batch)]
+        num_workers = num_workers if len(items) > 2 else 0  # starting them would take longer
     sizes = map(len, items) if batch > 1 else None
     with bar(len(items) if total is None else total, title) as progress:
         for result in map_items(function, items, num_workers):

@@ -102,6 +102,8 @@ def _load(path: Path, what: str, kinds: dict[str, type]) -> dict[str, np.ndarray
             return {name: np.asarray(value[name], kind) for name, kind in kinds.items()}
         except KeyError as error:
             raise _damaged(path, what, f"it has no {error}") from error
+        except MemoryError:
+            raise
         except Exception as error:  # a damaged pickle can raise anything
             raise _damaged(path, what, str(error) or type(error).__name__) from error
 

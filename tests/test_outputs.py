@@ -1,6 +1,7 @@
 """What results were made from, what is still to do, and what was measured: results of two settings are never mixed."""
 
 import argparse
+import contextlib
 import logging
 
 import pytest
@@ -217,3 +218,45 @@ def test_one_run_at_a_time(tmp_path, monkeypatch, capsys):
         assert run_cli("--work_dir", tmp_path, "--dry_run") == 0  # what only looks takes no lock
     with locked(tmp_path):  # released before
         assert (tmp_path / ".lock").exists()
+
+
+def test_an_overwrite_that_is_killed_takes_no_old_result_for_a_new_one(tmp_path, weights, monkeypatch):
+    changed = {"cam_scales": (1.0, 0.5)}
+    for kill_at in range(6):  # before each of four results, the record, and not at all
+        args = arguments(tmp_path)
+        make(args)
+        left, unlink = [kill_at], type(tmp_path).unlink
+
+        def cut(path, missing_ok=False, left=left, unlink=unlink):
+            if left[0] == 0:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            unlink(path, missing_ok=missing_ok)
+
+        with monkeypatch.context() as patched, contextlib.suppress(KeyboardInterrupt):
+            patched.setattr(type(tmp_path), "unlink", cut)
+            remove_results(args, ["make_cam"])
+        if kill_at < 4:  # some result is left
+            with pytest.raises(UserError, match="was created with --cam_scales"):
+                make(arguments(tmp_path, **changed))
+        remove_results(args, ["make_cam"])
+        assert make(arguments(tmp_path, **changed)) == NAMES
+        remove_results(args, ["make_cam"])
+
+
+def test_overwrite_leaves_a_folder_alone_that_this_program_has_not_filled(tmp_path, weights):
+    args = arguments(tmp_path, cam_out_dir=str(tmp_path / "mine"))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "a.npy").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"--cam_out_dir .*mine was not filled by this program"):
+        remove_results(args, ["make_cam"])
+    assert (tmp_path / "mine" / "a.npy").exists()
+
+
+def test_overwrite_is_refused_before_anything_is_removed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("misc.torchutils.world_size", lambda: 2)
+    (tmp_path / "sess").mkdir()
+    (tmp_path / "sess" / "res50_cam.pth").write_bytes(b"x")
+    assert run_cli("--work_dir", tmp_path, "--steps", "train_cam", "--cam_batch_size", "3", "--overwrite") == 2
+    assert "--cam_batch_size 3 cannot be shared" in capsys.readouterr().err
+    assert (tmp_path / "sess" / "res50_cam.pth").exists()

@@ -124,7 +124,7 @@ def _read_config(path: str, parser: argparse.ArgumentParser) -> dict:
     values = {}
     for name, value in content.items():
         action = actions.get(str(name))
-        if action is None or action.dest in ("help", "help_all", "config"):
+        if action is None or action.dest in ("help", "help_all", "config", "compare"):
             raise UserError(f"--config {path}: there is no argument {name!r}; see --help_all")
         if value is None:  # `name:` alone, as if it were not there
             continue

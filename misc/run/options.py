@@ -121,7 +121,7 @@ OPTIONS: dict[str, list[Option]] = {
         Option("device", "auto", None, None, "auto: a GPU if there is one", choices=("auto", "cpu", "cuda")),
         Option("precision", "fp32", None, None, "numeric precision of the networks", choices=("fp32", "tf32", "bf16")),
         _more("deterministic", False, FLAG, None, "on a GPU, RIB gives the same bits in every run; slower in fp32"),
-        Option("seed", 0, COUNT, "N", "seed of every random draw, and of the images of shapes"),
+        Option("seed", 0, number(int, 0, high=2**63), "N", "seed of every random draw, and of the images of shapes"),
         Option("num_workers", min(8, os.cpu_count() or 1), COUNT, "N", "processes that read images; 0: none"),
     ],
     "data": [

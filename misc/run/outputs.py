@@ -51,6 +51,7 @@ SEG_TRAINING = (
     *SEG_NETWORK, "seg_loss", "seg_crop_size", "seg_scales", "seg_batch_size", "seg_accumulate", "seg_iter", "seg_lr",
     "seg_momentum", "seg_weight_decay", "seg_checkpoint_every",
 )  # fmt: skip
+NPY_FOLDERS = ("cam_out_dir", "cam_rib_out_dir", "ins_seg_out_dir")  # masks in the others
 SEG_TEST = (*SEG_NETWORK, "seg_test_scales", "seg_test_mirror", "seg_crf", "seg_crf_iter")
 
 
@@ -112,9 +113,6 @@ OUTPUTS = {
 }  # fmt: skip
 
 
-# where
-
-
 def path_of(args: argparse.Namespace, argument: str) -> Path:
     """The path that an argument of OUTPUTS names, by default below `--work_dir`."""
     value = getattr(args, argument)
@@ -159,14 +157,12 @@ def _require(args: argparse.Namespace, argument: str, names: Sequence[str] | Non
         )
 
 
-# what it was made from
-
-
 def provenance(args: argparse.Namespace, dataset: Dataset, argument: str) -> dict:
     """What would make the content of an output now."""
     entry = OUTPUTS[argument]
     named = [name for name in vars(args) if any(fnmatchcase(name, p) for p in ("seed", *entry.arguments))]
-    named = [name for name in named if not name.endswith(("_out_dir", "_weights_name", "_pass"))]
+    useless = "RIB_pool_size" if args.RIB_companions == "fresh" else None
+    named = [name for name in named if name != useless and not name.endswith(("_out_dir", "_weights_name", "_pass"))]
     values = {f"--{name}": getattr(args, name) for name in sorted(named)}
     for purpose in entry.lists:
         values[f"--{purpose}_list"] = digest_of_names(image_names(args, dataset, purpose))
@@ -203,15 +199,12 @@ def check_provenance(args: argparse.Namespace, argument: str, now: dict) -> bool
     if changed:
         step = OUTPUTS[argument].step
         raise UserError(
-            f"{path} was created with {'; '.join(changed)}. Use --overwrite (--steps {step}-report --overwrite makes "
-            "all from there on again) or another --work_dir."
+            f"{path} was created with {'; '.join(changed)}. Use --overwrite (--steps {step}-report --overwrite) or "
+            "another --work_dir."
         )
     if before.get("code") != now["code"]:
         logging.warning("%s was created by another version of the code or of torch; it is kept", path)
     return True
-
-
-# what is still to do
 
 
 def pending(args: argparse.Namespace, dataset: Dataset, argument: str, names: Sequence[str], suffix: str) -> list[str]:
@@ -235,24 +228,35 @@ def _settle(args: argparse.Namespace, dataset: Dataset, argument: str, names: Se
 
 
 def remove_results(args: argparse.Namespace, steps: Iterable[str]) -> None:
-    """For `--overwrite`: removes the results of some steps and their figures; weights that the user named stay."""
+    """For `--overwrite`: removes the results of some steps and their figures; weights that the user named stay.
+
+    UserError for a folder that the user named and this program has not filled. Each record goes after its results: what
+    a kill leaves of them still does not fit other settings.
+    """
     steps = set(steps)
     several = {entry.step for entry in OUTPUTS.values() if entry.seg_labels}  # they keep figures of other networks
     figures = {key: value for key, value in metrics(args).items() if key not in steps - several}
     for argument, entry in OUTPUTS.items():
         if entry.step not in steps or entry.seg_labels not in (None, *args.seg_labels):
             continue
-        path = path_of(args, argument)
+        path, record, named = path_of(args, argument), record_file(args, argument), bool(getattr(args, argument))
         figures.pop(entry.scored_by, None)
-        if argument.endswith("_out_dir"):
-            folders = [path, Path(f"{path}_before_crf")] if entry.step == "eval_seg" else [path]
-            files = [file for folder in folders for kind in ("*.npy", "*.png") for file in folder.rglob(kind)]
-        elif getattr(args, argument):
-            logging.info("%s was named on the command line: it is not replaced", path)
-            continue
+        if argument.endswith("_weights_name"):
+            files = [path.with_suffix(".checkpoint")]
+            if not named:
+                files += [path, path.with_name(f"{path.name}.pth"), record]
+            elif find_doubled(path):
+                logging.info("%s was named: it is not replaced", path)
         else:
-            files = [path, path.with_name(f"{path.name}.pth"), path.with_suffix(".checkpoint")]
-        for file in (record_file(args, argument), *files):
+            folders = [path, Path(f"{path}_before_crf")] if entry.step == "eval_seg" else [path]
+            kind = "*.npy" if argument in NPY_FOLDERS else "*.png"
+            files = [file for folder in folders for file in folder.rglob(kind)]
+            if named and files and entry.arguments and not record.is_file():
+                raise UserError(
+                    f"--{argument} {path} was not filled by this program: delete it yourself, or choose another"
+                )
+            files.append(record)
+        for file in files:
             file.unlink(missing_ok=True)
     save_json(Path(args.work_dir) / "metrics.json", figures)
 
@@ -272,8 +276,6 @@ def outdated(args: argparse.Namespace) -> list[str]:
                 texts.append(f"{entry.path} was made from {OUTPUTS[sources[-1]].path} that has been replaced since")
     return texts
 
-
-# what was measured
 
 SCHEMA = 1  # of metrics.json and per_image.json, see docs/METRICS.md; raised when a key changes its meaning or goes
 WORK = ("seconds", "images", "of", "RIB_steps", "waiting_share")  # they tell of making the images

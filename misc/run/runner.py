@@ -101,23 +101,29 @@ def _look(args: argparse.Namespace, sources: dict[str, str]) -> int:
     from misc import torchutils
     from step.strips import preview
 
+    _check_device(args.device)
     torchutils.set_precision(args.precision, args.deterministic)
     for path in preview(args, open_dataset(args)):
         print(path)
     return 0
 
 
+def _check_device(name: str) -> None:
+    import torch
+
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda, but PyTorch sees no GPU; check nvidia-smi, or use --device cpu")
+
+
 def _run(args: argparse.Namespace, sources: dict[str, str], chosen: Sequence[Step], argv: Sequence[str]) -> None:
     if args.dry_run:
         print(f"dataset {args.dataset}, results in {args.work_dir}\n{table(chosen)}")
         return
-    import torch
-
     from misc import torchutils
+    from misc.run.outputs import remove_results
     from misc.run.trainloop import check_batches
 
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda, but PyTorch sees no GPU; check nvidia-smi, or use --device cpu")
+    _check_device(args.device)
     torchutils.init_ranks(args.device)
     torchutils.set_precision(args.precision, args.deterministic)
     work_dir, first = Path(args.work_dir), torchutils.rank() == 0
@@ -132,16 +138,13 @@ def _run(args: argparse.Namespace, sources: dict[str, str], chosen: Sequence[Ste
             _begin(args, sources, argv)
         dataset = open_dataset(args) if any(step.needs_dataset for step in chosen) else None
         if dataset is not None:
-            chosen = _possible(args, dataset, chosen)
             if args.skip_bad:
                 _skip_bad_images(args, dataset)
+            chosen = _possible(args, dataset, chosen)
         names = [step.name for step in chosen]
-        if args.overwrite and first:
-            from misc.run.outputs import remove_results
-
-            remove_results(args, names)
-        torchutils.barrier()
         torchutils.on_first_rank(lambda: check_batches(args, names))
+        if args.overwrite:
+            torchutils.on_first_rank(lambda: remove_results(args, names))
         for step in chosen:
             _run_step(args, dataset, step)
         for name, problem in (dataset.bad_images if dataset else {}).items():
@@ -180,6 +183,8 @@ def locked(work_dir: Path) -> Iterator[None]:
         raise UserError(
             f"--work_dir {work_dir} is in use by another run; wait for it or stop it, or choose another --work_dir"
         ) from error
+    except (OSError, NotImplementedError) as error:
+        raise UserError(f"--work_dir {work_dir} cannot be locked ({error}); choose another") from error
     try:
         yield
     finally:
@@ -245,9 +250,6 @@ def _skip_bad_images(args: argparse.Namespace, dataset: Dataset) -> None:
     logging.info("%d images cannot be read and are left out", len(dataset.bad_images))
 
 
-# which steps
-
-
 def choose(steps: Sequence[Step], args: argparse.Namespace) -> list[Step]:
     """The steps to run, in order. UserError for a step that there is not."""
     flags = {step.name: getattr(args, f"{step.name}_pass") for step in steps}
@@ -265,7 +267,7 @@ def choose(steps: Sequence[Step], args: argparse.Namespace) -> list[Step]:
 
 
 def _select(steps: Sequence[Step], text: str) -> set[str]:
-    keys = {key: i for i, step in enumerate(steps) for key in (_number(step), step.name) if key}
+    keys = {key: i for i, step in enumerate(steps) for key in (str(step.number or ""), step.name) if key}
 
     def index(key: str) -> int:
         if key not in keys:
@@ -287,12 +289,8 @@ def _select(steps: Sequence[Step], text: str) -> set[str]:
     return chosen
 
 
-def _number(step: Step) -> str:
-    return "" if step.number is None else str(step.number)
-
-
 def table(steps: Sequence[Step]) -> str:
     """The steps as text."""
-    rows = [("", "step", "reads", "writes"), *((_number(s), s.name, s.reads, s.writes) for s in steps)]
+    rows = [("", "step", "reads", "writes"), *((str(s.number or ""), s.name, s.reads, s.writes) for s in steps)]
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)

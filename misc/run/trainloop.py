@@ -143,7 +143,8 @@ def check_batches(args: argparse.Namespace, steps: Sequence[str]) -> None:
     """
     for argument, entry in OUTPUTS.items():
         wanted = entry.step in steps and entry.step in BATCHES and entry.seg_labels in (None, *args.seg_labels)
-        if wanted and find_doubled(path_of(args, argument)) is None:
+        again = args.overwrite and not getattr(args, argument)
+        if wanted and (again or find_doubled(path_of(args, argument)) is None):
             batch_size, *parts = BATCHES[entry.step]
             _check_shares(getattr(args, batch_size), *(getattr(args, name) for name in parts), what=f"--{batch_size}")
 
