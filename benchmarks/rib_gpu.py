@@ -44,7 +44,7 @@ SIZES = [
 ]  # fmt: skip
 # Dense bfloat16 peaks in TFLOP/s as the makers give them, by a part of the device's name.
 PEAKS = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362, "RTX 4090": 165}
-SHARE = {"fp32": 4, "tf32": 2, "bf16": 1}  # slower precisions get so many times fewer images
+SHARE = {"fp32": 6, "tf32": 2, "bf16": 1}  # slower precisions get so many times fewer images
 
 
 def main() -> int:
@@ -73,7 +73,7 @@ def _arguments() -> argparse.Namespace:
     choices = ("fp32", "tf32", "bf16")
     parser.add_argument("--precisions", nargs="+", default=choices, choices=choices, metavar="P", help="some of them")
     parser.add_argument("--runs", type=int, default=5, metavar="N", help="measured images per row")
-    parser.add_argument("--images", type=int, default=80, metavar="N", help="images of the whole step in bf16")
+    parser.add_argument("--images", type=int, default=60, metavar="N", help="images of the whole step in bf16")
     parser.add_argument("--pool", type=int, default=400, metavar="N", help="crops in the companion pool")
     parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), metavar="N")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder of the tables")

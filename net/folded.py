@@ -49,8 +49,7 @@ class Folded:
         """Takes over the parameters of what learns, and forgets the gradients."""
         values = [value for layer in self.layers for value in _fold(*layer)]
         for weight, value in zip(self.weights, values, strict=True):
-            weight.detach().copy_(value.detach())
-            weight.grad = None
+            weight.data, weight.grad = value.detach().to(weight.dtype), None
         self.values = values if torch.is_grad_enabled() else []
 
     def push(self) -> None:
@@ -73,14 +72,39 @@ class Folded:
 
 
 def conv_relu(conv: nn.Conv2d, x: torch.Tensor, added: torch.Tensor | None = None) -> torch.Tensor:
-    """relu(conv(x) + added), by one kernel of cuDNN where no gradient is wanted."""
-    if x.is_cuda and torch.version.cuda and torch.backends.cudnn.enabled and not torch.is_grad_enabled():
+    """relu(conv(x) + added), forwards in one kernel of cuDNN where there is a GPU for it."""
+    if x.is_cuda and torch.version.cuda and torch.backends.cudnn.enabled:
         how = (conv.stride, conv.padding, conv.dilation, conv.groups)
+        return _ConvReLU.apply(x, conv.weight, conv.bias, added, how)
+    out = conv(x)
+    if added is not None:
+        out += added
+    return torch.relu_(out)
+
+
+class _ConvReLU(torch.autograd.Function):
+    """PyTorch has cuDNN's kernel, but not its gradient."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, added, how):
         if added is None:
-            return torch.cudnn_convolution_relu(x, conv.weight, conv.bias, *how)
-        return torch.cudnn_convolution_add_relu(x, conv.weight, added, 1.0, conv.bias, *how)
-    x = conv(x)
-    return torch.relu_(x if added is None else x + added)
+            out = torch.cudnn_convolution_relu(x, weight, bias, *how)
+        else:
+            out = torch.cudnn_convolution_add_relu(x, weight, added, 1.0, bias, *how)
+        ctx.save_for_backward(x, weight, out)
+        ctx.how = how
+        return out
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, weight, out = ctx.saved_tensors
+        stride, padding, dilation, groups = ctx.how
+        gradient = torch.ops.aten.threshold_backward(gradient, out, 0)
+        wanted = ctx.needs_input_grad
+        gradients = torch.ops.aten.convolution_backward(
+            gradient, x, weight, [len(weight)], stride, padding, dilation, False, [0, 0], groups, wanted[:3]
+        )
+        return *gradients, gradient if wanted[3] else None, None
 
 
 def _bottleneck(block: Bottleneck, x: torch.Tensor) -> torch.Tensor:

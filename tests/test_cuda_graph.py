@@ -9,6 +9,7 @@ from misc import memory
 from misc.cuda_graph import Graphed, read_later
 from misc.rib import RIB
 from misc.torchutils import set_precision
+from net.folded import Folded
 from net.resnet50_cam import CAM
 from tests.helpers import golden_state, relative_error
 
@@ -52,20 +53,18 @@ def test_rows_are_halved_until_memory_suffices():
 # on a GPU
 
 
-@pytest.fixture(scope="module")
-def model():
-    model = CAM(N_CLASSES, "resnet14")
+def small_model():
+    model = CAM(N_CLASSES, "resnet14").eval()
     state = golden_state(model)
     state["classifier.weight"] -= 0.005  # mean 0: raw CAMs of both signs
     model.load_state_dict(state)
-    return model.eval()
+    return model
 
 
-def rib(model, graph, precision="fp32", **changes):
-    set_precision(precision)
-    model = CAM(N_CLASSES, "resnet14").eval()
-    model.load_state_dict(golden_state(model))
-    made = RIB(model.to("cuda", memory_format=torch.channels_last), **{**SETTINGS, **changes}, precision=precision)
+def rib(graph, precision="fp32", **changes):
+    set_precision(precision, deterministic=True)
+    model = small_model().to("cuda", memory_format=torch.channels_last)
+    made = RIB(model, **{**SETTINGS, **changes}, precision=precision)
     made.graphed_step.enabled = graph
     return made
 
@@ -98,9 +97,9 @@ def results(made, sizes=SIZES):
 @needs_gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("changes", [{}, {"stop_th": 20.0}, {"explode_ratio": 0.3}, {"activation": "tanh"}])
-def test_a_graph_gives_what_ordinary_calls_give(model, precision, changes):
-    wanted = results(rib(model, False, precision, **changes))
-    made = rib(model, True, precision, **changes)
+def test_a_graph_gives_what_ordinary_calls_give(precision, changes):
+    wanted = results(rib(False, precision, **changes))
+    made = rib(True, precision, **changes)
     got = results(made)
     assert made.graphed_step.enabled and made.graphed_step.graphs
     assert [n for _, n in got] == [n for _, n in wanted]
@@ -110,17 +109,38 @@ def test_a_graph_gives_what_ordinary_calls_give(model, precision, changes):
 
 
 @needs_gpu
-def test_few_graphs_are_kept(model):
-    made = rib(model, True)
+def test_a_gpu_gives_what_a_cpu_gives():
+    image, others = [level.cpu() for level in image_of(48, 64)], [(x.cpu(), y) for x, y in companions(9, 0)]
+    wanted, n_steps = RIB(small_model(), **SETTINGS).run(image, LABELS[0], others)
+    got, again = rib(True).run(image_of(48, 64), LABELS[0].cuda(), others)
+    assert again == n_steps
+    assert all(relative_error(a.cpu(), b) < 1e-4 for a, b in zip(got, wanted, strict=True))
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_size_has_a_kernel(dtype):
+    set_precision("fp32")
+    for arch in ("resnet14", "resnet50"):
+        model = CAM(N_CLASSES, arch).eval().to("cuda", memory_format=torch.channels_last)
+        network = Folded(model, (), dtype)
+        for height in (1, 2, 3, 5, 8, 17, 33, 65, 100, 281, 333, 375, 499, 500, 667, 1000):
+            images = torch.randn(2, 3, height, height * 3 // 4 + 1, device="cuda")
+            assert torch.isfinite(network.cam(network.lower(images))).all()
+
+
+@needs_gpu
+def test_few_graphs_are_kept():
+    made = rib(True)
     made.graphed_step.most = 2
-    got, wanted = results(made), results(rib(model, False))
+    got, wanted = results(made), results(rib(False))
     assert len(made.graphed_step.graphs) == 2
     assert relative_error(got[-1][0][0].cpu(), wanted[-1][0][0].cpu()) < 1e-6
 
 
 @needs_gpu
-def test_what_cannot_be_recorded_is_called(model, caplog):
-    made = rib(model, True)
+def test_what_cannot_be_recorded_is_called(caplog):
+    made = rib(True)
     step = made.graphed_step.function
 
     def waits(*args):
@@ -129,17 +149,17 @@ def test_what_cannot_be_recorded_is_called(model, caplog):
         return cams, criteria
 
     made.graphed_step.function = waits
-    got, wanted = results(made), results(rib(model, False))
+    got, wanted = results(made), results(rib(False))
     assert not made.graphed_step.enabled and "no CUDA graph could be recorded" in caplog.text
     for (sums, _), (want, _) in zip(got, wanted, strict=True):
         assert all(relative_error(a.cpu(), b.cpu()) < 1e-6 for a, b in zip(sums, want, strict=True))
 
 
 @needs_gpu
-def test_a_small_card_computes_with_fewer_rows(model):
+def test_a_small_card_computes_with_fewer_rows():
     """A limit of memory between what one row and what all rows at once take."""
-    wanted, _ = rib(model, False).run(image_of(64, 96), LABELS[0].cuda(), many := companions_of(64))
-    made = rib(model, True)
+    wanted, _ = rib(False).run(image_of(64, 96), LABELS[0].cuda(), many := companions_of(64))
+    made = rib(True)
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(0).total_memory
     before = torch.cuda.memory_reserved()
