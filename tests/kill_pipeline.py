@@ -32,10 +32,10 @@ START = "start"  # in place of a step: before the first
 
 
 class Job(NamedTuple):
-    """What is killed: arguments besides those of `small_command`, and a pattern of files that every run writes anew."""
+    """What is killed: arguments besides those of `small_command`, and a pattern of files that every run rewrites."""
 
     arguments: tuple[str, ...] = ()
-    anew: str = ""
+    rewritten: str = ""
 
     def run(self, folder: Path) -> None:
         """Runs it in peace, with results in `folder`."""
@@ -93,7 +93,7 @@ def _begun(log: Path, seen: int) -> list[str]:
 def stamps(job: Job, folder: Path) -> dict[str, tuple[int, int]]:
     """What changes when a file is made again; of the files that are finished and made once."""
     files = results(folder)
-    once = [name for name in files if _last(name) in files and not re.fullmatch(job.anew, name)]
+    once = [name for name in files if _last(name) in files and not re.fullmatch(job.rewritten, name)]
     return {name: (files[name].stat().st_ino, files[name].stat().st_mtime_ns) for name in once}
 
 

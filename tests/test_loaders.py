@@ -67,7 +67,7 @@ def test_companions_do_not_repeat_until_the_list_is_used_up(target, n_disjoint):
     assert [len(batch) for batch in batches] == [3, 3, 3, 3]
     names = [name for batch in batches for name, *_ in batch]
     rounds = [names[j : j + n_disjoint] for j in range(0, len(names), n_disjoint)]
-    assert all(len(set(part)) == len(part) for part in rounds) and rounds[0] != rounds[1]  # shuffled anew
+    assert all(len(set(part)) == len(part) for part in rounds) and rounds[0] != rounds[1]  # reshuffled
 
 
 def test_companions_depend_on_seed_and_target_name_only():

@@ -1,4 +1,4 @@
-"""Steps train_seg and eval_seg through the command line: files, scores, what is made anew, the VOC test server."""
+"""Steps train_seg and eval_seg through the command line: files, scores, what is made again, the VOC test server."""
 
 import json
 
