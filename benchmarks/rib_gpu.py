@@ -16,14 +16,14 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 import run_sample
 from benchmarks import reference
@@ -121,7 +121,7 @@ def bench_sizes(args: argparse.Namespace, device: torch.device) -> Iterator[Row]
             rib.run(*_inputs(args, (args.long // 2, args.long // 2), device))  # libraries are loaded
             work = _finished(lambda rib=rib, inputs=inputs: [rib.run(*x) for x in inputs], device)
             seconds, _ = measure(work, runs=1, warm_up=0)
-            graphs = f"; {len(rib.graphed_step.graphs) - 2} graphs recorded" if graph else ""
+            graphs = f"; {len(rib.graphs.graphs) - 2} graphs recorded" if graph else ""
             note = f"{_pace(seconds[0] / count)}{graphs}"
             what = f"RIB, {precision}, {_how(graph)}, {count} images of {len(set(SIZES[:count]))} sizes, each"
             yield row(what, seconds / count, agreement=note)
@@ -187,7 +187,7 @@ def _rib(args: argparse.Namespace, device: torch.device, precision: str, graph: 
         _model(args, device), LEARNING_RATE, args.steps, score_th=0.4, stop_th=1e30, explode_ratio=2.0,
         precision=precision,
     )  # fmt: skip
-    rib.graphed_step.enabled = graph
+    rib.graphs.enabled = graph
     return rib
 
 
@@ -232,7 +232,12 @@ def _finished(work, device: torch.device):
 
 def _teraflop(rib: RIB, levels: list, label: torch.Tensor, companions: list) -> float:
     """What the image takes in TFLOP, counted."""
-    with FlopCounterMode(display=False) as counter:
+
+    def count(x: Sequence[int], weight: Sequence[int], *_, out_shape: Sequence[int], **__) -> int:
+        return conv_flop_count(x, weight, out_shape)
+
+    fused = (torch.ops.aten.cudnn_convolution_relu, torch.ops.aten.cudnn_convolution_add_relu)
+    with FlopCounterMode(display=False, custom_mapping=dict.fromkeys(fused, count)) as counter:
         rib.run(levels, label, companions)
     return counter.get_total_flops() / 1e12
 

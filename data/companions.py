@@ -61,11 +61,11 @@ class CompanionBatches:
 class CompanionStream:
     """Companions of one target after another, decoded by worker processes ahead of need.
 
-    lower(a batch of crops [B, ...]) -> features after layer2 [B, D, h, w].
+    lower(*what the crops are, without their labels) -> features after layer2 [B, D, h, w].
     """
 
     def __init__(
-        self, crops: TrainingCrops, batches: CompanionBatches, lower: Callable[[torch.Tensor], torch.Tensor],
+        self, crops: TrainingCrops, batches: CompanionBatches, lower: Callable[..., torch.Tensor],
         watch: Stopwatch, num_workers: int, pin_memory: bool,
     ):  # fmt: skip
         self.batches, self.lower = batches, lower
@@ -86,8 +86,8 @@ class CompanionStream:
     def _take(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         while self.left:
             self.left -= 1
-            images, labels = next(self.loader)
-            features = self.lower(images)
+            *crops, labels = next(self.loader)
+            features = self.lower(*crops)
             yield features, labels.to(features.device, non_blocking=True)
 
 
@@ -95,13 +95,13 @@ class CompanionPool:
     """Companions drawn from augmented crops whose features after layer2, which never change, were computed once.
 
     crops: of images and labels, asked for by name and a number. size: crops in the pool, every image equally often.
-    batches_of(indices, labels): the CompanionBatches over them. lower(a batch of crops) -> features [B, D, h, w].
+    batches_of(indices, labels): the CompanionBatches over them. lower: as in CompanionStream.
     """
 
     def __init__(
         self, crops: TrainingCrops, names: Sequence[str], size: int,
         batches_of: Callable[[Sequence[int], np.ndarray], CompanionBatches],
-        lower: Callable[[torch.Tensor], torch.Tensor], watch: Stopwatch, num_workers: int,
+        lower: Callable[..., torch.Tensor], watch: Stopwatch, num_workers: int,
     ):  # fmt: skip
         draw = rng(crops.seed, "pool")
         order = np.concatenate([draw.permutation(len(names)) for _ in range(-(-size // len(names)))])[:size]
@@ -109,8 +109,8 @@ class CompanionPool:
         loader = Loader(crops, num_workers, batch_size=POOL_BATCH, sampler=items)
         labels, done = [], 0
         with bar(size, "companion pool", "crop") as progress:
-            for images, their_labels in watch.iterate(loader):
-                part = lower(images)
+            for *crops, their_labels in watch.iterate(loader):
+                part = lower(*crops)
                 if not labels:  # all of it at once: joining parts later would need twice the memory
                     dense = part.is_contiguous(memory_format=torch.channels_last)
                     layout = torch.channels_last if dense else torch.contiguous_format
@@ -120,7 +120,7 @@ class CompanionPool:
                 self.features[done : done + len(part)] = part
                 done += len(part)
                 labels.append(their_labels)
-                progress.update(len(images))
+                progress.update(len(part))
         labels = torch.cat(labels)
         self.batches = batches_of(range(size), labels.numpy())
         self.labels = labels.to(self.features.device)

@@ -44,18 +44,22 @@ class TrainingCrops(torch.utils.data.Dataset):
 class RawCrops(TrainingCrops):
     """The same crops before normalisation, a quarter of the bytes to send; `normalized` does the rest on the device."""
 
-    def __getitem__(self, item: tuple) -> tuple[torch.Tensor, torch.Tensor]:
-        """(uint8 [4, crop, crop], RGB and 1 where the image lies, label float32 [C])."""
+    def __getitem__(self, item: tuple) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(uint8 [crop, crop, 3], int64 [4] with top, bottom, left and right of the image in it, label float32 [C])."""
         name, *keys = item
-        image = raw_crop(self.dataset.image(name), self.long, self.crop, rng(self.seed, name, *keys))
-        return torch.from_numpy(image), torch.from_numpy(self.dataset.label(name))
+        crop = raw_crop(self.dataset.image(name), self.long, self.crop, rng(self.seed, name, *keys))
+        return *map(torch.from_numpy, crop), torch.from_numpy(self.dataset.label(name))
 
 
-def normalized(crops: torch.Tensor) -> torch.Tensor:
-    """Raw crops [B, 4, H, W] -> float32 [B, 3, H, W], to the bit what TrainingCrops gives."""
+def normalized(crops: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+    """Raw crops [B, H, W, 3] and their boxes [B, 4] -> float32 [B, 3, H, W], to the bit what TrainingCrops gives."""
     # Divisors are tensors: by a number a GPU multiplies with its inverse, which rounds differently.
     peak, mean, std = (_on(crops.device, tuple(values)) for values in ([255], MEAN.tolist(), STD.tolist()))
-    return (crops[:, :3].float() / peak).sub_(mean).div_(std).masked_fill_(crops[:, 3:] == 0, 0.0)
+    images = (crops.permute(0, 3, 1, 2).float() / peak).sub_(mean).div_(std)
+    top, bottom, left, right = boxes.T[..., None]
+    y, x = (torch.arange(side, device=crops.device) for side in images.shape[2:])
+    inside = ((y >= top) & (y < bottom))[:, None, :, None] & ((x >= left) & (x < right))[:, None, None]
+    return images.masked_fill_(~inside, 0.0)
 
 
 @functools.cache

@@ -61,11 +61,14 @@ def training_crop(image: np.ndarray, long: tuple[int, int], crop: int, rng: np.r
     return paste(normalize(image), box, crop, 0.0)
 
 
-def raw_crop(image: np.ndarray, long: tuple[int, int], crop: int, rng: np.random.Generator) -> np.ndarray:
-    """The same before normalisation, a quarter of the bytes: uint8 [4, crop, crop], RGB and 1 where the image lies."""
-    image, box = _augmented(image, long, crop, rng)
-    planes = np.concatenate([image.transpose(2, 0, 1), np.ones((1, *image.shape[:2]), np.uint8)])
-    return paste(planes, box, crop, 0)
+def raw_crop(
+    image: np.ndarray, long: tuple[int, int], crop: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same before normalisation: uint8 [crop, crop, 3], and int64 (top, bottom, left, right) of the image in it."""
+    image, (rows, columns, from_rows, from_columns) = _augmented(image, long, crop, rng)
+    out = np.zeros((crop, crop, 3), np.uint8)
+    out[rows, columns] = image[from_rows, from_columns]
+    return out, np.array((rows.start, rows.stop, columns.start, columns.stop))
 
 
 def _augmented(image: np.ndarray, long: tuple[int, int], crop: int, rng: np.random.Generator) -> tuple:

@@ -1,5 +1,6 @@
 """A function as CUDA graphs: recorded for every shape of its arguments, then replayed."""
 
+import gc
 import logging
 from collections import OrderedDict
 from collections.abc import Callable
@@ -12,41 +13,43 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from misc.memory import out_of_memory
 
 
-class Graphed:
-    """function(*args), on a GPU by replaying a CUDA graph, which saves launching thousands of kernels one by one.
+class Graphs:
+    """Calls a function, on a GPU by replaying a CUDA graph, which saves launching thousands of kernels one by one.
 
     On a CPU, and where recording fails, every call is an ordinary one; the results are the same.
-    function: takes and returns tensors, in lists and tuples, beside constants. What it changes besides (weights) has to
-    keep its place in memory, and nothing in it may wait for the device. What it returns is overwritten by later calls.
+    The function, always the same, takes and returns tensors, in lists and tuples, beside constants. What it changes
+    besides (weights) has to keep its place in memory, and nothing in it may wait for the device. What it returns is
+    overwritten by later calls.
     most: graphs that are kept; the least recently used one goes. They share the memory that they work in.
     enabled: set it to False for ordinary calls.
     """
 
-    def __init__(self, function: Callable, most: int = 16):
-        self.function, self.most = function, most
+    def __init__(self, most: int = 16):
+        self.most = most
         self.graphs: OrderedDict[Any, tuple] = OrderedDict()
         self.inputs: WeakValueDictionary[Any, torch.Tensor] = WeakValueDictionary()
         self.warm, self.enabled = False, True
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, function: Callable, *args: Any) -> Any:
+        """function(*args)."""
         leaves, structure = tree_flatten(args)
         tensors = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)}
         if not self.enabled or not all(tensor.is_cuda for tensor in tensors.values()):
-            return self.function(*args)
+            return function(*args)
         if not self.warm:  # the first call loads libraries and kernels, which must not happen while recording
             self.warm = True
-            return self.function(*args)
+            return function(*args)
         key = (structure, *(_kind(leaf) for leaf in leaves))
         if key not in self.graphs:
             try:
-                self.graphs[key] = self._record(leaves, structure)
+                self.graphs[key] = self._record(function, leaves, structure)
             except RuntimeError as error:
                 self.clear()
-                if out_of_memory(error):
-                    raise
+                if out_of_memory(error) or out_of_memory(error.__context__):  # the end of a recording hides the reason
+                    raise torch.OutOfMemoryError("CUDA out of memory while recording a graph") from error
                 self.enabled = False
                 logging.warning("no CUDA graph could be recorded, going on without, which is slower: %s", error)
-                return self.function(*args)
+                return function(*args)
         self.graphs.move_to_end(key)
         graph, inputs, outputs = self.graphs[key]
         for i, tensor in tensors.items():
@@ -60,19 +63,22 @@ class Graphed:
             torch.cuda.synchronize()
             self.graphs.clear()
 
-    def _record(self, leaves: list, structure: Any) -> tuple[torch.cuda.CUDAGraph, list, Any]:
+    def _record(self, function: Callable, leaves: list, structure: Any) -> tuple[torch.cuda.CUDAGraph, list, Any]:
         """(graph, what it reads its arguments from, what it returns)."""
         if len(self.graphs) >= self.most:
             torch.cuda.synchronize()
             self.graphs.popitem(last=False)
         inputs = [self._input(i, leaf) if isinstance(leaf, torch.Tensor) else leaf for i, leaf in enumerate(leaves)]
         pool = next(iter(self.graphs.values()))[0].pool() if self.graphs else None
-        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        graph, stream, collects = torch.cuda.CUDAGraph(), torch.cuda.current_stream(), gc.isenabled()
+        gc.disable()  # were another graph collected as garbage meanwhile, the recording would fail
         try:  # other threads, as those of data loaders, may go on using the device
             with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-                outputs = self.function(*tree_unflatten(inputs, structure))
+                outputs = function(*tree_unflatten(inputs, structure))
         finally:
             torch.cuda.set_stream(stream)  # a recording that fails leaves its own behind
+            if collects:
+                gc.enable()
         return graph, inputs, outputs
 
     def _input(self, i: int, tensor: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ _OUT_OF_MEMORY = re.compile(
 )
 
 
-def out_of_memory(error: BaseException) -> bool:
+def out_of_memory(error: BaseException | None) -> bool:
     """Whether memory ran out, of a GPU or of the machine, in any form in which PyTorch tells of it."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from misc.cam import EPSILON, merge_mirrors
-from misc.cuda_graph import Graphed, read_later
+from misc.cuda_graph import Graphs, read_later
 from misc.memory import Rows, split
 from misc.torchutils import PolyOptimizer
 from net.folded import Folded
@@ -87,7 +87,7 @@ class RIB:
         self.optimizer = PolyOptimizer(groups, lr, weight_decay, max_step=self.schedule, fused=True)
         learned = (model.layer3, model.layer4, model.classifier)
         self.network = Folded(model, learned, torch.bfloat16 if precision == "bf16" else torch.float32)
-        self.rows, self.graphed_step = Rows(), Graphed(self._step)
+        self.rows, self.graphs = Rows(), Graphs()
         self.restore()
 
     def run(
@@ -127,7 +127,7 @@ class RIB:
         def work(rows: int | None) -> torch.Tensor:
             return torch.cat([self.network.lower(part) for (part,) in split(rows, images)])
 
-        return self.rows.retry(work, len(images), before=self.graphed_step.clear)
+        return self.rows.retry(work, len(images), before=self.graphs.clear)
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -144,8 +144,8 @@ class RIB:
         for k in range(self.n_iter):
             last = k == self.n_iter - 1  # its update would never be used
             self.optimizer.set_rates(k)
-            step = partial(self.graphed_step, image, label, batch, not last)
-            cams, criteria = self.rows.retry(step, max(2, len(batch[0]) if batch else 0), self.graphed_step.clear)
+            step = partial(self.graphs, self._step, image, label, batch, not last)
+            cams, criteria = self.rows.retry(step, max(2, len(batch[0]) if batch else 0), self.graphs.clear)
             read = read_later(criteria)
             batch = next(batches, None)  # goes through the lower layers before a GPU is waited for
             coverage, target, loss = read()

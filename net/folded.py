@@ -47,6 +47,7 @@ class Folded:
 
     def pull(self) -> None:
         """Takes over the parameters of what learns, and forgets the gradients."""
+        self.values = []  # before new ones are made: what led to them must not be taken over
         values = [value for layer in self.layers for value in _fold(*layer)]
         for weight, value in zip(self.weights, values, strict=True):
             weight.data, weight.grad = value.detach().to(weight.dtype), None

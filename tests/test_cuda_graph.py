@@ -6,7 +6,7 @@ import torch
 
 from data.transforms import pyramid
 from misc import memory
-from misc.cuda_graph import Graphed, read_later
+from misc.cuda_graph import Graphs, read_later
 from misc.rib import RIB
 from misc.torchutils import set_precision
 from net.folded import Folded
@@ -25,11 +25,11 @@ def test_on_a_cpu_every_call_is_an_ordinary_one():
         calls.append(constant)
         return x + sum(pair), constant
 
-    graphed = Graphed(function)
+    graphs = Graphs()
     for constant in (1, 2):
-        total, got = graphed(torch.ones(2), [torch.ones(2), torch.ones(2)], constant)
+        total, got = graphs(function, torch.ones(2), [torch.ones(2), torch.ones(2)], constant)
         assert total.tolist() == [3, 3] and got == constant
-    assert calls == [1, 2] and not graphed.graphs
+    assert calls == [1, 2] and not graphs.graphs
 
 
 def test_numbers_are_read_later():
@@ -65,7 +65,7 @@ def rib(graph, precision="fp32", **changes):
     set_precision(precision, deterministic=True)
     model = small_model().to("cuda", memory_format=torch.channels_last)
     made = RIB(model, **{**SETTINGS, **changes}, precision=precision)
-    made.graphed_step.enabled = graph
+    made.graphs.enabled = graph
     return made
 
 
@@ -101,7 +101,7 @@ def test_a_graph_gives_what_ordinary_calls_give(precision, changes):
     wanted = results(rib(False, precision, **changes))
     made = rib(True, precision, **changes)
     got = results(made)
-    assert made.graphed_step.enabled and made.graphed_step.graphs
+    assert made.graphs.enabled and made.graphs.graphs
     assert [n for _, n in got] == [n for _, n in wanted]
     for (sums, _), (want, _) in zip(got, wanted, strict=True):
         for a, b in zip(sums, want, strict=True):
@@ -132,25 +132,25 @@ def test_every_size_has_a_kernel(dtype):
 @needs_gpu
 def test_few_graphs_are_kept():
     made = rib(True)
-    made.graphed_step.most = 2
+    made.graphs.most = 2
     got, wanted = results(made), results(rib(False))
-    assert len(made.graphed_step.graphs) == 2
+    assert len(made.graphs.graphs) == 2
     assert relative_error(got[-1][0][0].cpu(), wanted[-1][0][0].cpu()) < 1e-6
 
 
 @needs_gpu
 def test_what_cannot_be_recorded_is_called(caplog):
     made = rib(True)
-    step = made.graphed_step.function
+    step = made._step
 
     def waits(*args):
         cams, criteria = step(*args)
         float(criteria[0])
         return cams, criteria
 
-    made.graphed_step.function = waits
+    made._step = waits
     got, wanted = results(made), results(rib(False))
-    assert not made.graphed_step.enabled and "no CUDA graph could be recorded" in caplog.text
+    assert not made.graphs.enabled and "no CUDA graph could be recorded" in caplog.text
     for (sums, _), (want, _) in zip(got, wanted, strict=True):
         assert all(relative_error(a.cpu(), b.cpu()) < 1e-6 for a, b in zip(sums, want, strict=True))
 

@@ -122,9 +122,10 @@ def test_raw_crops_are_normalised_to_the_same_bits():
         settings = (Noise(), (30, 60), crop, i)
         items = [("n7", k) for k in range(6)]
         wanted = torch.stack([TrainingCrops(*settings)[item][0] for item in items])
-        raw = torch.stack([RawCrops(*settings)[item][0] for item in items])
-        assert raw.dtype == torch.uint8 and raw.nbytes * 3 == wanted.nbytes
-        assert torch.equal(normalized(raw), wanted) and not torch.signbit(normalized(raw)[wanted == 0]).any()
+        crops, boxes, _ = (torch.stack(part) for part in zip(*map(RawCrops(*settings).__getitem__, items), strict=True))
+        got = normalized(crops, boxes)
+        assert crops.dtype == torch.uint8 and crops.nbytes * 4 == wanted.nbytes
+        assert torch.equal(got, wanted) and not torch.signbit(got[wanted == 0]).any()
 
 
 def pool(size, num_workers=0):

@@ -62,8 +62,8 @@ def _companions(
     def batches_of(names: Sequence, labels: np.ndarray) -> CompanionBatches:
         return CompanionBatches(names, labels, todo, dataset.labels(todo), n_iter - 1, args.RIB_batch_size, args.seed)
 
-    def lower(crops: torch.Tensor) -> torch.Tensor:
-        return rib.lower(normalized(crops.to(device, non_blocking=True)))
+    def lower(*crops: torch.Tensor) -> torch.Tensor:
+        return rib.lower(normalized(*(part.to(device, non_blocking=True) for part in crops)))
 
     if args.RIB_companions == "pool" and todo and args.RIB_batch_size:
         return CompanionPool(crops, names, args.RIB_pool_size, batches_of, lower, watch, args.num_workers)
