@@ -55,6 +55,10 @@ def prepare_process() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    # A run that a signal ends leaves its semaphores to Python's tracker, which removes them and would complain.
+    quiet = "ignore::UserWarning:multiprocessing.resource_tracker"
+    if quiet not in os.environ.get("PYTHONWARNINGS", ""):
+        os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (os.environ.get("PYTHONWARNINGS"), quiet)))
     # Python 3.14 forks its workers from a server: what takes seconds to import is imported there, once.
     multiprocessing.set_forkserver_preload(["torch", "torch.utils.data", "cv2", "scipy.sparse", "PIL.Image"])
 

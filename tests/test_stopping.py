@@ -134,7 +134,7 @@ with on_signals(first=True, again="go on"):
     ids=["killed with workers", "computing outside Python"],
 )  # fmt: skip
 def test_nothing_outlives_a_signal(program, number, wanted):
-    process = start([sys.executable, "-c", program])
+    process = start([sys.executable, "-W", "ignore", "-c", program])
     assert process.stderr.readline() == "busy\n"
     process.send_signal(number)
     _, said = process.communicate(timeout=WAIT_S)
