@@ -20,7 +20,7 @@ TESTS = ("tests/test_golden.py", "tests/test_rib.py", "tests/test_torchutils.py"
 MUTATIONS = {
     "momentum 0.9 instead of the weight decay": (
         "misc/torchutils.py",
-        [("lr, momentum=weight_decay)", "lr, momentum=0.9)")],
+        [("lr, momentum=weight_decay, **", "lr, momentum=0.9, **")],
     ),
     "GNDRP divided by the kept positions": (
         "misc/rib.py",
