@@ -1,0 +1,91 @@
+"""`photos`: the photographs in the wheel of scikit-image, with masks of this program, for a ready ImageNet classifier.
+
+`photos.json` has the masks: polygons in the pixels of the file, one over the other, drawn by hand. A polygon of
+`background` cuts a hole, one of `ignored` marks what cannot be told.
+"""
+
+import argparse
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from data.base import Dataset, check_names
+from data.errors import DataError
+from data.files import load_json
+from data.images import IGNORE, read_image
+from data.transforms import rescale_size, resize
+
+# class -> categories of ImageNet that stand for it
+CATEGORIES = {
+    "cat": ("tabby", "tiger cat", "Persian cat", "Siamese cat", "Egyptian cat"),
+    "cup": ("cup", "coffee mug", "espresso"),
+    "helmet": ("crash helmet", "football helmet"),
+    "motorcycle": ("moped", "motor scooter"),
+    "rocket": ("missile", "projectile"),
+    "space shuttle": ("space shuttle",),
+    "tripod": ("tripod",),
+}
+POLYGONS = Path(__file__).with_suffix(".json")
+PRESET: dict[str, tuple[object, str]] = {}
+
+
+def open_dataset(args: argparse.Namespace) -> "Photos":
+    """The dataset at `--photos_size`."""
+    return Photos(args.photos_size)
+
+
+class Photos(Dataset):
+    """Photographs of scikit-image with masks; every split is all of them.
+
+    size: long side in pixels.
+    """
+
+    name = "photos"
+    classes = tuple(CATEGORIES)
+
+    def __init__(self, size: int = 320):
+        self.size = size
+        self.folder = files("skimage") / "data"
+        self.drawn = load_json(POLYGONS)
+
+    @property
+    def identity(self) -> dict[str, object]:
+        return {**super().identity, "--photos_size": self.size}
+
+    def names(self, split: str) -> list[str]:
+        return list(self.drawn)
+
+    def image(self, name: str) -> np.ndarray:
+        return self._resized(self._read(name))
+
+    def label(self, name: str) -> np.ndarray:
+        present = {kind for kind, _ in self._polygons(name)}
+        return np.array([kind in present for kind in self.classes], np.float32)
+
+    def mask(self, name: str) -> np.ndarray:
+        mask = np.zeros(self._read(name).shape[:2], np.uint8)
+        values = {"background": 0, "ignored": IGNORE, **{kind: c + 1 for c, kind in enumerate(self.classes)}}
+        for kind, points in self._polygons(name):
+            corners = np.array([corner.split(",") for corner in points.split()], float)
+            cv2.fillPoly(mask, [(corners * 16).round().astype(np.int32)], values[kind], shift=4)
+        return self._resized(mask, nearest=True)
+
+    def has_mask(self, name: str) -> bool:
+        return True
+
+    def check_names(self, names: Sequence[str], source: str) -> None:
+        check_names(names, self.drawn, source, POLYGONS)
+
+    def _read(self, name: str) -> np.ndarray:
+        if name not in self.drawn:
+            raise DataError(f"photos has no image {name!r}; there are {', '.join(self.drawn)}")
+        return read_image(Path(str(self.folder / self.drawn[name]["file"])))
+
+    def _polygons(self, name: str) -> list[tuple[str, str]]:
+        return self.drawn[name]["polygons"]
+
+    def _resized(self, array: np.ndarray, nearest: bool = False) -> np.ndarray:
+        return resize(array, *rescale_size(array.shape, self.size / max(array.shape[:2])), nearest)
