@@ -15,6 +15,7 @@ from misc import torchutils
 from misc.metrics import average_precision
 from misc.run.trainloop import Training, fit, loader_by_epoch
 from net import weights
+from net.backbones import build
 from net.resnet50_cam import Net
 
 
@@ -30,7 +31,7 @@ def run(args: argparse.Namespace, dataset: Dataset) -> dict:
     loader, steps = loader_by_epoch(crops, names, args.cam_batch_size, epochs, args, device.type == "cuda")
     scratch = args.cam_init == "scratch"
     torchutils.seed_everything(args.seed)
-    model = Net(dataset.n_classes, args.cam_network, scratch=scratch)
+    model = build(Net, dataset.n_classes, arch=args.cam_network, scratch=scratch)
     if not scratch:
         weights.load_backbone(model, args.cam_init)
     model.to(device, memory_format=torch.channels_last)

@@ -16,6 +16,13 @@ RIB, IRN, DEEPLAB = "RIB, section 5.1", "IRN, run_sample.py", "DeepLab-v2"
 RIB_STEP, RIB_RUN, AUTHORS = "RIB, step/make_rib_cam.py", "RIB, run_sample.py", "RIB, as its authors report"
 
 
+class NetworkNames(tuple):
+    """Names of networks; `timm:` and the name of one of timm's is a choice too."""
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or str(name).startswith("timm:")
+
+
 class Option(NamedTuple):
     """One argument. source: of the default, for values of the method. basic: shown by `--help`, the rest by
     `--help_all`. also: other names, those of the published code."""
@@ -139,8 +146,8 @@ OPTIONS: dict[str, list[Option]] = {
         _more("shapes_size", 96, POSITIVE, "PX", "shapes: side of the images"),
     ],
     "classifier and CAM (steps 1 to 3)": [
-        Option("cam_network", "resnet50", None, None, "backbone of classifier and IRN", RIB,
-               choices=("resnet50", "resnet14")),
+        Option("cam_network", "resnet50", None, "NAME", "backbone of classifier and IRN; timm:NAME for a network of timm",
+               RIB, choices=NetworkNames(("resnet50", "resnet14", "timm:NAME"))),
         Option("cam_init", "imagenet", None, "INIT", "imagenet, scratch (every layer learns), or a weights file",
                "IRN, step/train_cam.py"),
         _more("cam_optimizer", "sgd", None, None, "sgd: as published; adamw: one-cycle schedule",
