@@ -253,10 +253,10 @@ def stream_batches(
     orders: dict[int, np.ndarray] = {}
 
     def item(position: int) -> tuple[str, int]:
-        epoch, place = divmod(position, len(names))
+        epoch, index = divmod(position, len(names))
         if epoch not in orders:
             orders[epoch] = rng(seed, "order", epoch).permutation(len(names))
-        return names[orders[epoch][place]], epoch
+        return names[orders[epoch][index]], epoch
 
     size = batch_size // parts
     starts = range(first * batch_size, last * batch_size, size)
