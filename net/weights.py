@@ -73,7 +73,7 @@ def read(path: Path | str) -> Mapping[str, torch.Tensor]:
             value = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(
-            f"{path} holds more than tensors, or is damaged, and is refused: {_first_line(error)}"
+            f"{path} holds more than tensors, or is damaged, and is refused; save model.state_dict() alone"
         ) from error
     except Exception as error:  # a damaged file can raise anything
         raise WeightsError(
