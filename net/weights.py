@@ -133,7 +133,7 @@ def canonical(state: Mapping[str, torch.Tensor], model: nn.Module) -> dict[str, 
         for name, value in state.items():
             own = rule(names[name])
             if own in wanted:
-                linear = value.ndim == 2 and wanted[own].ndim == 4
+                linear = value.ndim == 2 and wanted[own].shape[1:] == (value.shape[1], 1, 1)
                 out.setdefault(own, value[:, :, None, None] if linear else value)
     return out
 
@@ -155,9 +155,9 @@ def load_head(model: nn.Module, source: str, classes: Sequence[str], centred: bo
         weight = state.get("classifier.weight")
         rows = 0 if weight is None else len(weight)
         if rows not in (N_CATEGORIES, len(classes)):
-            raise WeightsError(
-                f"{source} has a head of {rows} categories; wanted {N_CATEGORIES}, those of ImageNet, or {len(classes)}"
-            )
+            has = f"a head of {rows} categories" if rows else "no head"
+            wanted = f"{N_CATEGORIES} categories, those of ImageNet, or {len(classes)}, the classes of the dataset"
+            raise WeightsError(f"{source} has {has}; wanted {wanted}")
         weight, bias = weight.float(), state.get("classifier.bias", weight.new_zeros(rows)).float()
         if rows == N_CATEGORIES:
             if centred:

@@ -100,10 +100,9 @@ def test_the_last_stage_only_loses_its_stride(name):
 
 
 UPPER = {
-    "tf_efficientnet_lite0": ("body.blocks.3", "body.blocks.4", "body.blocks.5", "body.blocks.6", "body.conv_head",
-                              "body.bn2"),
+    "mobilenetv2_035": (*(f"body.blocks.{i}" for i in range(3, 7)), "body.conv_head", "body.bn2"),
     "test_convnext": ("body.stages.2", "body.stages.3", "body.norm_pre", "body.head"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", UPPER)
