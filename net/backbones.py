@@ -50,16 +50,14 @@ class Timm(ResNet):
 
         name = self.arch_name.removeprefix(PREFIX)
         if not timm.is_model(name):
-            close = ", ".join(difflib.get_close_matches(name, timm.list_models(), 5, 0.4))
-            raise UserError(
-                f"timm has no network {name!r}; " + (f"the closest are {close}" if close else "see its list")
-            )
+            close = ", ".join(difflib.get_close_matches(name, timm.list_models(), 5)) or "nothing"
+            raise UserError(f"timm has no network {name!r}; close to it: {close}")
         try:
             self.body = timm.create_model(name, num_classes=1).eval()
             self._cut()
             self._remove_last_stride()
         except Exception as error:  # a network that is built otherwise can raise anything
-            reason = " ".join(str(error).split())[:150]
+            reason = " ".join(str(error).split())[:150] or type(error).__name__
             raise UserError(
                 f"--cam_network {self.arch_name} does not fit ({reason}); wanted a convolutional network whose stages "
                 "run one after another and end in global average pooling and a linear layer"

@@ -73,7 +73,7 @@ def read(path: Path | str) -> Mapping[str, torch.Tensor]:
             value = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(
-            f"{path} holds more than tensors, or is damaged, and is refused: {_first_line(error)}"
+            f"{path} holds more than tensors, or is damaged, and is refused; save model.state_dict() alone"
         ) from error
     except Exception as error:  # a damaged file can raise anything
         raise WeightsError(
@@ -133,7 +133,7 @@ def canonical(state: Mapping[str, torch.Tensor], model: nn.Module) -> dict[str, 
         for name, value in state.items():
             own = rule(names[name])
             if own in wanted:
-                linear = value.ndim == 2 and wanted[own].ndim == 4
+                linear = value.ndim == 2 and wanted[own].shape[1:] == (value.shape[1], 1, 1)
                 out.setdefault(own, value[:, :, None, None] if linear else value)
     return out
 
@@ -155,9 +155,9 @@ def load_head(model: nn.Module, source: str, classes: Sequence[str], centred: bo
         weight = state.get("classifier.weight")
         rows = 0 if weight is None else len(weight)
         if rows not in (N_CATEGORIES, len(classes)):
-            raise WeightsError(
-                f"{source} has a head of {rows} categories; wanted {N_CATEGORIES}, those of ImageNet, or {len(classes)}"
-            )
+            has = f"a head of {rows} categories" if rows else "no head"
+            wanted = f"{N_CATEGORIES} categories, those of ImageNet, or {len(classes)}, the classes of the dataset"
+            raise WeightsError(f"{source} has {has}; wanted {wanted}")
         weight, bias = weight.float(), state.get("classifier.bias", weight.new_zeros(rows)).float()
         if rows == N_CATEGORIES:
             if centred:
