@@ -20,9 +20,9 @@ STEPS = (
     Step(11, "eval_ins_seg", "step.eval_ins_seg", "ins_seg/NAME.npy, true instances", "metrics.json", needs_masks=True),
     Step(12, "train_seg", "step.train_seg", "images, sem_seg/NAME.png", "sess/deeplabv2.pth"),
     Step(13, "eval_seg", "step.eval_seg", "images, sess/deeplabv2.pth, masks if any", "seg/NAME.png, metrics.json"),
+    Step(None, "strips", "step.strips", "images, labels, sess/res50_cam.pth", "strips/NAME.png, strips.jpg"),
     Step(14, "report", "step.report", "whatever is there", "report.html, overview.png, thresholds.png"),
     Step(None, "ablate", "step.ablate", "images, masks, sess/res50_cam.pth", "ablate/STUDY.png", needs_masks=True),
-    Step(None, "strips", "step.strips", "images, labels, sess/res50_cam.pth", "strips/NAME.png"),
     Step(None, "toy", "step.toy", "nothing, or --mnist_root", "toy/table.txt, three figures", needs_dataset=False),
 )
 

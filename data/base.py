@@ -30,6 +30,8 @@ class Dataset:
     bad_images: Mapping[str, str] = MappingProxyType({})
     # Folder below that of the masks for those of images without ground truth, as the dataset's test server wants it.
     submission = ""
+    # The run beside this one that its report shows too, by the name of its folder.
+    beside = ""
 
     def __reduce_ex__(self, protocol: int) -> tuple:
         """For worker processes that inherit no modules: a user's own dataset file is loaded there first."""

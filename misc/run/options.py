@@ -114,7 +114,11 @@ OPTIONS: dict[str, list[Option]] = {
         Option("data_root", None, None, "DIR", "folder of the dataset", also=("voc12_root",)),
         Option("work_dir", None, None, "DIR", "folder of all results (default: result/DATASET)"),
         Option("config", None, None, "FILE.yaml", "values by argument name; the command line wins over them"),
-        Option("steps", None, None, "LIST", "steps by number or name, with ranges: 3-6 or train_cam,eval_cam"),
+        Option("photo", None, None, "FILE", "write FILE.rib.png (CAM, RIB, IRN label) of one photograph, and exit"),
+        Option("label", None, listed(str), "NAME,...", "what --photo shows, in ImageNet's words (default: what the "
+               "classifier sees)"),
+        Option("steps", None, None, "LIST", "steps by number or name, with ranges: 3-6 or train_cam,eval_cam",
+               "every numbered step"),
         Option("list_steps", False, FLAG, None, "list number, name, input and output of every step, and exit"),
         Option("dry_run", False, FLAG, None, "print the plan and exit"),
         Option("check_data", False, FLAG, None, "read every image, label and mask, print a summary, and exit"),
@@ -141,6 +145,7 @@ OPTIONS: dict[str, list[Option]] = {
         Option("val_list", "val", None, "LIST", "images on which classifier and segmentation are scored",
                "the images on which the segmentation network is scored", also=("split",)),
         Option("limit", None, POSITIVE, "N", "use only the first N images of every list"),
+        _more("photos_size", 320, POSITIVE, "PX", "photos and --photo: long side of the images", "this program"),
         _more("shapes_train", 320, POSITIVE, "N", "shapes: training images"),
         _more("shapes_val", 80, POSITIVE, "N", "shapes: validation images"),
         _more("shapes_size", 96, POSITIVE, "PX", "shapes: side of the images"),
@@ -262,6 +267,7 @@ OPTIONS: dict[str, list[Option]] = {
         _more("ablate", None, None, "LIST", "steps, pooling, activation, companions, learning_rate (default: all)"),
         _more("ablate_limit", 8, POSITIVE, "N", "images that every point takes"),
         _more("strips_images", "12", None, "NAMES|N", "images that get a strip: names, or how many"),
+        _more("strips_power", 0.5, RATE, "P", "strips show maps to this power", "seeds are cut at low thresholds"),
     ],
     "toy experiment (step toy; it does not depend on --dataset)": [
         _more("mnist_root", None, None, "DIR", "take digits from MNIST in DIR, fetched if missing"),

@@ -63,7 +63,7 @@ def main(steps: Sequence[Step], argv: Sequence[str] | None = None) -> int:
             return 0
         again = GO_ON.replace("command", "command without --overwrite") if args.overwrite else GO_ON
         with on_signals(os.environ.get("RANK", "0") == "0", again):
-            if args.check_data or args.compare or args.preview is not None:
+            if args.check_data or args.compare or args.preview is not None or args.photo is not None:
                 return _look(args, sources)
             _run(args, sources, choose(steps, args), argv)
     except (Exception, KeyboardInterrupt) as error:
@@ -99,10 +99,16 @@ def _look(args: argparse.Namespace, sources: dict[str, str]) -> int:
         compare(args, Path(args.work_dir if sources["work_dir"] != "default" else "."))
         return 0
     from misc import torchutils
-    from step.strips import preview
 
     _check_device(args.device)
     torchutils.set_precision(args.precision, args.deterministic)
+    if args.photo is not None:
+        from step.photo import photo
+
+        print(photo(args))
+        return 0
+    from step.strips import preview
+
     for path in preview(args, open_dataset(args)):
         print(path)
     return 0
@@ -283,7 +289,7 @@ def _select(steps: Sequence[Step], text: str) -> set[str]:
             raise UserError(f"--steps: {part} runs backwards; steps always run in their own order")
         if dash and None in (steps[begin].number, steps[end].number):
             raise UserError(f"--steps: {part} is no range; a step without a number is asked for by its name alone")
-        chosen |= {step.name for step in steps[begin : end + 1]}
+        chosen |= {step.name for step in steps[begin : end + 1] if not dash or step.number is not None}
     if not chosen:
         raise UserError("--steps names no step; see --list_steps")
     return chosen
