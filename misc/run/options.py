@@ -149,6 +149,8 @@ OPTIONS: dict[str, list[Option]] = {
         _more("cam_resize_long", (320, 640), INTS2, "LO,HI", "range of the long side, pixels",
               "IRN, step/train_cam.py"),
         Option("cam_batch_size", 16, POSITIVE, "N", "images per step, over all ranks", IRN),
+        _more("cam_accumulate", 1, POSITIVE, "N", "parts in which a step is computed, to save memory; the same step, "
+              "except that --cam_init scratch normalises every part by itself"),
         Option("cam_num_epoches", 5, POSITIVE, "N", "epochs", IRN),
         Option("cam_learning_rate", 0.1, RATE, "LR", "learning rate of the backbone; sgd: head 10x", IRN),
         _more("cam_weight_decay", 1e-4, NOT_NEGATIVE, "W", "weight decay", IRN),
@@ -193,6 +195,7 @@ OPTIONS: dict[str, list[Option]] = {
         _more("irn_crop_size", 512, POSITIVE, "PX", "side of the training crops, a multiple of 4", IRN),
         _more("irn_rescale", (0.5, 1.5), FLOATS2, "LO,HI", "range of the image scale", "IRN, step/train_irn.py"),
         Option("irn_batch_size", 32, POSITIVE, "N", "images per step, over all ranks", IRN),
+        _more("irn_accumulate", 1, POSITIVE, "N", "parts in which a step is computed, to save memory; the same step"),
         Option("irn_num_epoches", 3, POSITIVE, "N", "epochs", IRN),
         Option("irn_learning_rate", 0.1, RATE, "LR", "learning rate of the edge branch", IRN),
         _more("irn_displacement_lr", 1.0, RATE, "LR", "learning rate of the displacement branch",
