@@ -19,9 +19,9 @@ def dense_walk(x: torch.Tensor, edge: torch.Tensor, radius: int, beta: float, ex
     index = torch.arange(n).reshape(height, width)
     for a, (dy, dx) in zip(affinity, destinations.tolist(), strict=True):
         rows, columns = slice(0, height - dy), slice(max(0, -dx), width - max(0, dx))
-        here = index[rows, columns].flatten()
-        there = here + dy * width + dx
-        dense[here, there] = dense[there, here] = a[rows, columns].flatten()
+        source = index[rows, columns].flatten()
+        target = source + dy * width + dx
+        dense[source, target] = dense[target, source] = a[rows, columns].flatten()
     transition = dense**beta
     transition = transition / transition.sum(0, keepdim=True)
     for _ in range(exp_times):

@@ -201,8 +201,8 @@ def _open_mnist(root: str, split: str, download: bool):
 
 def _mnist(root: str, split: str, labels: np.ndarray) -> np.ndarray:
     """uint8 [n, 28, 28]: MNIST's digits for the labels, in the order of its files."""
-    found = _open_mnist(root, split, download=False)
-    images, targets = found.data.numpy(), found.targets.numpy()
+    mnist = _open_mnist(root, split, download=False)
+    images, targets = mnist.data.numpy(), mnist.targets.numpy()
     out = np.zeros((len(labels), *images.shape[1:]), np.uint8)
     for label, digit in enumerate(DIGITS):
         have, want = np.flatnonzero(targets == digit), np.flatnonzero(labels == label)

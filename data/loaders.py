@@ -251,10 +251,10 @@ def stream_batches(names: Sequence[str], batch_size: int, seed: int, first: int,
     orders: dict[int, np.ndarray] = {}
 
     def item(position: int) -> tuple[str, int]:
-        epoch, place = divmod(position, len(names))
+        epoch, index = divmod(position, len(names))
         if epoch not in orders:
             orders[epoch] = rng(seed, "order", epoch).permutation(len(names))
-        return names[orders[epoch][place]], epoch
+        return names[orders[epoch][index]], epoch
 
     starts = range(first * batch_size, last * batch_size, batch_size)
     return [

@@ -101,12 +101,12 @@ def transition(edge: torch.Tensor, radius: int, beta: float) -> torch.Tensor:
     weight = (affinity**beta).flatten(1)  # (D, n), pair (i, i + offset)
     index = torch.arange(n, device=edge.device)
     offsets = torch.as_tensor(destinations[:, 0] * width + destinations[:, 1], device=edge.device)
-    there = index[None] + offsets[:, None]
+    target = index[None] + offsets[:, None]
     keep = weight > 0
-    here = index.expand_as(there)[keep]
-    there, weight = there[keep], weight[keep]
-    rows = torch.cat([here, there, index])
-    columns = torch.cat([there, here, index])
+    source = index.expand_as(target)[keep]
+    target, weight = target[keep], weight[keep]
+    rows = torch.cat([source, target, index])
+    columns = torch.cat([target, source, index])
     values = torch.cat([weight, weight, weight.new_ones(n)])
     total = torch.zeros(n, dtype=values.dtype, device=edge.device).index_add_(0, columns, values)
     # Row i of T^T is column i of T: entries T[j, i] = A[j, i] / sum_j A[j, i].

@@ -34,12 +34,12 @@ def centroids(displacement: torch.Tensor, iterations: int = 300) -> torch.Tensor
     left = iterations
     while left and len(moving):
         before = position
-        some = (left - 1) % CYCLE + 1
-        position = _follow(field, position, last, some)
-        left -= some
+        steps = (left - 1) % CYCLE + 1
+        position = _follow(field, position, last, steps)
+        left -= steps
         # What CYCLE iterations bring back to its place will be there at the end too, whole cycles later.
         changed = (position != before).any(0)
-        if not left or (some == CYCLE and changed.sum() < 0.9 * len(moving)):  # for fewer it is not worth while
+        if not left or (steps == CYCLE and changed.sum() < 0.9 * len(moving)):  # for fewer it is not worth while
             end.index_copy_(1, moving, position)
             still = changed.nonzero().flatten()
             position, moving = position.index_select(1, still), moving.index_select(0, still)
@@ -100,17 +100,17 @@ def instance_map(
     mass = start.new_zeros(n_maps).index_add_(0, of_map, start.flatten())
     per_round = max(1, min(WALK_MAPS, WALK_VALUES // (size[0] * size[1])))
     top = 0.0
-    for some in mass.argsort(descending=True).split(per_round):  # what is to win comes early, and lifts the floor
-        maps = start[some // n] * (instance == (some % n)[:, None])
+    for numbers in mass.argsort(descending=True).split(per_round):  # what is to win comes early, and lifts the floor
+        maps = start[numbers // n] * (instance == (numbers % n)[:, None])
         walk, kept = _walk(matrix, maps.T + TINY, 2**exp_times, max(bg_thres * top, 2 * TINY))
         if not len(kept):
             continue
-        some, walk = some[kept], walk.T.reshape(-1, 1, height, width)
+        numbers, walk = numbers[kept], walk.T.reshape(-1, 1, height, width)
         scores = F.interpolate(walk, scale_factor=4, mode="bilinear", align_corners=False)[:, 0, : size[0], : size[1]]
         value, which = scores.max(0)
         ahead = value > best
         best = torch.where(ahead, value, best)
-        index = torch.where(ahead, some[which].int() + 1, index)
+        index = torch.where(ahead, numbers[which].int() + 1, index)
         top = max(top, float(value.max()))
     if top:
         best /= top

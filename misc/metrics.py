@@ -172,12 +172,12 @@ def match_instances(
     labels, scores = pred_labels[order], scores[order]
     hits = np.zeros((len(thresholds), len(order)), bool)
     for c in np.intersect1d(labels, gt_labels):
-        mine = np.flatnonzero(labels == c)
-        iou = mask_iou(pred_masks[order[mine]], gt_masks[gt_labels == c])
+        of_class = np.flatnonzero(labels == c)
+        iou = mask_iou(pred_masks[order[of_class]], gt_masks[gt_labels == c])
         nearest, reached = iou.argmax(1), iou.max(1)[None] >= np.asarray(thresholds)[:, None]
         for g in np.unique(nearest):
             right = reached & (nearest == g)
-            hits[:, mine] |= right & (right.cumsum(1) == 1)
+            hits[:, of_class] |= right & (right.cumsum(1) == 1)
     return Matches(labels, scores, hits, gt_labels)
 
 

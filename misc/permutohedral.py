@@ -27,7 +27,7 @@ class Lattice:
     def __init__(self, features: Array):
         xp = torch if isinstance(features, torch.Tensor) else np
         n, d = features.shape
-        corners, self.weights, place = _corners(features, xp)
+        corners, self.weights, strides = _corners(features, xp)
         # One sort of (key, entry), packed into one integer, finds the vertices and the corners that share each.
         bits = (n * (d + 1)).bit_length()
         entry = xp.arange(n * (d + 1), device=features.device).reshape(n, d + 1)
@@ -40,7 +40,7 @@ class Lattice:
         self.vertex = xp.empty_like(entry, dtype=xp.int32)  # of every point's corners, the index into the vertices
         self.vertex[entry] = xp.asarray(xp.cumsum(first, 0) - 1, dtype=xp.int32)
         self.ends = xp.arange(n + 1, device=features.device) * (d + 1)
-        self.blurs = [_blur(vertices, place, j, xp) for j in range(d + 1)]
+        self.blurs = [_blur(vertices, strides, j, xp) for j in range(d + 1)]
         self.scale = 1 / (1 + 2.0**-d)
         self._connect()
 
@@ -101,7 +101,7 @@ def _corners(features: Array, xp: ModuleType) -> tuple[Array, Array, list[int]]:
 
     low = [int(least) - 2 for least in xp.amin(q[:d], 1)]  # a corner's q is up to 1 less, its neighbour's up to 2
     radix = [int(most) + 2 - least for most, least in zip(xp.amax(q[:d], 1), low, strict=True)]
-    place = [(d + 1) * math.prod(radix[:i]) for i in range(d)] + [0]  # the last q is not in the key
+    strides = [(d + 1) * math.prod(radix[:i]) for i in range(d)] + [0]  # the last q is not in the key
     if 2 * n * (d + 1) ** 2 * math.prod(radix) >= 2**63:  # packed with the entries
         raise ValueError(f"features span {radix} lattice steps, more than 63 bits hold; use larger deviations")
 
@@ -109,22 +109,22 @@ def _corners(features: Array, xp: ModuleType) -> tuple[Array, Array, list[int]]:
     slot = (d - rank) * n + xp.arange(n, device=features.device)
     ascending, fall = xp.empty_like(remainder), xp.empty_like(slot)
     ascending.reshape(-1)[slot] = remainder
-    fall.reshape(-1)[slot] = xp.asarray(place, device=features.device)[:, None]
+    fall.reshape(-1)[slot] = xp.asarray(strides, device=features.device)[:, None]
     keys = xp.empty_like(slot)
-    keys[0] = sum(place[i] * xp.asarray(q[i] - low[i], dtype=xp.int64) for i in range(d))
+    keys[0] = sum(strides[i] * xp.asarray(q[i] - low[i], dtype=xp.int64) for i in range(d))
     for c in range(1, d + 1):
         keys[c] = keys[c - 1] + 1 - fall[c - 1]
     weights = xp.concatenate([ascending[:1] + (1 - ascending[d:]), ascending[1:] - ascending[:-1]])
-    return keys, weights.T, place
+    return keys, weights.T, strides
 
 
-def _blur(vertices: Array, place: list[int], j: int, xp: ModuleType) -> Matrix:
+def _blur(vertices: Array, strides: list[int], j: int, xp: ModuleType) -> Matrix:
     """(1/2, 1, 1/2) along direction j: half of each neighbour that exists is added to a vertex."""
-    m, d = len(vertices), len(place) - 1
+    m, d = len(vertices), len(strides) - 1
     own = xp.arange(m, dtype=xp.int32, device=vertices.device)
     # The next vertex has the j-th coordinate d more and the others one less: r falls by one and q_j grows by one.
-    wanted = vertices + (place[j] - 1)
-    wanted[vertices % (d + 1) == 0] += d + 1 - sum(place)  # from r = 0 to r = d every q falls by one
+    wanted = vertices + (strides[j] - 1)
+    wanted[vertices % (d + 1) == 0] += d + 1 - sum(strides)  # from r = 0 to r = d every q falls by one
     index = xp.searchsorted(vertices, wanted)
     index[index == m] = 0
     linked = vertices[index] == wanted

@@ -54,9 +54,9 @@ def _export(args: argparse.Namespace, dataset: Dataset, names: Sequence[str]) ->
     ids = cocojson.image_ids(names)
     sizes, entries = {}, []
     read = progress_map(partial(_read, args, dataset, ids), names, "write pseudo.json", args.num_workers)
-    for name, (size, found) in zip(names, read, strict=True):
+    for name, (size, of_image) in zip(names, read, strict=True):
         sizes[name] = size
-        entries += found
+        entries += of_image
     content = cocojson.annotation_file(dataset, f"{dataset.name}: instances by RIB and IRN", ids, sizes, entries)
     cocojson.save(Path(args.coco_json) / "pseudo.json", content)
 

@@ -158,11 +158,11 @@ class VOC12(Dataset):
             raise DataError(f"annotation {path} cannot be read ({error}); unpack VOC 2012 again") from error
         if not objects:
             raise DataError(f"annotation {path} names no object; unpack VOC 2012 again")
-        found = [(item.findtext("name") or "").strip() for item in objects]  # of objects, not of their parts
-        unknown = [repr(word) for word in found if word not in CLASSES]
+        words = [(item.findtext("name") or "").strip() for item in objects]  # of objects, not of their parts
+        unknown = [repr(word) for word in words if word not in CLASSES]
         if unknown:
             raise DataError(f"annotation {path} names {shortened(unknown)}; the classes are {', '.join(CLASSES)}")
-        return [CLASSES.index(word) for word in found]
+        return [CLASSES.index(word) for word in words]
 
     def _say_once(self, message: str) -> None:
         if message not in self._said:
