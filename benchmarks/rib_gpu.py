@@ -126,7 +126,7 @@ def bench_sizes(args: argparse.Namespace, device: torch.device, allows: Allows) 
         work = _finished(lambda rib=rib, count=count: [rib.run(*x) for x in inputs[:count]], device)
         seconds, _ = measure(work, runs=1, warm_up=0)
         note = f"{count} images of {len(set(SIZES[:count]))} sizes; {_pace(seconds[0] / count)}"
-        note += f"; {len(rib.graphs.graphs) - 2} graphs recorded" if graph else ""
+        note += f"; {len(rib.graphs.graphs) - 2} graphs recorded" if rib.graphs.graphs else ""
         yield row(what, seconds / count, agreement=note)
 
 

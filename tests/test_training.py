@@ -108,7 +108,7 @@ def test_parts_make_up_the_same_step(tmp_path, small_run):
     for name in ("res50_cam.pth", "res50_irn.pth"):
         whole, parts = (torch.load(tmp_path / kind / "sess" / name, weights_only=True) for kind in ("whole", "parts"))
         assert any(not torch.equal(parts[key], value) for key, value in whole.items())
-        assert max(relative_error(parts[key], value) for key, value in whole.items() if value.any()) < 1e-3
+        assert max(relative_error(parts[key], value) for key, value in whole.items() if value.any()) < 1e-4
     losses = [json.loads((tmp_path / kind / "metrics.json").read_text()) for kind in ("whole", "parts")]
     for step in ("train_cam", "train_irn"):
         assert losses[1][step]["loss"] == pytest.approx(losses[0][step]["loss"], rel=1e-5)
