@@ -16,6 +16,7 @@ from misc.indexing import PathIndex
 from misc.run.outputs import path_of, require, result_file
 from misc.run.trainloop import Training, fit, loader_by_epoch
 from net import weights
+from net.backbones import build
 from net.resnet50_irn import AffinityDisplacementLoss, total_loss
 
 
@@ -32,7 +33,7 @@ def run(args: argparse.Namespace, dataset: Dataset) -> dict:
     loader, steps = loader_by_epoch(crops, names, args.irn_batch_size, epochs, args, device.type == "cuda")
     torchutils.seed_everything(args.seed)
     side = args.irn_crop_size // 4
-    model = AffinityDisplacementLoss(PathIndex(args.irn_radius, (side, side)), args.cam_network)
+    model = build(AffinityDisplacementLoss, PathIndex(args.irn_radius, (side, side)), arch=args.cam_network)
     if args.irn_backbone == "cam":
         require(args, "cam_weights_name")
         weights.load_backbone(model, str(path_of(args, "cam_weights_name")))

@@ -16,6 +16,13 @@ RIB, IRN, DEEPLAB = "RIB, section 5.1", "IRN, run_sample.py", "DeepLab-v2"
 RIB_STEP, RIB_RUN, AUTHORS = "RIB, step/make_rib_cam.py", "RIB, run_sample.py", "RIB, as its authors report"
 
 
+class NetworkNames(tuple):
+    """Names of networks; `timm:` and the name of one of timm's is a choice too."""
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or str(name).startswith("timm:")
+
+
 class Option(NamedTuple):
     """One argument. source: of the default, for values of the method. basic: shown by `--help`, the rest by
     `--help_all`. also: other names, those of the published code."""
@@ -139,10 +146,12 @@ OPTIONS: dict[str, list[Option]] = {
         _more("shapes_size", 96, POSITIVE, "PX", "shapes: side of the images"),
     ],
     "classifier and CAM (steps 1 to 3)": [
-        Option("cam_network", "resnet50", None, None, "backbone of classifier and IRN", RIB,
-               choices=("resnet50", "resnet14")),
-        Option("cam_init", "imagenet", None, "INIT", "imagenet, scratch (every layer learns), or a weights file",
-               "IRN, step/train_cam.py"),
+        Option("cam_network", "resnet50", None, "NAME", "backbone of classifier and IRN; timm:NAME: a network of timm",
+               RIB, choices=NetworkNames(("resnet50", "resnet14", "timm:NAME"))),
+        Option("cam_init", "imagenet", None, "INIT", "imagenet, scratch (every layer learns), or a weights file; "
+               "head:imagenet or head:FILE: a classifier with its head, nothing is trained", "IRN, step/train_cam.py"),
+        _more("cam_head_centred", True, boolean, "BOOL", "head:imagenet: subtract the mean row of all categories",
+              "this program"),
         _more("cam_optimizer", "sgd", None, None, "sgd: as published; adamw: one-cycle schedule",
               "IRN, misc/torchutils.py: PolyOptimizer", choices=("sgd", "adamw")),
         _more("cam_crop_size", 512, POSITIVE, "PX", "side of the training crops", IRN),
