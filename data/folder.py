@@ -12,6 +12,7 @@ The name of an image is its path below images/ without the ending; lists and lab
 
 import argparse
 import csv
+import itertools
 import os
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,7 @@ from data.images import image_size, read_image, read_mask
 IMAGES, LABELS, MASKS, CLASSES, SPLITS = "images", "labels.csv", "masks", "classes.txt", "splits"
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 MASK_ENDINGS = (*ENDINGS, ".bmp", ".gif", ".tif", ".tiff")  # anything but a PNG is refused when it is read
+NO_CLASS = ("__ignore__", "_background_", "background")  # labelme's first lines: mask values 255 and 0
 MAX_CLASSES = 254  # mask values are bytes, 0 is background and 255 ignored
 SHOWN = 5
 _LAYOUT = f"images in {IMAGES}/ and a {LABELS} with lines like: name,class1;class2"
@@ -66,7 +68,11 @@ class Folder(Dataset):
             raise DataError(f"--data_root {self.root} is not a folder; wanted one with {IMAGES}/ and {LABELS}")
         missing = [name for name in (IMAGES, LABELS) if not (self.root / name).exists()]
         if missing:
-            raise DataError(f"{self.root} has no {' and no '.join(missing)}; wanted {_LAYOUT}")
+            from data.sources import hint  # it imports this module
+
+            raise DataError(
+                f"{self.root} has no {' and no '.join(missing)}; wanted {_LAYOUT}. {hint(self.root)}".strip()
+            )
         self._images = self._files(IMAGES, ENDINGS)
         self._names = {_plain(path): name for name, path in self._images.items()}  # path with ending -> name
         self._masks = self._files(MASKS, MASK_ENDINGS)
@@ -178,7 +184,7 @@ class Folder(Dataset):
     def _files(self, folder: str, endings: Sequence[str]) -> dict[str, str]:
         """Name -> path below `folder` of its files with these endings."""
         files: dict[str, str] = {}
-        for path in sorted(_walk(self.root / folder)):
+        for path in sorted(walk(self.root / folder)):
             stem, ending = os.path.splitext(path)
             if ending.lower() not in endings:
                 continue
@@ -198,7 +204,12 @@ class Folder(Dataset):
         lines = [_plain(line.strip()) for line in read_lines(path)]
         while lines and not lines[-1]:
             lines.pop()
-        for number, name in enumerate(lines, 1):
+        first = len(list(itertools.takewhile(lambda name: name.lower() in NO_CLASS, lines)))
+        if first:
+            self.notes.append(
+                f"{CLASSES} begins with {', '.join(lines[:first])}: no class, the next line is the value 1"
+            )
+        for number, name in enumerate(lines[first:], first + 1):
             where = f"{path} line {number}"
             if not name:
                 self._complain(f"{where} is empty; line k is the class with the mask value k")
@@ -278,7 +289,7 @@ def _words(cells: Sequence[str]) -> list[str]:
     return [_plain(part.strip()) for cell in cells[1:] for part in cell.split(";") if part.strip()]
 
 
-def _walk(folder: Path) -> Iterator[str]:
+def walk(folder: Path) -> Iterator[str]:
     """Paths below `folder` of all files that are not hidden, also in linked folders."""
     for parent, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
