@@ -256,7 +256,7 @@ def _table(
         *((f"splits/{split}.txt", len(paths), "") for split, paths in splits.items()),
     ]
     lines = [f"{source}: {FORMATS[kind]}", f"written to {root}"]
-    lines += [f"{name:<18}{n:>9,}  {text}".rstrip() for name, n, text in rows]
+    lines += [f"{name:<24}{n:>9,}  {text}".rstrip() for name, n, text in rows]
     lines += ["", f"{'mask value':>10}  {'images':>9}  class"]
     lines += [f"{c + 1:>10}  {counts[name]:>9,}  {name}" for c, name in enumerate(classes)]
     lines += ["", *(f"note: {note}" for note in export.notes)]

@@ -40,7 +40,7 @@ def test_every_export_gives_the_same_labels_masks_and_splits(make, form, masks, 
     folder = Folder(tmp_path / "own")
     names = [form.format(NAMES[i], SPLIT[i % 4], i, "a" if i < 5 else "b") for i in ALL]
     assert sorted(names) == folder.names("all") and sorted(folder.classes) == sorted(CLASSES)
-    assert folder.has_masks == masks and f"images                   {len(ALL)}  2 of them without any class" in table
+    assert folder.has_masks == masks and f"images{len(ALL):>27}  2 of them without any class" in table
     for i, name in enumerate(names):
         label = folder.label(name)
         assert {folder.classes[c] for c in np.flatnonzero(label)} == set(KINDS[i]), name
