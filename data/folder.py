@@ -12,7 +12,6 @@ The name of an image is its path below images/ without the ending; lists and lab
 
 import argparse
 import csv
-import itertools
 import os
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -27,7 +26,6 @@ from data.images import image_size, read_image, read_mask
 IMAGES, LABELS, MASKS, CLASSES, SPLITS = "images", "labels.csv", "masks", "classes.txt", "splits"
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 MASK_ENDINGS = (*ENDINGS, ".bmp", ".gif", ".tif", ".tiff")  # anything but a PNG is refused when it is read
-NO_CLASS = ("__ignore__", "_background_", "background")  # labelme's first lines: mask values 255 and 0
 MAX_CLASSES = 254  # mask values are bytes, 0 is background and 255 ignored
 SHOWN = 5
 _LAYOUT = f"images in {IMAGES}/ and a {LABELS} with lines like: name,class1;class2"
@@ -66,13 +64,11 @@ class Folder(Dataset):
         self._absent: dict[str, str] = {}  # text that names no image -> file and line
         if not self.root.is_dir():
             raise DataError(f"--data_root {self.root} is not a folder; wanted one with {IMAGES}/ and {LABELS}")
-        missing = [name for name in (IMAGES, LABELS) if not (self.root / name).exists()]
-        if missing:
+        if missing := [name for name in (IMAGES, LABELS) if not (self.root / name).exists()]:
             from data.sources import hint  # it imports this module
 
-            raise DataError(
-                f"{self.root} has no {' and no '.join(missing)}; wanted {_LAYOUT}. {hint(self.root)}".strip()
-            )
+            wanted = f"wanted {_LAYOUT}. {hint(self.root)}".strip()
+            raise DataError(f"{self.root} has no {' and no '.join(missing)}; {wanted}")
         self._images = self._files(IMAGES, ENDINGS)
         self._names = {_plain(path): name for name, path in self._images.items()}  # path with ending -> name
         self._masks = self._files(MASKS, MASK_ENDINGS)
@@ -204,12 +200,7 @@ class Folder(Dataset):
         lines = [_plain(line.strip()) for line in read_lines(path)]
         while lines and not lines[-1]:
             lines.pop()
-        first = len(list(itertools.takewhile(lambda name: name.lower() in NO_CLASS, lines)))
-        if first:
-            self.notes.append(
-                f"{CLASSES} begins with {', '.join(lines[:first])}: no class, the next line is the value 1"
-            )
-        for number, name in enumerate(lines[first:], first + 1):
+        for number, name in enumerate(lines, 1):
             where = f"{path} line {number}"
             if not name:
                 self._complain(f"{where} is empty; line k is the class with the mask value k")

@@ -16,7 +16,6 @@ from data.sources import hint
 from tests.coco_mini import make_coco
 from tests.exports_mini import (
     ALL,
-    KINDS,
     NAMES,
     SIZE,
     coco,
@@ -30,7 +29,6 @@ from tests.exports_mini import (
     true_mask,
     write_image,
     write_json,
-    write_mask,
     write_xml,
 )  # fmt: skip
 from tests.folder_mini import make_folder
@@ -93,10 +91,7 @@ def test_masks_and_images_that_do_not_fit_are_left_out_and_named(tmp_path):
     assert "orchard_000.png has the value 3; the last class has 2" in table
     assert "is 9 x 8, its image is 40 x 32" in table and "has the colour (7, 7, 7), which is that of no class" in table
     assert "left out: 1 images, whose mask is their only label" in table and "left out: 1 images: " in table
-    assert (
-        "left out: 1 images that no label is for: new.jpg" in table
-        and f"masks{5:>28}  the other" in table
-    )
+    assert "left out: 1 images that no label is for: new.jpg" in table and f"masks{5:>28}  the other" in table
 
 
 def several(root):
@@ -219,20 +214,3 @@ def test_published_data_is_not_taken_for_somebody_s_own(tmp_path):
 
     assert hint(tmp_path / "voc", VOC_CLASSES) == "" and hint(coco_2014.root, COCO_CLASSES) == ""
     assert "as Pascal VOC" in hint(tmp_path / "voc") and hint(tmp_path / "nothing") == ""
-
-
-@pytest.mark.parametrize("first", [["_background_"], ["__ignore__", "_background_"], ["background"]])
-def test_the_first_lines_of_labelme_s_classes_are_no_classes(first, tmp_path):
-    for i in ALL:
-        write_image(tmp_path / f"images/{NAMES[i]}.jpg", i)
-        write_mask(tmp_path / f"masks/{NAMES[i]}.png", i)
-    (tmp_path / "classes.txt").write_text("".join(f"{name}\n" for name in (*first, "apple", "leaf")))
-    rows = "".join(f"{NAMES[i]}.jpg,{';'.join(KINDS[i])}\n" for i in ALL)
-    (tmp_path / "labels.csv").write_text(rows)
-    folder = Folder(tmp_path)
-    assert folder.classes == ("apple", "leaf") and np.array_equal(folder.mask(NAMES[2]), true_mask(2))
-    told = said("--dataset", "folder", "--data_root", str(tmp_path), "--check_data", "--num_workers", "0")
-    assert f"note: classes.txt begins with {', '.join(first)}: no class, the next line is the value 1" in told
-    (tmp_path / "classes.txt").write_text("apple\nbackground\n")
-    with pytest.raises(DataError, match="line 2: background is no class"):
-        Folder(tmp_path)
