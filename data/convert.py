@@ -68,26 +68,31 @@ def convert(
     meaning, classes = _classes(export, items, given)
     value = {words: classes.index(words[0]) + 1 for words in meaning.values() if len(words) == 1} | {(): 0}
     values = [0, *(value.get(meaning.get(name), IGNORE) for name in export.names[1:]), IGNORE]
+    folder = Path(os.path.abspath(root))
+    unfinished = folder.with_name(f".{folder.name}.unfinished")  # what a killed run leaves
+    shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        make = partial(_make, root, copy, np.array(values, np.uint8))
+        make = partial(_make, unfinished, copy, np.array(values, np.uint8))
         results = list(progress_map(make, items, "images", num_workers))
         done = [(result.path, item, result) for item, result in zip(items, results, strict=True) if result.path]
         for result in results:
             if result.problem:
                 export.left_out["masks" if result.path else "images"].append(result.problem)
+        if not done:
+            raise DataError(f"no image can be used: {_reasons(export)}")
         splits = _splits({path: item.splits for path, item, _ in done})
         for split, paths in splits.items():
-            _save(root / SPLITS / f"{split}.txt", "".join(f"{path}\n" for path in paths))
-        _save(root / CLASSES, "".join(f"{name}\n" for name in classes))
+            _save(unfinished / SPLITS / f"{split}.txt", "".join(f"{path}\n" for path in paths))
+        _save(unfinished / CLASSES, "".join(f"{name}\n" for name in classes))
         table = io.StringIO()
         labels = {path: list(dict.fromkeys(c for word in item.words for c in meaning[word])) for path, item, _ in done}
         csv.writer(table, lineterminator="\n").writerows(
             [("name", "class1;class2"), *((path, ";".join(words)) for path, words in labels.items())]
         )
-        _save(root / LABELS, table.getvalue())  # last: without it this is no dataset
-    except BaseException:
-        shutil.rmtree(root, ignore_errors=True)
-        raise
+        _save(unfinished / LABELS, table.getvalue())
+        unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
     n_masks = sum(result.has_mask for *_, result in done)
     return _table(tree.root, root, kind, export, classes, labels, splits, n_masks)
 

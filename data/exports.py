@@ -114,17 +114,18 @@ def read_coco(tree: Tree, given: Sequence[str]) -> Export:
             for word in categories.values():
                 if word not in groups:
                     export.index(word)
+            split = tree.splits(path, name=True)
             for entry in value["images"]:
-                image = tree.find(entry["file_name"], path.parent)
+                image = tree.find(entry["file_name"], path.parent, split)
                 if image is None:
-                    export.left_out[f"images of {path.name} that are not there"].append(entry["file_name"])
+                    export.left_out[f"images of {path.name} that are not there, or twice"].append(entry["file_name"])
                     continue
                 size = entry.get("height"), entry.get("width")
                 _, words, regions, splits = images.setdefault(image, (size, [], [], []))
                 for word, annotation in of_image[str(entry["id"])]:
                     words.append(word)
                     regions.append((export.index(word), coco_region(annotation.get("segmentation"))))
-                splits += tree.splits(path, name=True)
+                splits += split
         except (KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{path} is damaged ({type(error).__name__}: {error}); export it again") from error
     export.note_boxes([shape for _, _, regions, _ in images.values() for _, shape in regions])

@@ -64,11 +64,14 @@ class Tree:
     def splits(self, path: Path, name: bool = False) -> tuple[str, ...]:
         """The split that a file's folders tell, and with `name` its name: valid/x.jpg, instances_train2017.json."""
         words = re.split(r"[^a-z]+", path.stem.lower()) if name else []
-        words += [part.lower() for part in self.parts(path)[-2::-1]]
+        words += [re.sub(r"_?\d+$", "", part.lower()) for part in self.parts(path)[-2::-1]]
         return tuple(SPLITS[word] for word in words if word in SPLITS)[:1]
 
-    def find(self, text: str, near: Path) -> Path | None:
-        """The image that a file in the folder `near` means by a path, address or name; None for none or several."""
+    def find(self, text: str, near: Path, splits: tuple[str, ...] = ()) -> Path | None:
+        """The image that a file in the folder `near` means by a path, address or name; None for none or several.
+
+        Of equal names the one with the most folders in common wins, then the nearest, then one of these splits.
+        """
         text = text.strip().replace("\\", "/")
         if "://" in text or "?d=" in text:  # an address; a local file of Label Studio
             text = text.rpartition("?d=")[2].partition("?")[0]
@@ -78,7 +81,7 @@ class Tree:
                 return path
             wanted = Path(word)
             paths = self._named.get(wanted.name) or self._named.get(wanted.stem if wanted.suffix else "", [])
-            ranks = sorted((_rank(path, wanted, near), path) for path in paths)
+            ranks = sorted(((*_rank(path, wanted, near), self.splits(path) == splits), path) for path in paths)
             if ranks and (len(ranks) == 1 or ranks[-1][0] > ranks[-2][0]):
                 return ranks[-1][1]
         return None

@@ -210,6 +210,15 @@ def cvat_coco(root):
             write_image(root / f"{task}/images/default/{NAMES[i]}.jpg", i)
 
 
+def coco_numbers(root):
+    """Images of two splits that have the same names."""
+    for split, numbers in (("train", ALL[:5]), ("val", ALL[5:])):
+        value = coco(numbers, lambda i: f"{i % 5}.jpg", polygon)
+        write_json(root / f"annotations/instances_{split}2031.json", value)
+        for i in numbers:
+            write_image(root / f"{split}2031/{i % 5}.jpg", i)
+
+
 def labelme_folder(root):
     for i in ALL:
         write_json(root / f"{SPLIT[i % 4]}/{NAMES[i]}.json", labelme(i, f"..\\raw\\{NAMES[i]}.jpg"))
@@ -240,6 +249,7 @@ EXPORTS = [
     (roboflow_coco, "{1}/{0}_jpg.rf.1", True, lambda i: SPLIT[i % 4]),
     (label_studio, "{2}%20b", True, None),
     (cvat_coco, "{3}/default/{0}", True, None),
+    (coco_numbers, "{4}2031/{5}", True, lambda i: "train" if i < 5 else "val"),
     (labelme_folder, "{1}/{0}", True, lambda i: SPLIT[i % 4]),
     (labelme_embedded, "json/{}", True, None),
     (labelme_apart, "photos/{}", True, None),

@@ -143,7 +143,7 @@ REFUSED = [
     (lambda root: make_folder(root), r"has a labels\.csv: no need to convert it, use --dataset folder --data_root"),
     (several, r"several formats: Pascal VOC \(Segm.*\.png, --format voc\) and COCO \(train\.json, --form"),
     (unnamed, r"has 10 masks, but nothing that says what their values mean; add --classes NAME,NAME"),
-    (no_images, r"no image has a label that can be used: 10 images of result\.json that are not there \(0\.jpg, "),
+    (no_images, r"no image has a label that can be used: 10 images of result\.json that are not there, or twice "),
     (damaged_json, r"result\.json is not valid JSON \(Expecting value.*\); export it again or take it away"),
     (no_category, r"result\.json is damaged \(KeyError: '1'\)"),
     (damaged_xml, r"a\.xml cannot be read \(no element found"),
@@ -179,6 +179,17 @@ def test_nothing_is_overwritten_and_what_was_interrupted_is_removed(tmp_path, mo
     with pytest.raises(KeyboardInterrupt):
         convert(tmp_path / "source", tmp_path / "new")
     assert sorted(path.name for path in tmp_path.rglob("*.txt")) == ["mine.txt"] and not (tmp_path / "new").exists()
+    monkeypatch.undo()
+    (tmp_path / ".new.unfinished/images").mkdir(parents=True)  # of a run that was killed
+    convert(tmp_path / "source", tmp_path / "new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "own", "source"]
+    for path in tmp_path.glob("source/json/*.json"):
+        path.unlink()
+    for name in ("apple", "leaf"):
+        (tmp_path / f"source/{name}").mkdir()
+        (tmp_path / f"source/{name}/x.jpg").write_bytes(name.encode())
+    with pytest.raises(DataError, match=r"no image can be used: 2 images \(.*x\.jpg cannot be read as an image"):
+        convert(tmp_path / "source", tmp_path / "bad")
 
 
 def test_the_errors_of_other_datasets_lead_here(tmp_path, capsys):
