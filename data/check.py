@@ -11,7 +11,6 @@ from data.base import Dataset
 from data.errors import DataError, MissingFile, UserError
 from data.progress import progress_map
 
-IMAGES_PER_CALL = 16
 SHOWN = 50  # problems that are listed one by one
 MISSING, UNREADABLE, UNLABELLED, BAD_MASK = "missing", "unreadable", "unlabelled", "bad mask"
 
@@ -36,9 +35,7 @@ def findings(dataset: Dataset, names: Sequence[str], num_workers: int) -> Iterat
     """Reads every image with its label and mask; one Finding each, in order."""
     bad = 0
     read = partial(_read, dataset)
-    for part in progress_map(
-        read, names, "check images", num_workers, batch=IMAGES_PER_CALL, status=lambda: f"{bad} bad"
-    ):
+    for part in progress_map(read, names, "check images", num_workers, grouped=True, status=lambda: f"{bad} bad"):
         yield from part
         bad += sum(bool(found.kind) for found in part)
 

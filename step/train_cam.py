@@ -39,14 +39,14 @@ def run(args: argparse.Namespace, dataset: Dataset) -> dict:
     model.to(device, memory_format=torch.channels_last)
     optimizer, scheduler = _optimizer(args, model, steps * epochs)
 
-    def loss_of(model: torch.nn.Module, batch: tuple) -> torch.Tensor:
-        images = batch[0].to(device, non_blocking=True, memory_format=torch.channels_last)
-        labels = batch[1].to(device, non_blocking=True)
+    def loss_of(model: torch.nn.Module, part: tuple, _: tuple) -> torch.Tensor:
+        images = part[0].to(device, non_blocking=True, memory_format=torch.channels_last)
+        labels = part[1].to(device, non_blocking=True)
         with torchutils.autocast(device, args.precision):
             logits = model(images)
         return F.multilabel_soft_margin_loss(logits.float(), labels)
 
-    losses = fit(model, loss_of, optimizer, loader, training, "train_cam", scheduler)
+    losses = fit(model, loss_of, optimizer, loader, training, "train_cam", scheduler, args.cam_accumulate)
     precision = _validate(args, model, dataset, device)
     values = {"images": len(names), "loss": losses, "average_precision": precision}
     training.finish(model, values)

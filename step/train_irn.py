@@ -43,13 +43,13 @@ def run(args: argparse.Namespace, dataset: Dataset) -> dict:
     groups = model.parameter_groups(args.irn_learning_rate, args.irn_displacement_lr, args.irn_weight_decay)
     optimizer = torchutils.PolyOptimizer(groups, args.irn_learning_rate, args.irn_weight_decay, max_step=steps * epochs)
 
-    def loss_of(model: torch.nn.Module, batch: tuple) -> torch.Tensor:
-        images = batch[0].to(device, non_blocking=True, memory_format=torch.channels_last)
-        labels = batch[1].to(device, non_blocking=True)
+    def loss_of(model: torch.nn.Module, part: tuple, batch: tuple) -> torch.Tensor:
+        images = part[0].to(device, non_blocking=True, memory_format=torch.channels_last)
+        labels, all_labels = (columns[1].to(device, non_blocking=True) for columns in (part, batch))
         with torchutils.autocast(device, args.precision):
-            return total_loss(model(images, labels))
+            return total_loss(model(images, labels, all_labels))
 
-    losses = fit(model, loss_of, optimizer, loader, training, "train_irn")
+    losses = fit(model, loss_of, optimizer, loader, training, "train_irn", accumulate=args.irn_accumulate)
     shift = _mean_displacement(args, model, dataset, names, device)
     model.mean_shift.running_mean.copy_(shift)
     values = {"images": len(names), "loss": losses, "mean_displacement": shift.tolist()}
@@ -67,7 +67,7 @@ def _mean_displacement(
     means = []
     crops = TopLeftCrops(dataset, mine, args.irn_crop_size)
     with bar(len(mine), "mean displacement") as progress:
-        for images in Loader(crops, args.num_workers, batch_size=args.irn_batch_size):
+        for images in Loader(crops, args.num_workers, batch_size=args.irn_batch_size // args.irn_accumulate):
             with torchutils.autocast(device, args.precision):
                 _, displacement = model(images.to(device))
             means += displacement.float().mean((2, 3)).tolist()

@@ -42,7 +42,7 @@ class Output(NamedTuple):
 
 
 NETWORK = ("cam_network", "precision")
-SCHEDULE = ("crop_size", "batch_size", "num_epoches", "learning_rate", "weight_decay")
+SCHEDULE = ("crop_size", "batch_size", "accumulate", "num_epoches", "learning_rate", "weight_decay")
 WALK = (*NETWORK, "irn_infer_pad", "walk_radius", "beta", "exp_times")
 MASK = (*WALK, "cam_power", "sem_seg_bg_thres")
 RIB = ("RIB_*", "pooling", "score_th", "stop_th", "explode_*")
