@@ -23,6 +23,7 @@ from net.imagenet import find_categories
 from net.resnet50_cam import Net
 
 TILE = 320  # long side of a picture in the strip
+SEEN = 256  # long side at which a category is guessed: networks learn from images of about that size
 
 
 def photo(args: argparse.Namespace) -> Path:
@@ -35,7 +36,7 @@ def photo(args: argparse.Namespace) -> Path:
         raise UserError(f"--photo needs a classifier with its head, --cam_init is {args.cam_init}; leave out --dataset")
     path, device = Path(args.photo), torchutils.resolve_device(args.device)
     image = OwnPhoto(path, args.photos_size).image(str(path))
-    labels = args.label or (_top_category(args, image, device),)
+    labels = args.label or (_top_category(args, OwnPhoto(path, SEEN).image(str(path)), device),)
     shown = {index for label in labels for index in find_categories(label)}
     others = [name for name in Photos.classes if shown.isdisjoint(find_categories(name))]
     recording = _through_rib(args, OwnPhoto(path, args.photos_size, labels, others), device)

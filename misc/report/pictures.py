@@ -242,8 +242,7 @@ def strip_rows(
         heats = [over(image, heat_layer(cams[r : r + 1], power)) for cams in maps.values()]
         for heat, cams in zip(heats, maps.values(), strict=True):
             exceeds = (_resize(cams[r : r + 1].max(0, initial=0), heat.shape[:2]) > threshold).astype(np.uint8)
-            outlines, _ = cv2.findContours(exceeds, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-            cv2.drawContours(heat, outlines, -1, (255, 255, 255), 1, cv2.LINE_AA)
+            heat[cv2.morphologyEx(exceeds, cv2.MORPH_GRADIENT, np.ones((3, 3))) > 0] = 255
         drawn = [over(image, mask_layer(mask)) for mask in masks.values()]
         rows.append((classes[r] if len(classes) else "no class", [image, *heats, *drawn]))
     return rows

@@ -100,14 +100,10 @@ def _look(args: argparse.Namespace, sources: dict[str, str]) -> int:
         compare(args, Path(args.work_dir if sources["work_dir"] != "default" else "."))
         return 0
     _set_device(args)
-    if args.photo is not None:
-        from step.photo import photo
-
-        print(photo(args))
-        return 0
+    from step.photo import photo
     from step.strips import preview
 
-    for path in preview(args, open_dataset(args)):
+    for path in preview(args, open_dataset(args)) if args.photo is None else [photo(args)]:
         print(path)
     return 0
 
