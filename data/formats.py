@@ -1,4 +1,4 @@
-"""Images of more than 8 bits a channel, which Pillow cuts short or cannot read, and names of formats that are not read."""
+"""Images of more than 8 bits a channel, which Pillow cuts short, and names of formats that are not read."""
 
 import re
 from collections.abc import Sequence
