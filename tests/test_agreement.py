@@ -91,6 +91,7 @@ def spoil(n, value):
             False,
         ),
         (3, spoil(2, 3), r"disagree in 2 of 40 images", False),
+        (3, spoil(20, 255), r"disagree in 20 of 40 images", False),
         (3, spoil(30, 3), r"correct the labels or the masks", True),
     ],
 )
