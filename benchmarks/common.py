@@ -2,7 +2,7 @@
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -91,8 +91,25 @@ def environment() -> dict:
     return {name: value for name, value in values.items() if value is not None and name != "threads"}
 
 
-def write(rows: list[Row], folder: Path, name: str) -> str:
-    """Writes NAME.json and NAME.md below `folder` and returns the table."""
+class Budget:
+    """Whether there is time for one more row, as long as it takes no longer than the slowest one before it."""
+
+    def __init__(self, seconds: float):
+        self.begin = self.last = time.perf_counter()
+        self.seconds, self.slowest = seconds, 0.0
+        self.skipped: list[str] = []
+
+    def allows(self, what: str) -> bool:
+        """Asked before each row; where the answer is no, its name is kept in `skipped`."""
+        now = time.perf_counter()
+        self.slowest, self.last = max(self.slowest, now - self.last), now
+        if now - self.begin + self.slowest > self.seconds:
+            self.skipped.append(what)
+        return not self.skipped
+
+
+def write(rows: list[Row], folder: Path, name: str, skipped: Sequence[str] = ()) -> str:
+    """Writes NAME.json and NAME.md below `folder` and returns the table; skipped: rows that there was no time for."""
     where = environment()
     lines = [
         f"{where['cpu']}, {where['cores']} cores; " + ", ".join(f"{k} {v}" for k, v in list(where.items())[2:]),
@@ -103,6 +120,8 @@ def write(rows: list[Row], folder: Path, name: str) -> str:
     for r in rows:
         ratio = "" if r.ratio is None else f"{r.ratio:.2f}x {r.against}"
         lines.append(f"| {r.what} | {r.median:.4g} | {r.iqr:.2g} | {r.runs} | {ratio} | {r.agreement} |")
+    if skipped:
+        lines += ["", f"Not measured, for lack of time: {'; '.join(skipped)}."]
     text = "\n".join(lines) + "\n"
     save_json(folder / f"{name}.json", {"environment": where, "rows": [asdict(r) for r in rows]})
     write_atomic(folder / f"{name}.md", lambda file: file.write(text.encode()))

@@ -5,8 +5,9 @@ python -m benchmarks.rib_gpu [--out benchmarks/results]
 Needs no dataset and no weights: it draws photographs, writes them as JPEG files below a temporary folder and starts
 from random weights, with the stop and the explosion guard switched off, so that every image takes all its steps. It
 measures the computation alone (companions on the device) in every precision, with CUDA graphs and with ordinary calls,
-against the plain form; images of many sizes one after another; the memory of the largest image; and the whole step
-`make_rib_cam` with fresh companions, decoded by worker processes, and with a pool. Takes about 4 minutes on an H100.
+against the plain form; images of many sizes one after another; the memory of the largest image; the whole step
+`make_rib_cam` with a pool of companions and with fresh ones, decoded by worker processes; and these processes alone.
+What does not fit into --minutes is left out, and the table says so.
 """
 
 import argparse
@@ -16,7 +17,8 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -27,9 +29,12 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 import run_sample
 from benchmarks import reference
-from benchmarks.common import Row, measure, photo, row, write
+from benchmarks.common import Budget, Row, measure, photo, row, write
+from data import open_dataset
+from data.loaders import Loader, RawCrops
 from data.transforms import pyramid
 from misc.rib import RIB
+from misc.run.arguments import parse
 from misc.torchutils import resolve_device, set_precision
 from net.resnet50_cam import CAM
 
@@ -44,6 +49,7 @@ SIZES = [
 ]  # fmt: skip
 # Dense bfloat16 peaks in TFLOP/s as the makers give them, by a part of the device's name.
 PEAKS = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362, "RTX 4090": 165}
+Allows = Callable[[str], bool]  # whether there is time for a row
 SHARE = {"fp32": 6, "tf32": 2, "bf16": 1}  # slower precisions get so many times fewer images
 
 
@@ -52,13 +58,12 @@ def main() -> int:
     args = _arguments()
     device = resolve_device(args.device)
     torch.backends.cudnn.benchmark = False  # as in the program: every image has another size
-    rows: list[Row] = []
-    parts = [bench_compute, bench_sizes, bench_memory, bench_step]
-    for part in parts:  # the table is written after each: what has been measured is not lost
-        for made in part(args, device):
+    budget, rows = Budget(60 * args.minutes), []
+    for part in (bench_compute, bench_sizes, bench_memory, bench_step):
+        for made in part(args, device, budget.allows):
             rows.append(made)
-            table = write(rows, args.out, "rib_gpu")
-    print(table)
+            write(rows, args.out, "rib_gpu")  # after each: what has been measured is not lost
+    print(write(rows, args.out, "rib_gpu", budget.skipped))
     return 0
 
 
@@ -75,12 +80,13 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=5, metavar="N", help="measured images per row")
     parser.add_argument("--images", type=int, default=60, metavar="N", help="images of the whole step in bf16")
     parser.add_argument("--pool", type=int, default=400, metavar="N", help="crops in the companion pool")
+    parser.add_argument("--minutes", type=float, default=4, metavar="M", help="time for all of it")
     parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), metavar="N")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder of the tables")
     return parser.parse_args()
 
 
-def bench_compute(args: argparse.Namespace, device: torch.device) -> Iterator[Row]:
+def bench_compute(args: argparse.Namespace, device: torch.device, allows: Allows) -> Iterator[Row]:
     """One image with companions on the device: the plain form, then RIB in every precision."""
     size = _size(args, 0)
     levels, label, companions = _inputs(args, size, device)
@@ -99,40 +105,40 @@ def bench_compute(args: argparse.Namespace, device: torch.device) -> Iterator[Ro
     slow, wanted = measure(_finished(plain, device), runs=1)
     yield row("RIB, plain form, fp32", slow)
     teraflop = _teraflop(_rib(args, device, "fp32", False), levels, label, companions)
-    for precision in args.precisions:
+    for what, precision, graph in _forms(args, device, allows):
         against = ("plain form, fp32", slow) if precision == "fp32" else ("plain form, tf32", fast)
-        for graph in (False, True) if device.type == "cuda" else (False,):
-            rib = _rib(args, device, precision, graph)
-            work = _finished(lambda rib=rib: rib.run(levels, label, companions), device)
-            seconds, (got, _) = measure(work, args.runs if graph else min(args.runs, 3), warm_up=2)
-            error = max(float((g[3] - w[3]).abs().max() / w[3].abs().max()) for g, w in zip(got, wanted, strict=True))
-            middle = float(np.median(seconds))
-            note = f"error {error:.1e}; {_pace(middle)}; {_arithmetic(teraflop, middle, device)}"
-            yield row(f"RIB, {precision}, {_how(graph)}", seconds, *against, note)
+        rib = _rib(args, device, precision, graph)
+        work = _finished(lambda rib=rib: rib.run(levels, label, companions), device)
+        seconds, (got, _) = measure(work, args.runs if graph else min(args.runs, 3), warm_up=2)
+        error = max(float((g[3] - w[3]).abs().max() / w[3].abs().max()) for g, w in zip(got, wanted, strict=True))
+        middle = float(np.median(seconds))
+        note = f"error {error:.1e}; {_pace(middle)}; {_arithmetic(teraflop, middle, device)}"
+        yield row(what, seconds, *against, note)
 
 
-def bench_sizes(args: argparse.Namespace, device: torch.device) -> Iterator[Row]:
+def bench_sizes(args: argparse.Namespace, device: torch.device, allows: Allows) -> Iterator[Row]:
     """Images of many sizes for the first time, so that recording their graphs counts too; seconds per image."""
-    for precision in args.precisions:
+    inputs = [_inputs(args, _size(args, i), device) for i in range(len(SIZES))]
+    for what, precision, graph in _forms(args, device, allows, ", images of many sizes, each"):
         count = len(SIZES) // SHARE[precision]
-        inputs = [_inputs(args, _size(args, i), device) for i in range(count)]
-        for graph in (False, True) if device.type == "cuda" else (False,):
-            rib = _rib(args, device, precision, graph)
-            rib.run(*_inputs(args, (args.long // 2, args.long // 2), device))  # libraries are loaded
-            work = _finished(lambda rib=rib, inputs=inputs: [rib.run(*x) for x in inputs], device)
-            seconds, _ = measure(work, runs=1, warm_up=0)
-            graphs = f"; {len(rib.graphs.graphs) - 2} graphs recorded" if graph else ""
-            note = f"{_pace(seconds[0] / count)}{graphs}"
-            what = f"RIB, {precision}, {_how(graph)}, {count} images of {len(set(SIZES[:count]))} sizes, each"
-            yield row(what, seconds / count, agreement=note)
+        rib = _rib(args, device, precision, graph)
+        rib.run(*_inputs(args, (args.long // 2, args.long // 2), device))  # libraries are loaded
+        work = _finished(lambda rib=rib, count=count: [rib.run(*x) for x in inputs[:count]], device)
+        seconds, _ = measure(work, runs=1, warm_up=0)
+        note = f"{count} images of {len(set(SIZES[:count]))} sizes; {_pace(seconds[0] / count)}"
+        note += f"; {len(rib.graphs.graphs) - 2} graphs recorded" if rib.graphs.graphs else ""
+        yield row(what, seconds / count, agreement=note)
 
 
-def bench_memory(args: argparse.Namespace, device: torch.device) -> Iterator[Row]:
+def bench_memory(args: argparse.Namespace, device: torch.device, allows: Allows) -> Iterator[Row]:
     """GPU memory that the process holds for images of several sizes, the largest of VOC among them, weights and all."""
     if device.type != "cuda":
         return
     sizes = [_size(args, 0), (args.long, args.long), _size(args, 3)]
     for precision in args.precisions:
+        what = f"RIB, {precision}, {args.long} x {args.long}, the largest image"
+        if not allows(what):
+            continue
         gc.collect()  # of what was measured before
         torch.cuda.empty_cache()
         rib = _rib(args, device, precision, True)
@@ -141,11 +147,11 @@ def bench_memory(args: argparse.Namespace, device: torch.device) -> Iterator[Row
         inputs = [([level.to(device) for level in levels], label.to(device), rest) for levels, label, rest in inputs]
         seconds, _ = measure(_finished(lambda rib=rib, inputs=inputs: [rib.run(*x) for x in inputs], device), 1, 0)
         note = f"{torch.cuda.max_memory_reserved() / 2**30:.1f} GiB of GPU memory reserved at most"
-        yield row(f"RIB, {precision}, {args.long} x {args.long}, the largest image", seconds / 3, agreement=note)
+        yield row(what, seconds / 3, agreement=note)
         del rib
 
 
-def bench_step(args: argparse.Namespace, device: torch.device) -> Iterator[Row]:
+def bench_step(args: argparse.Namespace, device: torch.device, allows: Allows) -> Iterator[Row]:
     """The whole step with files, loaders and results; seconds per image once a quarter of the images is done."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -153,13 +159,31 @@ def bench_step(args: argparse.Namespace, device: torch.device) -> Iterator[Row]:
         (root / "sess").mkdir()
         torch.save(_model(args, torch.device("cpu")).state_dict(), root / "sess" / "cam.pth")
         for precision in args.precisions[::-1]:
-            for companions in ("fresh", "pool"):
+            for companions in ("pool", "fresh"):
+                what = f"step make_rib_cam, {precision}, {companions}"
+                if not allows(what):
+                    continue
                 count = max(4, args.images // SHARE[precision])
                 values, times = _step(args, root, device, precision, companions, count)
                 begin = count // 4
                 seconds = (times[-1] - times[begin]) / (count - 1 - begin)
                 note = f"{_pace(seconds)}; {values['waiting_share']:.1%} waiting for images; {args.workers} workers"
-                yield row(f"step make_rib_cam, {precision}, {companions}", np.array([seconds]), agreement=note)
+                yield row(what, np.array([seconds]), agreement=note)
+        if allows("companions alone"):
+            yield _companions_alone(args, root, device)
+
+
+def _companions_alone(args: argparse.Namespace, root: Path, device: torch.device, images: int = 20) -> Row:
+    """How fast fresh companions arrive where nothing else is computed; seconds per image."""
+    options, _ = parse(run_sample.STEPS, ["--dataset", "folder", "--data_root", str(root / "data")])
+    crops = RawCrops(open_dataset(options), options.RIB_resize_long, args.crop, seed=0)
+    n = images * (args.steps - 1)
+    batches = [[(f"{j % 120:04d}", i) for j in range(i, i + args.companions)] for i in range(n + 1)]
+    loader = iter(Loader(crops, args.workers, batch_sampler=batches, pin_memory=device.type == "cuda"))
+    next(loader)  # the workers have started
+    seconds, _ = measure(lambda: deque(loader, 0), runs=1, warm_up=0)
+    note = f"{1000 * seconds[0] * args.workers / (n * args.companions):.1f} ms a crop; {args.workers} workers"
+    return row("companions alone, fresh", seconds / images, agreement=note)
 
 
 def _step(
@@ -191,8 +215,15 @@ def _rib(args: argparse.Namespace, device: torch.device, precision: str, graph: 
     return rib
 
 
-def _how(graph: bool) -> str:
-    return "CUDA graphs" if graph else "ordinary calls"
+def _forms(
+    args: argparse.Namespace, device: torch.device, allows: Allows, suffix: str = ""
+) -> Iterator[tuple[str, str, bool]]:
+    """(name of the row, precision, whether with CUDA graphs) of what there is time for."""
+    for precision in args.precisions:
+        for graph in (False, True) if device.type == "cuda" else (False,):
+            what = f"RIB, {precision}, {'CUDA graphs' if graph else 'ordinary calls'}{suffix}"
+            if allows(what):
+                yield what, precision, graph
 
 
 def _size(args: argparse.Namespace, i: int) -> tuple[int, int]:
@@ -256,10 +287,8 @@ def _write_images(args: argparse.Namespace, root: Path) -> None:
     rng = np.random.default_rng(3)
     lines = []
     for i in range(max(args.images, 120)):
-        name = f"{i:04d}"
-        height, width = _size(args, i)
-        cv2.imwrite(str(root / "images" / f"{name}.jpg"), photo(rng, height, width))
-        lines.append(f"{name}.jpg,class{i % CLASSES:02d}\n")
+        cv2.imwrite(str(root / "images" / f"{i:04d}.jpg"), photo(rng, *_size(args, i)))
+        lines.append(f"{i:04d}.jpg,class{i % CLASSES:02d}\n")
     (root / "labels.csv").write_text("".join(lines))
 
 

@@ -23,6 +23,7 @@ from pycocotools.coco import COCO
 
 from coco14.dataset import (
     CATEGORIES,
+    CLASSES,
     IMAGE_FOLDERS,
     INDEX,
     MASKS,
@@ -41,6 +42,7 @@ from data.failures import one_line
 from data.files import load_json, save_json, sweep, write_atomic
 from data.images import IGNORE, check_size, image_size, mask_exists, save_mask, voc_palette
 from data.progress import progress_map
+from data.sources import hint
 
 SOURCES = "sources.json"
 CLASS_OF = {category: i for i, category in enumerate(CATEGORIES)}  # 0-based
@@ -100,7 +102,6 @@ def find_annotations(root: Path, split: str) -> Path:
 
 def read_annotations(path: Path) -> COCO:
     """An instances JSON; DataError if it is damaged, or not of COCO 2014."""
-    again = "get the annotations again with `python -m data.download coco2014`"
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             coco = COCO(str(path))
@@ -110,10 +111,15 @@ def read_annotations(path: Path) -> COCO:
             if isinstance(polygons, list):  # arrays save memory; pycocotools would take two corners for a box
                 annotation["segmentation"] = [np.array(corners) for corners in polygons if len(corners) >= 6]
     except (ValueError, KeyError, TypeError, AssertionError) as error:
-        raise DataError(f"{path} is damaged ({type(error).__name__}: {error}); {again}") from error
+        raise DataError(f"{path} is damaged ({type(error).__name__}: {error}). {_again(path)}") from error
     if not coco.imgs or categories != CATEGORIES or not set(coco.catToImgs) <= CATEGORIES.keys():
-        raise DataError(f"{path} does not have images and the 80 categories of COCO 2014; {again}")
+        raise DataError(f"{path} does not have images and the 80 categories of COCO 2014. {_again(path)}")
     return coco
+
+
+def _again(path: Path) -> str:
+    root = path.parent.parent if path.parent.name == "annotations" else path.parent
+    return hint(root, CLASSES) or "Get the annotations again with `python -m data.download coco2014`"
 
 
 def paint(image: dict[str, Any], annotations: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:

@@ -16,7 +16,6 @@ from data.errors import DataError, MissingFile, UserError
 from data.progress import progress_map
 from data.remarks import BATCHES, remarks
 
-IMAGES_PER_CALL = 16
 SHOWN = 50  # problems that are listed one by one
 # Measured: the peak memory of make_rib_cam in float32 on a CPU, over the pixels of an image at its largest scale.
 GIB, GIB_PER_MEGAPIXEL = 1.2, 0.87
@@ -43,9 +42,7 @@ def findings(dataset: Dataset, names: Sequence[str], num_workers: int) -> Iterat
     """Reads every image with its label and mask; one Finding each, in order."""
     bad = 0
     read = partial(_read, dataset)
-    for part in progress_map(
-        read, names, "check images", num_workers, batch=IMAGES_PER_CALL, status=lambda: f"{bad} bad"
-    ):
+    for part in progress_map(read, names, "check images", num_workers, grouped=True, status=lambda: f"{bad} bad"):
         yield from part
         bad += sum(bool(found.kind) for found in part)
 

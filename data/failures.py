@@ -8,12 +8,10 @@ from collections.abc import Callable
 
 from data.errors import UserError, without_traceback
 from data.files import refusal
-from data.process import GO_ON, on_signals
+from data.process import GO_ON, on_signals, rank, world_size
 
 _KILLED = re.compile(r"DataLoader worker .*?(killed by signal: [\w ]+|exited unexpectedly)", re.DOTALL)
-_OUT_OF_MEMORY = re.compile(
-    r"(?i)out of memory|CU(DNN|BLAS)_STATUS_ALLOC_FAILED|DefaultCPUAllocator"  # as PyTorch says it
-)
+_NCCL = re.compile(r"NCCL error.*?(?=\s*\Z|\s*Exception raised from)", re.DOTALL)
 _LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|peer|store|socket", re.IGNORECASE)
 
 
@@ -33,15 +31,16 @@ def explain(error: BaseException) -> tuple[str, int] | None:
         return f"what read the output has ended; {GO_ON}", 1
     if isinstance(error, OSError):
         return _of_system(error), 2
-    if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(text):
+    if isinstance(error, MemoryError):
         first = text.splitlines()[0] if text else "out of memory"
-        return f"{first}; lower the batch size, the crop size or --num_workers, then {GO_ON}", 1
+        less = "raise --cam_accumulate, --irn_accumulate or --seg_accumulate, lower the crop size or --num_workers"
+        return f"{first}; {less}, then {GO_ON}", 1
     if isinstance(error, RuntimeError) and _KILLED.search(text):
         return f"a worker process ended: {_KILLED.search(text)[0]}; {GO_ON}", 1
-    if isinstance(error, RuntimeError) and int(os.environ.get("WORLD_SIZE", 1)) > 1 and _LOST.search(text):
-        rank = os.environ.get("RANK", "?")
-        first = text.splitlines()[0] if text else type(error).__name__
-        return f"rank {rank} lost the other ranks ({first}); if one of them failed, see its message; {GO_ON}", 1
+    if isinstance(error, RuntimeError) and world_size() > 1 and _LOST.search(text):
+        nccl = _NCCL.search(text)  # its last lines say what happened
+        what = "; ".join(nccl[0].splitlines()) if nccl else f"lost the other ranks ({text.splitlines()[0]})"
+        return f"rank {rank()}: {what}; if another one failed, see its message; {GO_ON}", 1
     return None
 
 

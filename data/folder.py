@@ -66,9 +66,11 @@ class Folder(Dataset):
         self._absent: dict[str, str] = {}  # text that names no image -> file and line
         if not self.root.is_dir():
             raise DataError(f"--data_root {self.root} is not a folder; wanted one with {IMAGES}/ and {LABELS}")
-        missing = [name for name in (IMAGES, LABELS) if not (self.root / name).exists()]
-        if missing:
-            raise DataError(f"{self.root} has no {' and no '.join(missing)}; wanted {_LAYOUT}")
+        if missing := [name for name in (IMAGES, LABELS) if not (self.root / name).exists()]:
+            from data.sources import hint  # it imports this module
+
+            wanted = f"wanted {_LAYOUT}. {hint(self.root)}".strip()
+            raise DataError(f"{self.root} has no {' and no '.join(missing)}; {wanted}")
         self._images = self._files(IMAGES, ENDINGS)
         self._names = {plain(path): name for name, path in self._images.items()}  # path with ending -> name
         self._masks = self._files(MASKS, MASK_ENDINGS)
@@ -194,7 +196,7 @@ class Folder(Dataset):
     def _files(self, folder: str, endings: Sequence[str]) -> dict[str, str]:
         """Name -> path below `folder` of its files with these endings."""
         files: dict[str, str] = {}
-        for path in sorted(_walk(self.root / folder)):
+        for path in sorted(walk(self.root / folder)):
             stem, ending = os.path.splitext(path)
             if ending.lower() not in endings:
                 continue
@@ -252,7 +254,7 @@ class Folder(Dataset):
             raise DataError("; ".join(problems[:SHOWN]) + more)
 
 
-def _walk(folder: Path) -> Iterator[str]:
+def walk(folder: Path) -> Iterator[str]:
     """Paths below `folder` of all files that are not hidden, also in linked folders."""
     for parent, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]

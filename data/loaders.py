@@ -247,10 +247,8 @@ def epoch_batches(names: Sequence[str], batch_size: int, seed: int, epoch: int) 
     return [[(names[i], epoch) for i in batch[rank() :: world_size()]] for batch in batches]
 
 
-def stream_batches(
-    names: Sequence[str], batch_size: int, parts: int, seed: int, first: int, last: int
-) -> list[list[tuple]]:
-    """The (name, epoch) batches of the steps first..last - 1, each step in `parts` of batch_size / parts images.
+def stream_batches(names: Sequence[str], batch_size: int, seed: int, first: int, last: int) -> list[list[tuple]]:
+    """The (name, epoch) batches of the steps first..last - 1.
 
     They are cut from one endless stream, one shuffled epoch after another, so a list may be shorter than a batch. With
     several ranks every rank takes its share of the same global batches.
@@ -263,6 +261,7 @@ def stream_batches(
             orders[epoch] = rng(seed, "order", epoch).permutation(len(names))
         return names[orders[epoch][index]], epoch
 
-    size = batch_size // parts
-    starts = range(first * batch_size, last * batch_size, size)
-    return [[item(position) for position in range(start + rank(), start + size, world_size())] for start in starts]
+    starts = range(first * batch_size, last * batch_size, batch_size)
+    return [
+        [item(position) for position in range(start + rank(), start + batch_size, world_size())] for start in starts
+    ]

@@ -11,6 +11,8 @@ from tqdm import tqdm
 
 from data.process import in_worker, rank
 
+IMAGES_PER_CALL = 16
+
 
 def bar(total: int, title: str, unit: str = "image") -> tqdm:
     """A bar with ETA and rate on standard error, shown by rank 0 on a terminal only."""
@@ -20,18 +22,18 @@ def bar(total: int, title: str, unit: str = "image") -> tqdm:
 
 def progress_map(
     function: Callable[[Any], Any], items: Iterable, title: str, num_workers: int, total: int | None = None,
-    batch: int = 1, status: Callable[[], str] | None = None,
+    grouped: bool = False, status: Callable[[], str] | None = None,
 ) -> Iterator:  # fmt: skip
     """function(item) for every item, in order, by `num_workers` processes (0: in this one), under one bar.
 
-    items: a few are drawn ahead of need, so they may be a generator; then give their number as `total`. batch: the
-    function takes lists of so many items. status: text behind the bar, asked for once a result has been used.
+    items: a few are drawn ahead of need, so they may be a generator; then give their number as `total`. grouped: the
+    function takes lists of IMAGES_PER_CALL items. status: text behind the bar, asked for once a result has been used.
     """
-    if batch > 1:
+    if grouped:
         items = list(items)
-        total, items = len(items), [items[i : i + batch] for i in range(0, len(items), batch)]
+        total, items = len(items), [items[i : i + IMAGES_PER_CALL] for i in range(0, len(items), IMAGES_PER_CALL)]
         num_workers = num_workers if len(items) > 2 else 0  # starting them would take longer
-    sizes = map(len, items) if batch > 1 else None
+    sizes = map(len, items) if grouped else None
     with bar(len(items) if total is None else total, title) as progress:
         for result in map_items(function, items, num_workers):
             yield result

@@ -93,19 +93,24 @@ def _save(path: Path, value: dict[str, np.ndarray], kinds: dict[str, type]) -> N
 
 def _load(path: Path, what: str, kinds: dict[str, type]) -> dict[str, np.ndarray]:
     """The arrays of a file; `kinds` are those that it must have."""
+    try:
+        value = load_dict(path)
+        return {name: np.asarray(value[name], kind) for name, kind in kinds.items()}
+    except KeyError as error:
+        raise _damaged(path, what, f"it has no {error}") from error
+    except (MemoryError, FileNotFoundError):
+        raise
+    except Exception as error:  # a damaged pickle can raise anything
+        raise _damaged(path, what, str(error) or type(error).__name__) from error
+
+
+def load_dict(path: Path) -> dict:
+    """The dict of arrays in a pickled .npy file; any error of NumPy or pickle if it is damaged or holds other types."""
     with open(path, "rb") as file:
-        try:
-            version = np.lib.format.read_magic(file)
-            read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}[version[0]]
-            read(file)
-            value = _Unpickler(file).load().item()
-            return {name: np.asarray(value[name], kind) for name, kind in kinds.items()}
-        except KeyError as error:
-            raise _damaged(path, what, f"it has no {error}") from error
-        except MemoryError:
-            raise
-        except Exception as error:  # a damaged pickle can raise anything
-            raise _damaged(path, what, str(error) or type(error).__name__) from error
+        version = np.lib.format.read_magic(file)
+        read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}[version[0]]
+        read(file)
+        return _Unpickler(file).load().item()
 
 
 class _Unpickler(pickle.Unpickler):

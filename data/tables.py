@@ -147,7 +147,7 @@ class _Reader:
         values = {j: {cells[j].lower() for _, cells in rows} - {""} for j in range(len(header)) if j != image}
         others = [j for j in values if not self._is_index(header[j], values[j], len(rows))]
         binary = [j for j in others if values[j] and values[j] <= YES | NO]
-        named = [j for j in others if LABEL_HEADER.fullmatch(header[j])]
+        named = [j for j in others if LABEL_HEADER.fullmatch(header[j].split(";")[0])]
         named = [j for j in named if j not in binary] or named[: len(named) * (len(binary) <= len(named))]
         by_class = [j for j in others if header[j] in self.classes]
         known = self.classes and all(values[j] <= {name.lower() for name in self.classes} for j in others)

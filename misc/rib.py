@@ -12,7 +12,7 @@ from misc.cam import EPSILON, merge_mirrors
 from misc.cuda_graph import Graphs, read_later
 from misc.memory import Rows, split
 from misc.torchutils import PolyOptimizer
-from net.folded import Folded
+from net.folded import working_copy
 from net.resnet50_cam import CAM
 
 POOLINGS = ("gndp", "gap")
@@ -75,8 +75,7 @@ class RIB:
         self.n_iter, self.schedule = n_iter, schedule or n_iter
         self.pooling, self.score_th, self.activation = pooling, score_th, ACTIVATIONS[activation]
         self.stop_th, self.explode_th, self.explode_ratio = stop_th, explode_th, explode_ratio
-        # What learns: layer3, layer4 and the classifier, batch normalisation's affine parameters among them.
-        upper = [*model.layer3.parameters(), *model.layer4.parameters()]
+        upper = [parameter for module in model.learned for parameter in module.parameters()]
         head = list(model.classifier.parameters())
         self.parameters = [parameter.requires_grad_(True) for parameter in (*upper, *head)]
         self.trained = [parameter.detach().clone() for parameter in self.parameters]
@@ -85,8 +84,7 @@ class RIB:
             for params, rate in ((upper, lr), (head, 10 * lr))
         ]
         self.optimizer = PolyOptimizer(groups, lr, weight_decay, max_step=self.schedule, fused=True)
-        learned = (model.layer3, model.layer4, model.classifier)
-        self.network = Folded(model, learned, torch.bfloat16 if precision == "bf16" else torch.float32)
+        self.network = working_copy(model, torch.bfloat16 if precision == "bf16" else torch.float32)
         self.rows, self.graphs = Rows(), Graphs()
         self.restore()
 

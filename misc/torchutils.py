@@ -70,7 +70,7 @@ def poly_factor(step: int, max_step: int, power: float = 0.9) -> float:
 
 
 def resolve_device(name: str) -> torch.device:
-    """torch.device of "auto", "cpu" or "cuda"; with several ranks, the local rank's GPU."""
+    """torch.device of "auto", "cpu" or "cuda"; with several ranks, the local rank's GPU, which ranks may share."""
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
@@ -152,12 +152,9 @@ def gather(values: list) -> list:
 
 
 def init_ranks(device_name: str) -> None:
-    """Joins the process group when torchrun started this process."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
-        device = None
-        if device_name != "cpu" and torch.cuda.is_available():  # named before the first collective: not all on GPU 0
-            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
-            torch.cuda.set_device(device)
-        # Ranks finish their shares of a step at different times; a rank that dies is torchrun's to notice.
-        backend, patience = ("nccl" if device else "gloo"), datetime.timedelta(days=1)
-        dist.init_process_group(backend, timeout=patience, device_id=device)
+    """Joins the process group of the ranks that torchrun started: NCCL's if each has a GPU to itself, else gloo's."""
+    device = resolve_device(device_name)  # named before the first collective: not all on GPU 0
+    own = device.type == "cuda" and int(os.environ.get("LOCAL_WORLD_SIZE", 1)) <= torch.cuda.device_count()
+    # Ranks finish their shares of a step at different times; a rank that dies is torchrun's to notice.
+    backend, patience = ("nccl" if own else "gloo"), datetime.timedelta(days=1)
+    dist.init_process_group(backend, timeout=patience, device_id=device if own else None)

@@ -9,7 +9,40 @@ import torch
 from torch import nn
 from torchvision.models.resnet import Bottleneck
 
+from net.backbones import Timm
 from net.resnet50_cam import CAM
+
+
+def working_copy(model: CAM, dtype: torch.dtype = torch.float32) -> "Folded | Plain":
+    """The form of a CAM network in which RIB computes, in this precision."""
+    return Plain(model, dtype) if isinstance(model, Timm) else Folded(model, (*model.learned, model.classifier), dtype)
+
+
+class Plain:
+    """A CAM network as it is, with the methods of `Folded`; bfloat16 through autocast."""
+
+    def __init__(self, model: CAM, dtype: torch.dtype = torch.float32):
+        self.net, self.dtype = model, dtype
+
+    def pull(self) -> None:
+        """Nothing to do: the weights are the network's own."""
+
+    push = pull
+
+    def _autocast(self, x: torch.Tensor) -> torch.autocast:
+        # Without its cache, which would keep weights from before an update.
+        return torch.autocast(x.device.type, self.dtype, self.dtype != torch.float32, cache_enabled=False)
+
+    @torch.no_grad()
+    def lower(self, images: torch.Tensor) -> torch.Tensor:
+        """Images [B, 3, H, W] -> features of stride 8, without gradient."""
+        with self._autocast(images):
+            return self.net.lower(images)
+
+    def cam(self, lower: torch.Tensor) -> torch.Tensor:
+        """Features of stride 8 -> raw CAM [B, C, h, w], float32."""
+        with self._autocast(lower):
+            return self.net.classifier(self.net.pre_logits(self.net.upper(lower))).float()
 
 
 class Folded:

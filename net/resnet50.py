@@ -53,14 +53,23 @@ ARCHS = {
 
 
 class ResNet(nn.Module):
-    """A bottleneck ResNet without its classifier; parameters carry torchvision's names (`layer3.0.bn1.weight`)."""
+    """A bottleneck ResNet without its classifier; parameters carry torchvision's names (`layer3.0.bn1.weight`).
+
+    `net.backbones.Timm` puts another network in its place, with the same attributes.
+    """
+
+    head_name = "fc"  # of the classifier in a checkpoint of torchvision
 
     def __init__(self, arch: str = "resnet50"):
         super().__init__()
-        if arch not in ARCHS:
-            raise ValueError(f"unknown network {arch!r}; there are {', '.join(ARCHS)}")
         self.arch_name = arch
-        self.arch = ARCHS[arch]
+        self._build()
+
+    def _build(self) -> None:
+        if self.arch_name not in ARCHS:
+            raise ValueError(f"unknown network {self.arch_name!r}; there are {', '.join(ARCHS)}, or timm:NAME")
+        self.arch = ARCHS[self.arch_name]
+        self.n_features = self.arch.channels[-1]
         width = self.arch.width
         self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
@@ -74,6 +83,16 @@ class ResNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    @property
+    def fixed(self) -> list[nn.Module]:
+        """What never learns: everything up to layer2."""
+        return [self.conv1, self.bn1, self.layer1, self.layer2]
+
+    @property
+    def learned(self) -> list[nn.Module]:
+        """What learns besides a classifier, batch normalisation's affine parameters among it."""
+        return [self.layer3, self.layer4]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Images [B, 3, H, W] -> features after layer4 [B, D, h, w]."""
@@ -90,6 +109,10 @@ class ResNet(nn.Module):
     def upper(self, x: torch.Tensor) -> torch.Tensor:
         """Features after layer2 -> features after layer4."""
         return self.layer4(self.layer3(x))
+
+    def pre_logits(self, x: torch.Tensor) -> torch.Tensor:
+        """Features [B, D, h, w], or pooled [B, D, 1, 1] -> what the classifier takes: the same in a ResNet."""
+        return x
 
     def stages(self, x: torch.Tensor) -> list[torch.Tensor]:
         """Images [B, 3, H, W] -> the five feature maps (stem, layer1..layer4)."""

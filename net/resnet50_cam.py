@@ -12,15 +12,16 @@ class Net(ResNet):
 
     n_classes: foreground classes. arch: a name of `net.resnet50.ARCHS`. scratch: learn every layer with ordinary batch
     normalisation (for a network that starts from random weights); the published form (False) freezes the statistics of
-    every batch normalisation, keeps conv1 and bn1 as they are and stops the gradient after layer2.
+    every batch normalisation, keeps conv1 and bn1 as they are and stops the gradient after layer2. bias: of the
+    convolution, for a head that was trained elsewhere.
     """
 
-    def __init__(self, n_classes: int, arch: str = "resnet50", scratch: bool = False):
+    def __init__(self, n_classes: int, arch: str = "resnet50", scratch: bool = False, bias: bool = False):
         super().__init__(arch)
         self.scratch = scratch
-        self.classifier = nn.Conv2d(self.arch.channels[-1], n_classes, 1, bias=False)
+        self.classifier = nn.Conv2d(self.n_features, n_classes, 1, bias=bias)
         if not scratch:
-            for module in (self.conv1, self.bn1, self.layer1, self.layer2):  # no gradient reaches the last two
+            for module in self.fixed:
                 module.requires_grad_(False)
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
@@ -31,7 +32,7 @@ class Net(ResNet):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Images [B, 3, H, W], normalised -> logits [B, C]."""
         pooled = F.adaptive_avg_pool2d(self.features(x), 1)
-        return self.classifier(pooled).flatten(1)
+        return self.classifier(self.pre_logits(pooled)).flatten(1)
 
     def train(self, mode: bool = True) -> "Net":
         """As nn.Module.train, but batch normalisation keeps its running statistics unless `scratch`."""
@@ -57,4 +58,4 @@ class CAM(Net):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Images [B, 3, H, W], normalised -> raw CAM [B, C, h, w], without relu."""
-        return self.classifier(self.features(x))
+        return self.classifier(self.pre_logits(self.features(x)))

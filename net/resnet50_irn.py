@@ -125,10 +125,11 @@ class AffinityDisplacementLoss(Net):
         target = torch.as_tensor(path_index.destinations.T.copy(), dtype=torch.float32)  # (2, D)
         self.register_buffer("displacement_target", target[None, :, :, None], persistent=False)
 
-    def forward(self, x: torch.Tensor, segmentation: torch.Tensor | None = None):
+    def forward(self, x: torch.Tensor, segmentation: torch.Tensor | None = None, batch: torch.Tensor | None = None):
         """As Net without `segmentation`; with it, the dictionary of mean losses named by LOSSES.
 
-        x: [B, 3, H, W]. segmentation: uint8 [B, H/4, W/4], 0 background, 255 ignore.
+        x: [B, 3, H, W]. segmentation: uint8 [B, H/4, W/4], 0 background, 255 ignore. batch: [N * B, H/4, W/4], those of
+        the whole batch where x is one of its N parts: the mean of the losses of all parts is then that of the batch.
         """
         edge, displacement = super().forward(x)
         if segmentation is None:
@@ -139,12 +140,22 @@ class AffinityDisplacementLoss(Net):
         flat = displacement.float().flatten(2)
         difference = flat[:, :, None, self.sources] - flat[:, :, self.destinations]  # (B, 2, D, N)
         background, foreground, different = pairs
+        # Means are over the pairs of all parts and ranks: their gradients are averaged later, hence the factor.
+        parts = (segmentation if batch is None else batch).split(len(x))
+        counted = [pairs] if len(parts) == 1 else map(self.pair_labels, parts)
+        counts = torch.stack([torch.stack([chosen.sum() for chosen in kinds]) for kinds in counted]).sum(0)
+        n_background, n_foreground, n_different = sum_over_ranks(counts)
+        factor = world_size() * len(parts)
+
+        def mean(values: torch.Tensor, chosen: torch.Tensor, n: torch.Tensor) -> torch.Tensor:
+            return factor * (values * chosen).sum() / (n + 1e-5)
+
         return {
-            "bg_positive": _mean_over(attract, background),
-            "fg_positive": _mean_over(attract, foreground),
-            "negative": _mean_over(repel, different),
-            "displacement_fg": _mean_over((difference - self.displacement_target).abs().sum(1), foreground, 2),
-            "displacement_bg": _mean_over(difference.abs().sum(1), background, 2),
+            "bg_positive": mean(attract, background, n_background),
+            "fg_positive": mean(attract, foreground, n_foreground),
+            "negative": mean(repel, different, n_different),
+            "displacement_fg": mean((difference - self.displacement_target).abs().sum(1), foreground, 2 * n_foreground),
+            "displacement_bg": mean(difference.abs().sum(1), background, 2 * n_background),
         }
 
     def pair_labels(self, segmentation: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -162,15 +173,6 @@ def edge_to_affinity(edge: torch.Tensor, path_indices: list[torch.Tensor]) -> to
     edge: [B, h * w] in [0, 1]. path_indices: as `PathIndex.path_indices`. Returns [B, D, N].
     """
     return torch.cat([1 - edge[:, indices].amax(2) for indices in path_indices], 1)
-
-
-def _mean_over(values: torch.Tensor, chosen: torch.Tensor, components: int = 1) -> torch.Tensor:
-    """Mean of `values` over the chosen pairs, each standing for `components` numbers; 0 where none is chosen.
-
-    Over the chosen pairs of all ranks: their gradients are averaged later, hence the factor.
-    """
-    count = sum_over_ranks(chosen.sum())
-    return world_size() * (values * chosen).sum() / (components * count + 1e-5)
 
 
 def total_loss(losses: dict[str, torch.Tensor]) -> torch.Tensor:

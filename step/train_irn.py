@@ -16,6 +16,7 @@ from misc.run.masks import stored_mask
 from misc.run.outputs import path_of, require
 from misc.run.trainloop import Training, fit, loader_by_epoch
 from net import weights
+from net.backbones import build
 from net.resnet50_irn import AffinityDisplacementLoss, total_loss
 
 
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace, dataset: Dataset) -> dict:
     loader, steps = loader_by_epoch(crops, names, args.irn_batch_size, epochs, args, device.type == "cuda")
     torchutils.seed_everything(args.seed)
     side = args.irn_crop_size // 4
-    model = AffinityDisplacementLoss(PathIndex(args.irn_radius, (side, side)), args.cam_network)
+    model = build(AffinityDisplacementLoss, PathIndex(args.irn_radius, (side, side)), arch=args.cam_network)
     if args.irn_backbone == "cam":
         require(args, "cam_weights_name")
         weights.load_backbone(model, str(path_of(args, "cam_weights_name")))
@@ -48,13 +49,13 @@ def run(args: argparse.Namespace, dataset: Dataset) -> dict:
     groups = model.parameter_groups(args.irn_learning_rate, args.irn_displacement_lr, args.irn_weight_decay)
     optimizer = torchutils.PolyOptimizer(groups, args.irn_learning_rate, args.irn_weight_decay, max_step=steps * epochs)
 
-    def loss_of(model: torch.nn.Module, batch: tuple) -> torch.Tensor:
-        images = batch[0].to(device, non_blocking=True, memory_format=torch.channels_last)
-        labels = batch[1].to(device, non_blocking=True)
+    def loss_of(model: torch.nn.Module, part: tuple, batch: tuple) -> torch.Tensor:
+        images = part[0].to(device, non_blocking=True, memory_format=torch.channels_last)
+        labels, all_labels = (columns[1].to(device, non_blocking=True) for columns in (part, batch))
         with torchutils.autocast(device, args.precision):
-            return total_loss(model(images, labels))
+            return total_loss(model(images, labels, all_labels))
 
-    losses = fit(model, loss_of, optimizer, loader, training, "train_irn")
+    losses = fit(model, loss_of, optimizer, loader, training, "train_irn", accumulate=args.irn_accumulate)
     shift = _mean_displacement(args, model, dataset, names, device)
     model.mean_shift.running_mean.copy_(shift)
     values = {"images": len(names), "loss": losses, "mean_displacement": shift.tolist()}
@@ -72,7 +73,7 @@ def _mean_displacement(
     means = []
     crops = TopLeftCrops(dataset, mine, args.irn_crop_size)
     with bar(len(mine), "mean displacement") as progress:
-        for images in Loader(crops, args.num_workers, batch_size=args.irn_batch_size):
+        for images in Loader(crops, args.num_workers, batch_size=args.irn_batch_size // args.irn_accumulate):
             with torchutils.autocast(device, args.precision):
                 _, displacement = model(images.to(device))
             means += displacement.float().mean((2, 3)).tolist()

@@ -44,14 +44,13 @@ def _train(args: argparse.Namespace, dataset: Dataset, names: list[str], labels:
     read_label = partial(stored_mask, args, dataset, SEG[labels].masks)
     crops = SegmentationCrops(dataset, read_label, args.seg_scales, args.seg_crop_size, args.seed)
     loader = loader_by_iteration(
-        crops, names, args.seg_batch_size, args.seg_accumulate, args.seg_iter, args.seg_checkpoint_every, args,
-        device.type == "cuda",
+        crops, names, args.seg_batch_size, args.seg_iter, args.seg_checkpoint_every, args, device.type == "cuda"
     )  # fmt: skip
     model = _network(args, dataset).to(device, memory_format=torch.channels_last)
     optimizer, scheduler = optimize(args, model)
 
-    def loss_of(model: torch.nn.Module, batch: tuple) -> torch.Tensor:
-        images, truth = (part.to(device, non_blocking=True) for part in batch)
+    def loss_of(model: torch.nn.Module, part: tuple, _: tuple) -> torch.Tensor:
+        images, truth = (column.to(device, non_blocking=True) for column in part)
         with torchutils.autocast(device, args.precision):
             outputs = model(images.contiguous(memory_format=torch.channels_last))
         return segmentation_loss(outputs, truth, args.seg_loss)

@@ -16,7 +16,7 @@ from data.images import save_mask, voc_palette
 from data.results import load_cam
 from net.resnet50_cam import Net
 from tests.folder_mini import make_folder
-from tests.helpers import ROOT, small_command
+from tests.helpers import ROOT, said, small_command
 from tests.test_stopping import start, wait_for
 
 NOBODY = 65534
@@ -136,7 +136,7 @@ def test_data_that_vanish_in_mid_run(tmp_path):
         (FloatingPointError("the loss is nan"), "the loss is nan", 1),
         (OSError(errno.ENOSPC, "No space left on device", "/a/b"), "/a/b cannot be used: No space left on device.", 2),
         (PermissionError(errno.EACCES, "Permission denied", "/a"), "/a cannot be used: Permission denied. Check", 2),
-        (torch.OutOfMemoryError("CUDA out of memory.\nTried to"), "CUDA out of memory.; lower the batch size", 1),
+        (MemoryError("CUDA out of memory.\nTried to"), "CUDA out of memory.; raise --cam_accumulate", 1),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), "a worker process ended: DataL", 1),
         (KeyboardInterrupt(), "interrupted; to resume, run the same command again", 130),
     ],
@@ -152,4 +152,27 @@ def test_bugs_keep_their_traceback(monkeypatch):
     assert explain(lost) is None  # there is one rank only
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
-    assert explain(lost)[0].startswith("rank 1 lost the other ranks ([../gloo")
+    assert explain(lost)[0].startswith("rank 1: lost the other ranks ([../gloo")
+    nccl = (
+        "NCCL error in: /x/NCCLUtils.cpp:94, invalid usage, NCCL version 2.26.2\nncclInvalidUsage: This usually "
+        "reflects invalid usage.\nLast error:\nDuplicate GPU detected : rank 1 and rank 0 both on CUDA device 4000"
+    )
+    line, code = explain(RuntimeError(f"{nccl}\nException raised from x at y.cpp:77\nframe #0: c10::Error"))
+    assert line.startswith("rank 1: NCCL error in") and "Duplicate GPU detected : rank 1 and rank 0" in line
+    assert "\n" not in line and "frame #0" not in line and code == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_memory_that_runs_out_is_one_line_in_every_form(tmp_path, monkeypatch, error):
+    def run(*_):
+        raise error
+
+    monkeypatch.setattr("misc.run.runner._run", run)
+    assert f"{error}; raise --cam_accumulate" in said("--work_dir", tmp_path, code=1)

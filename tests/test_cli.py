@@ -371,3 +371,11 @@ def test_a_rank_that_fails_ends_at_once(tmp_path):
         environment = {**os.environ, "WORLD_SIZE": ranks}
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
         assert (done.returncode, done.stdout) == (2, at_exit) and "no_such_step" in done.stderr
+
+
+def test_the_table_of_arguments_is_that_of_the_program():
+    from misc.report.arguments import arguments
+
+    assert (ROOT / "docs" / "arguments.md").read_text() == arguments(), (
+        "python -m misc.report.arguments > docs/arguments.md"
+    )

@@ -59,13 +59,12 @@ class Plain:
 
 
 def plain_rib(
-    model, images, label, companions, lr, n_iter, pooling, score_th, stop_th, explode_th, explode_ratio, weight_decay
-) -> Plain:
-    net = copy.deepcopy(model).eval()
-    for name, parameter in net.named_parameters():
-        parameter.requires_grad_(name.startswith(("layer3", "layer4", "classifier")))
-    head = list(net.classifier.parameters())
-    rest = [*net.layer3.parameters(), *net.layer4.parameters()]
+    model, images, label, companions, lr, n_iter, pooling, score_th, stop_th, explode_th, explode_ratio, weight_decay,
+    upper=("layer3", "layer4"),
+) -> Plain:  # fmt: skip
+    net = copy.deepcopy(model).eval().requires_grad_(False)
+    head = list(net.classifier.requires_grad_(True).parameters())
+    rest = [p.requires_grad_(True) for name, p in net.named_parameters() if name.startswith(upper)]
     optimizer = torch.optim.SGD(
         [{"params": rest}, {"params": head}], lr, momentum=weight_decay, weight_decay=weight_decay
     )

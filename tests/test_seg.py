@@ -10,12 +10,11 @@ import torch.nn.functional as F
 import torchvision
 
 from data.base import Dataset
-from data.errors import UserError
 from data.loaders import SegmentationCrops, TrainingLoader, stream_batches
 from data.transforms import resize
 from misc.run.options import preset
 from misc.run.runner import main
-from misc.run.trainloop import fit, loader_by_iteration
+from misc.run.trainloop import fit
 from net import deeplabv2, weights
 from net.deeplabv2 import balanced_cross_entropy, build, cross_entropy, probabilities, segmentation_loss
 from run_sample import STEPS
@@ -227,29 +226,24 @@ def test_crops_treat_image_and_mask_alike():
 
 
 def test_a_stream_of_batches():
-    batches = stream_batches(NAMES, 4, 1, seed=0, first=0, last=7)
+    batches = stream_batches(NAMES, 4, seed=0, first=0, last=7)
     assert [len(batch) for batch in batches] == [4] * 7
     items = [item for batch in batches for item in batch]
     for epoch in range(4):  # every image once in each epoch, in another order
         assert sorted(name for name, e in items if e == epoch) == NAMES
     assert [name for name, _ in items[:7]] != [name for name, _ in items[7:14]]
-    assert stream_batches(NAMES, 4, 1, 0, 3, 5) == batches[3:5]
-    parts = stream_batches(NAMES, 4, 2, 0, 3, 5)
-    assert [len(part) for part in parts] == [2] * 4 and [*parts[0], *parts[1]] == batches[3]
-    assert len(stream_batches(NAMES[:2], 5, 1, 0, 0, 1)[0]) == 5  # fewer images than a batch
+    assert stream_batches(NAMES, 4, 0, 3, 5) == batches[3:5]
+    assert len(stream_batches(NAMES[:2], 5, 0, 0, 1)[0]) == 5  # fewer images than a batch
 
 
 def test_ranks_share_a_batch(monkeypatch):
-    whole = stream_batches(NAMES, 4, 1, 0, 0, 3)
+    whole = stream_batches(NAMES, 4, 0, 0, 3)
     monkeypatch.setattr("data.loaders.world_size", lambda: 2)
     shares = []
     for rank in range(2):
         monkeypatch.setattr("data.loaders.rank", lambda rank=rank: rank)
-        shares.append(stream_batches(NAMES, 4, 1, 0, 0, 3))
+        shares.append(stream_batches(NAMES, 4, 0, 0, 3))
     assert [sorted(a + b) for a, b in zip(*shares, strict=True)] == [sorted(batch) for batch in whole]
-    monkeypatch.setattr("misc.torchutils.world_size", lambda: 2)
-    with pytest.raises(UserError, match="batch of 6 cannot be shared equally by 2 ranks in 2 parts each"):
-        loader_by_iteration(None, NAMES, 6, 2, 10, 5, argparse.Namespace(seed=0, num_workers=0), False)
 
 
 # training
@@ -263,14 +257,13 @@ def test_accumulated_parts_are_the_whole_batch(tmp_path):
     for accumulate in (1, 2):
         torch.manual_seed(0)
         model = build("deeplabv2_resnet14", 3, (1.0, 0.5), (1, 2))
-        part = 4 // accumulate
-        batches = [(images[i : i + part], labels[i : i + part]) for i in range(0, 4, part)]
-        epochs = [(epoch, len(batches), batches) for epoch in range(2)]
+        epochs = [(epoch, 1, [(images, labels)]) for epoch in range(2)]
         loader = SimpleNamespace(n_epochs=2, epochs=lambda first, epochs=epochs: epochs[first:])
         optimizer = torch.optim.SGD(model.parameter_groups(1e-3, 5e-4), 1e-3, momentum=0.9)
 
-        def loss_of(model, batch):
-            return segmentation_loss(model(batch[0]), batch[1], "balanced")
+        def loss_of(model, part, batch, size=4 // accumulate):
+            assert len(part[0]) == size and batch[0] is images
+            return segmentation_loss(model(part[0]), part[1], "balanced")
 
         training = SimpleNamespace(checkpoint=tmp_path / f"{accumulate}", provenance={})
         fit(model, loss_of, optimizer, loader, training, "train", accumulate=accumulate)

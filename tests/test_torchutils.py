@@ -119,11 +119,14 @@ def test_shards_make_up_the_whole(monkeypatch):
     assert parts == [["a", "d", "g"], ["b", "e"], ["c", "f"]]
 
 
-@pytest.mark.parametrize(("device", "wanted"), [("auto", ("nccl", 1)), ("cpu", ("gloo", None))])
-def test_ranks_join_with_the_gpu_of_their_own(monkeypatch, device, wanted):
+@pytest.mark.parametrize(
+    ("device", "ranks", "wanted"),
+    [("auto", "2", ("nccl", 1)), ("auto", "3", ("gloo", None)), ("cpu", "2", ("gloo", None))],
+)
+def test_ranks_join_with_the_gpu_of_their_own_or_share_it(monkeypatch, device, ranks, wanted):
     joined, chosen = [], []
-    monkeypatch.setenv("WORLD_SIZE", "6")
-    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
+    monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", lambda gpu: chosen.append(gpu.index))

@@ -1,6 +1,7 @@
 """The training loop: exact resume, and a stop on a loss that is not finite."""
 
 import argparse
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +14,7 @@ from data.errors import UserError
 from misc.run.arguments import parse
 from misc.run.trainloop import check_batches, fit, loader_by_epoch
 from misc.torchutils import PolyOptimizer
+from tests.helpers import relative_error, said, small_arguments
 
 EPOCHS, BATCHES = 4, 3
 
@@ -41,8 +43,8 @@ def train(checkpoint, kind, cut_before=None, settings=None, bad_batch=None):
                 labels = (images.mean((1, 2, 3)) > 0).long()
                 yield epoch, BATCHES, zip(images.split(2), labels.split(2), strict=True)
 
-    def loss_of(model, batch):
-        return F.cross_entropy(model(batch[0]), batch[1])
+    def loss_of(model, part, batch):
+        return F.cross_entropy(model(part[0]), part[1])
 
     training = SimpleNamespace(checkpoint=checkpoint, provenance=settings or {"arguments": {"a": 1}})
     losses = fit(model, loss_of, optimizer, Loader(), training, "train", scheduler)
@@ -87,13 +89,31 @@ def test_a_loss_that_is_not_finite_stops(tmp_path):
     assert not (tmp_path / "x").exists()
 
 
-def test_batches_that_cannot_be_filled_or_shared(monkeypatch):
+def test_a_batch_that_cannot_be_filled():
     args = argparse.Namespace(seed=0, num_workers=0)
     with pytest.raises(UserError, match="3 images do not fill one batch of 4"):
         loader_by_epoch(None, ["a", "b", "c"], 4, 1, args, False)
-    monkeypatch.setattr("misc.torchutils.world_size", lambda: 2)
-    with pytest.raises(UserError, match="cannot be shared equally by 2 ranks"):
-        loader_by_epoch(None, ["a", "b", "c"], 3, 1, args, False)
+
+
+def test_parts_make_up_the_same_step(tmp_path, small_run):
+    """Classifier with frozen normalisation and IRN, whose losses are means over the pairs of a whole batch."""
+    learnt = small_run / "sess" / "res50_cam.pth"
+    arguments = (
+        "--steps", "train_cam,train_irn", "--num_workers", "0", "--cam_init", learnt, "--cam_optimizer", "sgd",
+        "--cam_learning_rate", "0.01", "--cam_num_epoches", "2", "--irn_backbone", learnt,
+        "--ir_label_out_dir", small_run / "ir_label",
+    )  # fmt: skip
+    said(*small_arguments(tmp_path / "whole", *arguments))
+    said(*small_arguments(tmp_path / "parts", *arguments, "--cam_accumulate", "2", "--irn_accumulate", "4"))
+    for name in ("res50_cam.pth", "res50_irn.pth"):
+        whole, parts = (torch.load(tmp_path / kind / "sess" / name, weights_only=True) for kind in ("whole", "parts"))
+        assert any(not torch.equal(parts[key], value) for key, value in whole.items())
+        assert max(relative_error(parts[key], value) for key, value in whole.items() if value.any()) < 1e-4
+    losses = [json.loads((tmp_path / kind / "metrics.json").read_text()) for kind in ("whole", "parts")]
+    for step in ("train_cam", "train_irn"):
+        assert losses[1][step]["loss"] == pytest.approx(losses[0][step]["loss"], rel=1e-5)
+    text = said(*small_arguments(tmp_path / "parts", *arguments, "--irn_accumulate", "2"), code=2)
+    assert "was created with --cam_accumulate 2, now 1" in text
 
 
 def test_batches_are_checked_for_what_is_still_to_be_trained(tmp_path, monkeypatch):

@@ -26,7 +26,7 @@ def losses(work_dir):
 
 
 def test_trainings(tmp_path, small_run):
-    """Gradients and losses are means over all ranks' images; sums in another order differ in the last digits."""
+    """Gradients and losses are means over the images of all ranks and parts; other sums differ in the last digits."""
     learnt = small_run / "sess" / "res50_cam.pth"
     arguments = (
         "--steps", "train_cam,train_irn,train_seg", "--num_workers", "0",
@@ -36,7 +36,7 @@ def test_trainings(tmp_path, small_run):
         "--seg_iter", "4", "--seg_checkpoint_every", "2",
     )  # fmt: skip
     said(*small_arguments(tmp_path / "one", *arguments))
-    told = torchrun(*small_arguments(tmp_path / "two", *arguments))
+    told = torchrun(*small_arguments(tmp_path / "two", *arguments, "--cam_accumulate", "2", "--irn_accumulate", "2"))
     assert "deprecated" not in told and "FutureWarning" not in told
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert {step: len(values) for step, values in one.items()} == {"train_cam": 2, "train_irn": 2, "train_seg": 2}

@@ -134,6 +134,32 @@ def test_a_classifier_loads_into_the_boundary_network(tmp_path):
             weights.load(model, given)
 
 
+@pytest.mark.parametrize(
+    ("key", "prefix", "half"),
+    [
+        (None, "", False), (None, "", True), ("model_state_dict", "", False), ("net", "", False),
+        ("state_dict", "module.", False), ("state_dict", "model.", False), ("model", "module.model.", False),
+    ],
+)  # fmt: skip
+def test_a_classifier_of_torchvision_loads(tmp_path, key, prefix, half):
+    """Whose head is a linear layer `fc`, with a bias that a CAM has no use for."""
+    model = NETWORKS["classifier"]()
+    state = {name: value.half().float() if half else value for name, value in golden_state(model).items()}
+    theirs = {**backbone(state), "fc.weight": state["classifier.weight"].flatten(1), "fc.bias": torch.ones(4)}
+    theirs = {f"{prefix}{name}": value.half() if half else value for name, value in theirs.items()}
+    torch.save({"epoch": 3, "optimizer": {}, key: theirs} if key else theirs, tmp_path / "w.pth")
+    weights.load(model, tmp_path / "w.pth")
+    check(model, state)
+
+
+def test_a_classifiers_own_head_wins_over_that_of_imagenet():
+    """In the published files `fc` is still there."""
+    model = NETWORKS["classifier"]()
+    state = golden_state(model)
+    weights.load(model, {"resnet50.fc.weight": torch.zeros(1000, 512), **published("classifier", state)})
+    check(model, state)
+
+
 # files
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from data.base import Dataset, check_names, read_list, shortened
 from data.errors import DataError
 from data.images import IGNORE, image_size, read_image, read_instances, read_mask
+from data.sources import hint, xml_classes
 
 CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -57,6 +58,11 @@ class VOC12(Dataset):
     def __init__(self, root: Path, needs_lists: bool = True):
         self.folder = find_folder(Path(root), needs_lists)
         self._has_annotations = (self.folder / "Annotations").is_dir()
+        words = xml_classes(list((self.folder / "Annotations").glob("*.xml")))
+        if words and words.isdisjoint(CLASSES):
+            raise DataError(
+                f"{self.folder} is not VOC 2012, it has {shortened(sorted(words))}. {_how_to_get(self.folder)}"
+            )
         self._labels: dict[str, np.ndarray] = {}
         self._said: set[str] = set()
 
@@ -161,7 +167,10 @@ class VOC12(Dataset):
         words = [(item.findtext("name") or "").strip() for item in objects]  # of objects, not of their parts
         unknown = [repr(word) for word in words if word not in CLASSES]
         if unknown:
-            raise DataError(f"annotation {path} names {shortened(unknown)}; the classes are {', '.join(CLASSES)}")
+            raise DataError(
+                f"annotation {path} names {shortened(unknown)}; the classes are {', '.join(CLASSES)}. "
+                f"For other classes see `python -m data.convert --help`"
+            )
         return [CLASSES.index(word) for word in words]
 
     def _say_once(self, message: str) -> None:
@@ -197,6 +206,8 @@ def _missing(folder: Path, needs_lists: bool) -> list[str]:
 
 
 def _how_to_get(root: Path) -> str:
+    if own := hint(root, CLASSES):
+        return own
     while root.name in ("VOCdevkit", "VOC2012", "VOC2012_SEG_AUG"):  # the data root is what these lie in
         root = root.parent
     return (

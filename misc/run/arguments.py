@@ -168,8 +168,9 @@ def _check(args: argparse.Namespace) -> None:
     deviations, weights = (args.seg_crf[i] for i in (0, 2, 3)), (args.seg_crf[i] for i in (1, 4))
     fits = min(deviations) > 0 and min(weights) >= 0
     demand(fits, "seg_crf", "deviations (1st, 3rd, 4th) above 0 and weights of at least 0")
-    divides = args.seg_batch_size % args.seg_accumulate == 0
-    demand(divides, "seg_batch_size", f"a multiple of --seg_accumulate {args.seg_accumulate}")
+    for kind in ("cam", "irn", "seg"):
+        size, parts = getattr(args, f"{kind}_batch_size"), getattr(args, f"{kind}_accumulate")
+        demand(size % parts == 0, f"{kind}_batch_size", f"a multiple of --{kind}_accumulate {parts}")
     installed = args.crf_backend != "pydensecrf" or importlib.util.find_spec("pydensecrf") is not None
     demand(installed, "crf_backend", "it installed: pip install -r requirements-pydensecrf.txt")
     low, high, step = args.cam_eval_sweep

@@ -24,8 +24,6 @@ from misc.run.networks import load_irn
 from misc.run.outputs import made, pending, require, result_file
 from net.resnet50_irn import EdgeDisplacement
 
-IMAGES_PER_CALL = 16
-
 
 @torch.inference_mode()
 def make_pseudo_masks(args: argparse.Namespace, dataset: Dataset, seeds: str, out: str) -> dict:
@@ -112,7 +110,7 @@ def count_masks(
     ignored, miou = 0, []
     count = partial(_count, dataset, folder, skip_ignored)
     for counted in progress_map(
-        count, torchutils.shard(names), title, args.num_workers, batch=IMAGES_PER_CALL,
+        count, torchutils.shard(names), title, args.num_workers, grouped=True,
         status=lambda: f"mIoU {100 * mean_iou(total):.1f}",
     ):  # fmt: skip
         total += counted.confusion

@@ -7,20 +7,21 @@ import torch
 from data.base import Dataset
 from misc.run.outputs import path_of
 from net import deeplabv2, weights
+from net.backbones import build
 from net.resnet50_cam import CAM
 from net.resnet50_irn import EdgeDisplacement
 
 
 def load_cam(args: argparse.Namespace, dataset: Dataset, device: torch.device) -> CAM:
     """The classifier as CAM network, in evaluation mode."""
-    model = CAM(dataset.n_classes, args.cam_network)
+    model = build(CAM, dataset.n_classes, arch=args.cam_network)
     weights.load(model, path_of(args, "cam_weights_name"))
     return model.eval().to(device, memory_format=torch.channels_last)
 
 
 def load_irn(args: argparse.Namespace, device: torch.device) -> EdgeDisplacement:
     """The IRN at inference, in evaluation mode."""
-    model = EdgeDisplacement(args.irn_infer_pad, arch=args.cam_network)
+    model = build(EdgeDisplacement, args.irn_infer_pad, arch=args.cam_network)
     weights.load(model, path_of(args, "irn_weights_name"))
     return model.eval().to(device, memory_format=torch.channels_last)
 

@@ -16,6 +16,13 @@ RIB, IRN, DEEPLAB = "RIB, section 5.1", "IRN, run_sample.py", "DeepLab-v2"
 RIB_STEP, RIB_RUN, AUTHORS = "RIB, step/make_rib_cam.py", "RIB, run_sample.py", "RIB, as its authors report"
 
 
+class NetworkNames(tuple):
+    """Names of networks; `timm:` and the name of one of timm's is a choice too."""
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or str(name).startswith("timm:")
+
+
 class Option(NamedTuple):
     """One argument. source: of the default, for values of the method. basic: shown by `--help`, the rest by
     `--help_all`. also: other names, those of the published code."""
@@ -141,16 +148,20 @@ OPTIONS: dict[str, list[Option]] = {
         _more("shapes_size", 96, POSITIVE, "PX", "shapes: side of the images"),
     ],
     "classifier and CAM (steps 1 to 3)": [
-        Option("cam_network", "resnet50", None, None, "backbone of classifier and IRN", RIB,
-               choices=("resnet50", "resnet14")),
-        Option("cam_init", "imagenet", None, "INIT", "imagenet, scratch (every layer learns), or a weights file",
-               "IRN, step/train_cam.py"),
+        Option("cam_network", "resnet50", None, "NAME", "backbone of classifier and IRN; timm:NAME: a network of timm",
+               RIB, choices=NetworkNames(("resnet50", "resnet14", "timm:NAME"))),
+        Option("cam_init", "imagenet", None, "INIT", "imagenet, scratch (every layer learns), or a weights file; "
+               "head:imagenet or head:FILE: a classifier with its head, nothing is trained", "IRN, step/train_cam.py"),
+        _more("cam_head_centred", True, boolean, "BOOL", "head:imagenet: subtract the mean row of all categories",
+              "this program"),
         _more("cam_optimizer", "sgd", None, None, "sgd: as published; adamw: one-cycle schedule",
               "IRN, misc/torchutils.py: PolyOptimizer", choices=("sgd", "adamw")),
         _more("cam_crop_size", 512, POSITIVE, "PX", "side of the training crops", IRN),
         _more("cam_resize_long", (320, 640), INTS2, "LO,HI", "range of the long side, pixels",
               "IRN, step/train_cam.py"),
         Option("cam_batch_size", 16, POSITIVE, "N", "images per step, over all ranks", IRN),
+        _more("cam_accumulate", 1, POSITIVE, "N", "parts in which a step is computed, to save memory; the same step, "
+              "except that --cam_init scratch normalises every part by itself"),
         Option("cam_num_epoches", 5, POSITIVE, "N", "epochs", IRN),
         Option("cam_learning_rate", 0.1, RATE, "LR", "learning rate of the backbone; sgd: head 10x", IRN),
         _more("cam_weight_decay", 1e-4, NOT_NEGATIVE, "W", "weight decay", IRN),
@@ -195,6 +206,7 @@ OPTIONS: dict[str, list[Option]] = {
         _more("irn_crop_size", 512, POSITIVE, "PX", "side of the training crops, a multiple of 4", IRN),
         _more("irn_rescale", (0.5, 1.5), FLOATS2, "LO,HI", "range of the image scale", "IRN, step/train_irn.py"),
         Option("irn_batch_size", 32, POSITIVE, "N", "images per step, over all ranks", IRN),
+        _more("irn_accumulate", 1, POSITIVE, "N", "parts in which a step is computed, to save memory; the same step"),
         Option("irn_num_epoches", 3, POSITIVE, "N", "epochs", IRN),
         Option("irn_learning_rate", 0.1, RATE, "LR", "learning rate of the edge branch", IRN),
         _more("irn_displacement_lr", 1.0, RATE, "LR", "learning rate of the displacement branch",
@@ -235,7 +247,8 @@ OPTIONS: dict[str, list[Option]] = {
               "drawn", f"{AUTHORS} (DeepLab-v2: to 1.5)"),
         Option("seg_batch_size", 10, POSITIVE, "N", "images per step, over all ranks and --seg_accumulate",
                f"{DEEPLAB}; {AUTHORS}"),
-        _more("seg_accumulate", 2, POSITIVE, "N", "parts in which a step is computed", f"{DEEPLAB}: 2 x 5 images"),
+        _more("seg_accumulate", 2, POSITIVE, "N", "parts in which a step is computed; --seg_loss ce averages over each",
+              f"{DEEPLAB}: 2 x 5 images"),
         Option("seg_iter", 30_000, POSITIVE, "N", "training steps", f"{AUTHORS} (DeepLab-v2: 20,000)"),
         Option("seg_lr", 2.5e-4, RATE, "LR", "learning rate of the backbone (classifier 10x, its biases 20x)", DEEPLAB),
         _more("seg_momentum", 0.9, NOT_NEGATIVE, "M", "momentum of SGD", DEEPLAB),

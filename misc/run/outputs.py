@@ -42,7 +42,7 @@ class Output(NamedTuple):
 
 
 NETWORK = ("cam_network", "precision")
-SCHEDULE = ("crop_size", "batch_size", "num_epoches", "learning_rate", "weight_decay")
+SCHEDULE = ("crop_size", "batch_size", "accumulate", "num_epoches", "learning_rate", "weight_decay")
 WALK = (*NETWORK, "irn_infer_pad", "walk_radius", "beta", "exp_times")
 MASK = (*WALK, "cam_power", "sem_seg_bg_thres")
 RIB = ("RIB_*", "pooling", "score_th", "stop_th", "explode_*")
@@ -74,7 +74,7 @@ SEG = {
 OUTPUTS = {
     "cam_weights_name": Output(
         "sess/res50_cam.pth", "train_cam",
-        (*NETWORK, *(f"cam_{name}" for name in SCHEDULE), "cam_optimizer", "cam_resize_long"),
+        (*NETWORK, *(f"cam_{name}" for name in SCHEDULE), "cam_optimizer", "cam_resize_long", "cam_head_*"),
         ("train",), ("cam_init",), labels=True,
     ),
     "irn_weights_name": Output(
@@ -186,7 +186,7 @@ def _input(args: argparse.Namespace, name: str) -> str | None:
         told = {key: record.get(key) for key in ("arguments", "inputs")}
         return digest(json.dumps(told, sort_keys=True).encode()) if record else "without provenance"
     value = path_of(args, argument) if argument in OUTPUTS else getattr(args, argument)
-    file = find_doubled(value)
+    file = find_doubled(str(value).removeprefix("head:"))
     return digest_of_file(file) if file else str(value)
 
 

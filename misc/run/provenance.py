@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pillow", "opencv-python-headless", "pydensecrf2")
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "pillow", "opencv-python-headless", "pydensecrf2")
 
 
 def digest(data: bytes) -> str:

@@ -18,7 +18,7 @@ from data import open_dataset
 from data.base import Dataset
 from data.errors import UserError
 from data.failures import explain, prepare_process
-from data.process import GO_ON, end_process, in_notebook, on_signals
+from data.process import GO_ON, end_process, in_notebook, on_signals, rank, world_size
 from misc.run import board
 from misc.run.arguments import parse
 
@@ -55,20 +55,25 @@ def main(steps: Sequence[Step], argv: Sequence[str] | None = None) -> int:
     # Several processes share the cores: threads that wait must not spin. Read by OpenMP when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("KMP_BLOCKTIME", "0")
-    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    several = world_size() > 1
     try:
         args, sources = parse(steps, argv)
         if args.list_steps:
             print(table(steps))
             return 0
         again = GO_ON.replace("command", "command without --overwrite") if args.overwrite else GO_ON
-        with on_signals(os.environ.get("RANK", "0") == "0", again):
+        with on_signals(rank() == 0, again):
             if args.check_data or args.compare or args.preview is not None:
                 return _look(args, sources)
             _run(args, sources, choose(steps, args), argv)
+        code = 0
     except (Exception, KeyboardInterrupt) as error:
         if isinstance(error, KeyboardInterrupt) and in_notebook():
             raise
+        if isinstance(error, RuntimeError):  # of a step: torch is loaded
+            from misc.memory import out_of_memory
+
+            error = MemoryError(str(error)) if out_of_memory(error) else error
         explained = explain(error)
         if explained is None:
             if not several:
@@ -76,15 +81,11 @@ def main(steps: Sequence[Step], argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         text, code = explained or ("an error in the program, see above", 1)
         print(f"run_sample.py: {text}", file=sys.stderr)
-        if several:  # the others may be waiting for this rank; torchrun ends them
-            board.stop()
-            end_process(code)
-        return code
     finally:
         board.stop()
-    if several:
-        end_process(0)
-    return 0
+    if several:  # the others may be waiting for this rank; torchrun ends them
+        end_process(code)
+    return code
 
 
 def _look(args: argparse.Namespace, sources: dict[str, str]) -> int:
@@ -98,21 +99,22 @@ def _look(args: argparse.Namespace, sources: dict[str, str]) -> int:
 
         compare(args, Path(args.work_dir if sources["work_dir"] != "default" else "."))
         return 0
-    from misc import torchutils
     from step.strips import preview
 
-    _check_device(args.device)
-    torchutils.set_precision(args.precision, args.deterministic)
+    _set_device(args)
     for path in preview(args, open_dataset(args)):
         print(path)
     return 0
 
 
-def _check_device(name: str) -> None:
+def _set_device(args: argparse.Namespace) -> None:
     import torch
 
-    if name == "cuda" and not torch.cuda.is_available():
+    from misc import torchutils
+
+    if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda, but PyTorch sees no GPU; check nvidia-smi, or use --device cpu")
+    torchutils.set_precision(args.precision, args.deterministic)
 
 
 def _run(args: argparse.Namespace, sources: dict[str, str], chosen: Sequence[Step], argv: Sequence[str]) -> None:
@@ -124,9 +126,9 @@ def _run(args: argparse.Namespace, sources: dict[str, str], chosen: Sequence[Ste
     from misc.run.outputs import remove_results
     from misc.run.trainloop import check_batches
 
-    _check_device(args.device)
-    torchutils.init_ranks(args.device)
-    torchutils.set_precision(args.precision, args.deterministic)
+    _set_device(args)
+    if world_size() > 1:
+        torchutils.init_ranks(args.device)
     work_dir, first = Path(args.work_dir), torchutils.rank() == 0
     try:
         work_dir.mkdir(parents=True, exist_ok=True)

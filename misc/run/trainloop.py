@@ -24,16 +24,10 @@ from misc.run.outputs import OUTPUTS, check_provenance, path_of, provenance, rec
 from misc.run.provenance import differences
 from net.weights import find_doubled
 
-BATCHES = {  # training step -> arguments: images of one step over all ranks, and the parts in which it is computed
-    "train_cam": ("cam_batch_size",),
-    "train_irn": ("irn_batch_size",),
-    "train_seg": ("seg_batch_size", "seg_accumulate"),
-}
-
 
 def fit(
     model: nn.Module,
-    loss_of: Callable[[nn.Module, tuple], torch.Tensor],
+    loss_of: Callable[[nn.Module, tuple, tuple], torch.Tensor],
     optimizer: torch.optim.Optimizer,
     loader: TrainingLoader,
     training: "Training",
@@ -43,9 +37,10 @@ def fit(
 ) -> list[float]:
     """Trains `model` in place and returns the mean loss of every epoch.
 
-    loss_of(model, batch): the loss of a batch as the loader gives it. training: its files; the state after each epoch
-    is kept there, so that an interrupted run resumes bit by bit. accumulate: batches whose mean gradient makes one
-    step; an epoch holds whole steps. FloatingPointError if a loss is not finite, on every rank.
+    loss_of(model, part, batch): the loss of a part of a batch as the loader gives it. training: its files; the state
+    after each epoch is kept there, so that an interrupted run resumes bit by bit. accumulate: equal parts of a batch,
+    computed one after the other to save memory; the mean of their losses is the batch's. FloatingPointError if a loss
+    is not finite, on every rank.
     """
     first, losses, batches = 0, [], 0
     if torchutils.on_first_rank(training.checkpoint.is_file):
@@ -59,17 +54,17 @@ def fit(
             if epoch == first:  # one bar for the whole step, from the epoch on at which it is
                 progress.reset((loader.n_epochs - first) * n_batches)
             for i, batch in enumerate(epoch_batches):
-                if i % accumulate == 0:
-                    optimizer.zero_grad(set_to_none=True)
-                complete = (i + 1) % accumulate == 0
-                with contextlib.nullcontext() if complete or parallel is model else parallel.no_sync():
-                    loss = loss_of(parallel, batch)
-                    (loss / accumulate).backward()
-                if complete:
-                    optimizer.step()
-                    if scheduler is not None:
-                        scheduler.step()
-                value = torchutils.mean_over_ranks(loss.detach()).item()
+                optimizer.zero_grad(set_to_none=True)
+                value = 0.0
+                for n, part in enumerate(zip(*(column.chunk(accumulate) for column in batch), strict=True), 1):
+                    with contextlib.nullcontext() if n == accumulate or parallel is model else parallel.no_sync():
+                        loss = loss_of(parallel, part, batch) / accumulate
+                        loss.backward()
+                    value = value + loss.detach()
+                optimizer.step()
+                if scheduler is not None:
+                    scheduler.step()
+                value = torchutils.mean_over_ranks(value).item()
                 if not abs(value) < float("inf"):
                     raise FloatingPointError(
                         f"{title}: the loss is {value} in epoch {epoch + 1}, batch {i + 1}; lower the learning rate"
@@ -113,49 +108,45 @@ def loader_by_epoch(
     """
     if len(names) < batch_size:
         raise UserError(f"{len(names)} images do not fill one batch of {batch_size}; lower the batch size")
-    _check_shares(batch_size)
     batches_of = partial(epoch_batches, names, batch_size, args.seed)
     return TrainingLoader(crops, batches_of, n_epochs, args.num_workers, pin_memory), len(names) // batch_size
 
 
 def loader_by_iteration(
-    crops: SegmentationCrops, names: Sequence[str], batch_size: int, parts: int, iterations: int, every: int,
+    crops: SegmentationCrops, names: Sequence[str], batch_size: int, iterations: int, every: int,
     args: argparse.Namespace, pin_memory: bool,
 ) -> TrainingLoader:  # fmt: skip
     """The loader for `fit` of blocks of `every` iterations, the last of which may be shorter.
 
-    batch_size: images of one step over all ranks and `parts`. Which images an iteration sees depends on the seed and
-    its number alone, so that resuming needs no more than the number of the block.
+    batch_size: images of one step over all ranks. Which images an iteration sees depends on the seed and its number
+    alone, so that resuming needs no more than the number of the block.
     """
-    _check_shares(batch_size, parts)
 
     def batches_of(block: int) -> list[list[tuple]]:
         first = block * every
-        return stream_batches(names, batch_size, parts, args.seed, first, min(first + every, iterations))
+        return stream_batches(names, batch_size, args.seed, first, min(first + every, iterations))
 
     return TrainingLoader(crops, batches_of, -(-iterations // every), args.num_workers, pin_memory)
 
 
 def check_batches(args: argparse.Namespace, steps: Sequence[str]) -> None:
-    """UserError if the ranks cannot share the batches of one of these steps whose weights are still missing.
+    """UserError if the ranks cannot share the batches (or their parts) of one of these steps that is still to be done.
 
     For before the first step: the training itself would only find it after days of other steps.
     """
     for argument, entry in OUTPUTS.items():
-        wanted = entry.step in steps and entry.step in BATCHES and entry.seg_labels in (None, *args.seg_labels)
+        kind = entry.step.removeprefix("train_")
+        wanted = entry.step in steps and kind != entry.step and entry.seg_labels in (None, *args.seg_labels)
         again = args.overwrite and not getattr(args, argument)
         if wanted and (again or find_doubled(path_of(args, argument)) is None):
-            batch_size, *parts = BATCHES[entry.step]
-            _check_shares(getattr(args, batch_size), *(getattr(args, name) for name in parts), what=f"--{batch_size}")
-
-
-def _check_shares(batch_size: int, parts: int = 1, what: str = "a batch of") -> None:
-    shares = parts * torchutils.world_size()
-    if batch_size % shares:
-        raise UserError(
-            f"{what} {batch_size} cannot be shared equally by {torchutils.world_size()} ranks"
-            f"{f' in {parts} parts each' if parts > 1 else ''}; choose a multiple of {shares}, or change the others"
-        )
+            batch_size, parts = getattr(args, f"{kind}_batch_size"), getattr(args, f"{kind}_accumulate")
+            shares = parts * torchutils.world_size()
+            if batch_size % shares:
+                raise UserError(
+                    f"--{kind}_batch_size {batch_size} cannot be shared equally by {torchutils.world_size()} ranks"
+                    f"{f' in {parts} parts each' if parts > 1 else ''}; choose a multiple of {shares}, or change the "
+                    "others"
+                )
 
 
 class Training:
