@@ -8,10 +8,10 @@ from data.base import plain, read_lines
 YES, NO = {"1", "1.0", "true", "yes", "y", "x"}, {"0", "0.0", "false", "no", "n"}
 BACKGROUND = {"background", "_background_", "__background__", "__ignore__", "_ignore_"}
 NOTHING = {
-    "none", "nan", "null", "nil", "na", "n/a", "normal", "negative", "nothing", "empty", "no object", "no_object",
-    "unlabeled", "unlabelled", "unknown", "-", "?",
+    "none", "nan", "null", "nil", "na", "n/a", "normal", "healthy", "negative", "nothing", "empty", "no object",
+    "no_object", "no finding", "unlabeled", "unlabelled", "unknown", "-", "?",
 }  # fmt: skip
-JOINTS = (" ", "/", "+", "&", " and ", "_", "-", ",", "|", ";")  # between classes that are written as one
+JOINTS = (" ", "/", "+", "&", " and ", ",", "|", ";", "_", "-")  # between classes that are written as one
 
 
 def read_classes(path: Path) -> tuple[tuple[str, ...], list[str], list[str]]:
@@ -56,3 +56,12 @@ def doubts(names: set[str]) -> Iterator[tuple[str, str, str]]:
             yield name, f"{name!r} and {twin!r} differ by case only; use one of them", "case"
         elif parts:
             yield name, f"{name!r} is made of other classes; write {';'.join(parts)}", "joined"
+    for joint in JOINTS[:-2]:
+        joined = sorted(name for name in names if joint in name)
+        words = {word for name in names for word in name.split(joint)}
+        if len(words) < len(names) and not words <= names:  # few words in many combinations
+            yield (
+                joined[0],
+                f"{joined[0]!r} looks like several classes; write {';'.join(joined[0].split(joint))}",
+                "joined",
+            )

@@ -87,7 +87,7 @@ def convert(
         table = io.StringIO()
         labels = {path: list(dict.fromkeys(c for word in item.words for c in meaning[word])) for path, item, _ in done}
         csv.writer(table, lineterminator="\n").writerows(
-            [("name", "class1;class2"), *((path, ";".join(words)) for path, words in labels.items())]
+            [("image", "labels"), *((path, ";".join(words)) for path, words in labels.items())]
         )
         _save(unfinished / LABELS, table.getvalue())
         unfinished.rename(folder)

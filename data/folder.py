@@ -140,7 +140,7 @@ class Folder(Dataset):
         return list(names)
 
     def find_name(self, text: str) -> str:
-        return self._find(text) or text
+        return self._find(text, in_list=False) or text
 
     def all_names(self) -> list[str]:
         return sorted(self._images.keys() | self._absent.keys())
@@ -175,12 +175,18 @@ class Folder(Dataset):
     def _no_image(self, text: str) -> str:
         return f"{text!r} is not in {self.root / IMAGES} (with ending {', '.join(ENDINGS)})"
 
-    def _find(self, text: str) -> str | None:
-        """The name of the image that a line means by name or path, also as `/mine/x`, `C:\\x` or of another ending."""
+    def _find(self, text: str, in_list: bool = True) -> str | None:
+        """The name of the image that a text means by name or path.
+
+        in_list: it is one name, so it may also be a path that ends in one, `C:\\mine\\x`, or have another ending.
+        """
         forms = [plain(text), plain(text.strip()), plain(text.strip().replace("\\", "/"))]
-        parts = forms[-1].split("/")
-        ends = ["/".join(parts[i:]) for i in range(1, len(parts))]
-        for path in (*forms, *ends, os.path.splitext(forms[-1])[0] if FILE.fullmatch(forms[-1]) else ""):
+        forms.append(forms[-1].removeprefix("./").removeprefix(f"{IMAGES}/"))
+        if in_list:
+            forms += [os.path.splitext(forms[-1])[0]] if FILE.fullmatch(forms[-1]) else []
+            for parts in [path.split("/") for path in forms[3:]]:
+                forms += ["/".join(parts[i:]) for i in range(1, len(parts))]
+        for path in forms:
             if path in self._names:
                 return self._names[path]
             if path in self._images:

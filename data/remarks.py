@@ -1,7 +1,6 @@
 """What must be known of a result before it is believed: in `--check_data`, in the log of its step, in the report."""
 
 import argparse
-import contextlib
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 
@@ -15,7 +14,7 @@ from data.progress import progress_map
 
 SEEDS_AND_MASKS = ("eval_cam", "eval_rib_cam", "eval_sem_seg", "eval_ins_seg", "ablate")
 SCORED = {**dict.fromkeys(SEEDS_AND_MASKS, "eval"), "eval_seg": "val"}  # step -> purpose of the images it scores
-BATCHES = {"train_cam": ("cam_batch_size", "train"), "train_irn": ("irn_batch_size", "infer")}  # whole ones only
+BATCHES = {"train_cam": ("cam", "train"), "train_irn": ("irn", "infer")}  # step that takes whole batches -> of what
 SAMPLE = 200  # masks that are compared with the labels
 
 
@@ -35,7 +34,7 @@ def remarks(
         try:
             for argument, size in fitting_batches(args, names_of, [step]).items():
                 texts.append(f"fewer images than --{argument} {getattr(args, argument)}, which is lowered to {size}")
-            if step in ("train_cam", "make_rib_cam", "ablate"):
+            if step in ("make_rib_cam", "ablate") or (step == "train_cam" and not args.cam_init.startswith("head:")):
                 texts += about_classes(dataset.labels(names_of("train")) > 0, dataset.classes, step != "train_cam")
             if step in ("train_cam", "eval_seg"):
                 texts += about_validation(dataset, names_of("train"), names_of("val"), step == "train_cam")
@@ -96,11 +95,19 @@ def about_validation(dataset: Dataset, train: Sequence[str], val: Sequence[str],
 
 
 def fitting_batches(args: argparse.Namespace, names_of: Callable[[str], list[str]], steps: Sequence[str]) -> dict:
-    """Argument -> the lower batch size, for those of the steps whose list does not fill one batch."""
+    """Argument -> the lower batch size, for those of the steps whose list does not fill one batch.
+
+    UserError where ranks and parts are more than the images.
+    """
     lower = {}
-    for argument, purpose in (BATCHES[step] for step in steps if step in BATCHES):
-        with contextlib.suppress(UserError):  # a step that is done needs no list
+    for kind, purpose in (BATCHES[step] for step in steps if step in BATCHES):
+        size, shares = getattr(args, f"{kind}_batch_size"), getattr(args, f"{kind}_accumulate") * world_size()
+        try:
             n = len(names_of(purpose))
-            if n < getattr(args, argument):
-                lower[argument] = max(n - n % world_size(), world_size())
+        except UserError:  # a step that is done needs no list
+            continue
+        if n < min(size, shares):
+            raise UserError(f"{n} images of --{purpose}_list are fewer than the {shares} parts of a batch; use fewer")
+        if n < size:
+            lower[f"{kind}_batch_size"] = n - n % shares
     return lower

@@ -11,11 +11,10 @@ from data.classes import BACKGROUND, NO, YES, doubts
 from data.errors import DataError
 
 SEPARATORS = ",;\t|"  # of columns, the likeliest first
-FLAG = re.compile(r"(is_.*|train|val|valid|validation|test|difficult|truncated|occluded|verified)", re.IGNORECASE)
+FLAG = re.compile(r"is_.*|train|val|valid|validation|test|difficult|truncated|occluded|verified", re.IGNORECASE)
 IMAGE_HEADER = re.compile(r"(image|img|file|path|name|picture|photo).*", re.IGNORECASE)
 LABEL_HEADER = re.compile(
-    r"((image|object|target)[ _-]?)?(label|class|classe|category|categorie|tag|target|object|annotation)s?"
-    r"([ _-]?names?)?[ _-]?\d*",
+    r"(.*[ _-])?(label|class|classe|category|categorie|tag|target|object|annotation)s?([ _-]?names?)?[ _-]?\d*",
     re.IGNORECASE,
 )
 INDEX_HEADERS = {"", "index", "idx", "id", "no", "nr", "#"}
@@ -49,6 +48,7 @@ class _Reader:
         self.problems: dict[str, list[str]] = {}  # by kind: one diagnosis each
         self.notes: list[str] = []
         self.header: list[str] = []
+        self.header_line = 0
         self.lines: dict[str, int] = {}  # class -> its first line
 
     def read(self) -> Labels:
@@ -59,7 +59,7 @@ class _Reader:
         if columns:
             image, chosen, one_hot = columns
             if one_hot:
-                self.lines = {self.header[j]: rows[0][0] - 1 for j in chosen}
+                self.lines = {self.header[j]: self.header_line for j in chosen}
                 words = [[self.header[j] for j in chosen if row[j].lower() in YES] for _, row in rows]
             else:
                 cells = [[row[j] for j in chosen if row[j]] for _, row in rows]
@@ -91,7 +91,8 @@ class _Reader:
         )
         separator = next(key for key, value in tables.items() if value is rows)
         if rows and self._is_header(rows):
-            self.header = [plain(cell) for cell in rows.pop(0)[1]]
+            self.header_line, cells = rows.pop(0)
+            self.header = list(map(plain, cells))
         width = len(self.header) or max(2, min((len(cells) for _, cells in rows), default=2))
         for _, cells in rows:  # what goes beyond is of the last column: classes that are joined by the separator
             cells[width - 1 :] = [separator.join(cells[width - 1 :])]
@@ -120,12 +121,11 @@ class _Reader:
         words = [(j, word) for j, cell in enumerate(first) for word in _words(cell, ";") if j]
         known = {word for cells in below for cell in cells[1:] for word in _words(cell, ";")}
         # A class may stand above the column that tells where it occurs.
-        over = {
-            j for j in range(len(first)) if {cells[j].lower() for cells in below if j < len(cells)} <= YES | NO | {""}
-        }
-        return bool(words) and not any(
-            w in known or (w in self.classes and not (below and j in over)) for j, w in words
-        )
+        one_hot = [
+            below and all(c[j : j + 1] in ([], [""]) or c[j].lower() in YES | NO for c in below)
+            for j in range(len(first))
+        ]
+        return bool(words) and not any(w in known or (w in self.classes and not one_hot[j]) for j, w in words)
 
     # columns
 
@@ -147,12 +147,13 @@ class _Reader:
         values = {j: {cells[j].lower() for _, cells in rows} - {""} for j in range(len(header)) if j != image}
         others = [j for j in values if not self._is_index(header[j], values[j], len(rows))]
         binary = [j for j in others if values[j] and values[j] <= YES | NO]
-        named = [j for j in others if LABEL_HEADER.fullmatch(header[j])]
+        named = [j for j in others if LABEL_HEADER.fullmatch(header[j].split(";")[0])]
         named = [j for j in named if j not in binary] or named[: len(named) * (len(binary) <= len(named))]
         by_class = [j for j in others if header[j] in self.classes]
         known = self.classes and all(values[j] <= {name.lower() for name in self.classes} for j in others)
         chosen, one_hot = others, False
-        if by_class or (binary and self.header and not named):
+        text = [j for j in others if any(map(str.isalpha, values[j])) and len(values[j]) < len(rows)]
+        if by_class or (binary and self.header and not named and (len(binary) > 1 or not {*text} - {*binary})):
             chosen, one_hot = by_class or binary, True
             self._ask_about(rows, chosen, others)
         elif named:
@@ -220,21 +221,18 @@ class _Reader:
         listed = self.classes or self.lines.keys()
         background = [name for name in self.lines if name.lower() in BACKGROUND]
         unknown = [name for name in self.lines if name not in listed and name not in background]
+        where = {name: f"{self.path} line {line}" for name, line in self.lines.items()}
         for name in background:
-            self._complain(f"{self._where(name)}: {name.lower()} is no class; leave it out", "background")
+            self._complain(f"{where[name]}: {name.lower()} is no class; leave it out", "background")
+            del self.lines[name]
         if unknown:
             more = f"; nor are {shortened([repr(name) for name in unknown[1:]])}" if unknown[1:] else ""
             known = self.path.with_name("classes.txt")
-            self._complain(f"{self._where(unknown[0])}: class {unknown[0]!r} is not in {known}{more}")
+            self._complain(f"{where[unknown[0]]}: class {unknown[0]!r} is not in {known}{more}")
         for image, words in labels.items():
-            labels[image] = [word for word in words if word not in background and word in listed]
-        for name in background:
-            del self.lines[name]
+            labels[image] = [word for word in words if word in self.lines and word in listed]
         for name, doubt, kind in () if self.classes else doubts(set(self.lines)):
-            self._complain(f"{self._where(name)}: {doubt}, or list all classes in classes.txt if it is a class", kind)
-
-    def _where(self, word: str) -> str:
-        return f"{self.path} line {self.lines[word]}"
+            self._complain(f"{where[name]}: {doubt}, or list all classes in classes.txt if it is a class", kind)
 
     def _complain(self, problem: str, kind: str = "") -> None:
         self.problems.setdefault(kind or problem, []).append(problem)

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from data.agreement import contents, disagreement
+from data.errors import UserError
 from data.folder import Folder
 from data.images import read_mask
 from data.remarks import about_classes, about_validation, fitting_batches
@@ -91,6 +92,7 @@ def spoil(n, value):
             False,
         ),
         (3, spoil(2, 3), r"disagree in 2 of 40 images", False),
+        (3, spoil(20, 255), r"disagree in 20 of 40 images", False),
         (3, spoil(30, 3), r"correct the labels or the masks", True),
     ],
 )
@@ -168,10 +170,12 @@ def test_validation_that_says_nothing():
 
 
 def test_batches_are_lowered_to_the_images_that_there_are():
-    args = argparse.Namespace(cam_batch_size=16, irn_batch_size=8)
+    args = argparse.Namespace(cam_batch_size=16, irn_batch_size=8, cam_accumulate=4, irn_accumulate=1)
     lists = {"train": list("abcdefghij"), "infer": list("abcdefgh")}
-    assert fitting_batches(args, lists.__getitem__, ["train_cam", "train_irn", "train_seg"]) == {"cam_batch_size": 10}
+    assert fitting_batches(args, lists.__getitem__, ["train_cam", "train_irn", "train_seg"]) == {"cam_batch_size": 8}
     assert fitting_batches(args, {"infer": ["a"]}.__getitem__, ["train_irn", "eval_cam"]) == {"irn_batch_size": 1}
+    with pytest.raises(UserError, match="3 images of --train_list are fewer than the 4 parts of a batch"):
+        fitting_batches(args, {"train": list("abc")}.__getitem__, ["train_cam"])
 
 
 # runs

@@ -43,6 +43,7 @@ def named(dataset):
         "dog;cat;image_id\n0.0;1.0;a\n1.0;1.0;b\n;;sub/c\n",
         "name,width,height,cat,dog,split\na,90,70,1,0,train\nb,90,70,1,1,val\nsub/c,90,70,0,0,train\n",
         "filename,width,class,xmin\na.jpg,90,cat,3\nb.jpg,90,cat,4\nb.jpg,90,dog,9\nb.jpg,90,dog,7\nsub/c.png,90,,0\n",
+        "Image Index,Finding Labels,Follow-up #,Age\na,cat,0,58\nb,cat|dog,1,58\nsub/c,,2,60\n",
         "image,class_id,class_name\na.jpg,3,cat\nb.jpg,3,cat\nb.jpg,8,dog\nsub/c.png,,\n",
         "Unnamed: 0,path,label\n0,/home/me/own/images/a.jpg,cat\n1,C:\\own\\images\\b.jpg,cat;dog\n2,data/sub/c.png,\n",
         "id,file,label_1,label_2\n7,a.bmp,cat,\n8,b.png,dog,cat\n9,sub\\c.tif,,\n",  # the images have been converted
@@ -84,6 +85,10 @@ ASKED = [
     ("image,label\na,cat\nb,dog\nsub/c,cat dog\n", r"line 4: 'cat dog' is made of other classes; write cat;dog"),
     ("image,label\na,cat\nb,dog\nsub/c,dog_cat\n", r"'dog_cat' is made of other classes; write dog;cat"),
     ("image,label\na,cat/dog\nb,dog\nsub/c,cat\n", r"line 2: 'cat/dog' is made of other classes; write cat;dog"),
+    (
+        "image,tags\na,haze sky\nb,clear sky;haze sea\nsub/c,clear sea;fog sea;fog sky\n",
+        r"'clear sea' looks like several",
+    ),
     ("image,label\na,0\nb,1\n", r"line 2: '0' tells no class: name the column as the class that 1 stands for"),
     ("a,1\nb,0\n", r"'0' tells no class"),
     ("image,label\na,yes\nb,no\n", r"'no' tells no class"),
@@ -96,6 +101,7 @@ PROBLEMS = [
     ("image,background,cat\na,1,1\nb,1,0\n", r"line 1: background is no class"),
     ("a,1,0\nb,0,1\nsub/c,0,0\n", r"line 1 has 3 columns, wanted 2: .*, or a header that says which hold classes"),
     ("file,kind,colour\na,cat,red\nb,dog,red\n", r"line 2 has 3 columns, wanted 2"),
+    ("file,kind,blurred\na,cat,0\nb,dog,1\nsub/c,cat,0\n", r"line 2 has 3 columns, wanted 2"),
     ("image,label\nx1,cat\nx2,dog\n", r"labels\.csv names no image: none is called 'x1' or 'cat' \(line 2\)"),
     ("image,label\na,cat\nx1,cat\nx2,dog\nx3,dog\n", r"line 3: 'x1' is not in .*images .*\(and 2 more like it\)"),
     ("image,label\na,cat\na,cat;dog\nb,\nb,dog\n", r"line 3: image 'a' is also in line 2 \(and 1 more like it\)"),

@@ -82,7 +82,7 @@ def naming(name: str, size: tuple[int, int]) -> Iterator[None]:
         if not out_of_memory(error):
             raise
         raise UserError(
-            f"image {name} ({size[0]} x {size[1]}): out of memory even with one image at a time; use --max_side, "
+            f"image {name} ({size[1]} x {size[0]}): out of memory even with one image at a time; use --max_side, "
             "--precision bf16, a smaller --RIB_crop_size or smaller --cam_scales, and run the command again; it resumes"
         ) from error
 
