@@ -1,7 +1,7 @@
 """Images of more than 8 bits a channel, which Pillow cuts short, and names of formats that are not read."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,14 +38,14 @@ class Header(NamedTuple):
 
 
 def not_read(path: Path) -> str | None:
-    """One line that names the format of a file that is not read; None if it is none of the known ones."""
+    """What is to be said of a file whose format is not read; None if it is none of the known ones."""
     if path.suffix.lower() in RAW:
         kind = "camera raw"
     else:
         with open(path, "rb") as file:
             head = file.read(256)
         kind = next((name for name, magic in NOT_READ.items() if re.match(magic, head, re.DOTALL)), None)
-    return kind and f"{path} exists, but {kind} is not read; convert it to PNG"
+    return kind and f"exists, but {kind} is not read; convert it to PNG"
 
 
 def deep_header(path: Path) -> Header | None:
@@ -92,7 +92,7 @@ def white_of(values: np.ndarray) -> float:
     return next((white for white in whites if values.max() <= white), float(values.max()))
 
 
-def to_bytes(values: np.ndarray, whites: dict[str, float]) -> np.ndarray:
+def to_bytes(values: np.ndarray, whites: Mapping[str, float]) -> np.ndarray:
     """uint8 [H, W, 3] of the values [H, W, 1 or 3].
 
     whites: kind of numbers -> value of white. An image that exceeds it has a range of its own.

@@ -2,7 +2,7 @@
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ IMAGE_FORMATS, MASK_FORMATS = (
 )  # by content, whatever the file is called
 
 
-def read_image(path: Path, exif: bool = False, whites: dict[str, float] = FULL) -> np.ndarray:
+def read_image(path: Path, exif: bool = False, whites: Mapping[str, float] = FULL) -> np.ndarray:
     """A JPEG, PNG, WebP, TIFF or BMP file as uint8 [H, W, 3], RGB: grey as three equal channels, without transparency.
 
     exif: rotate the image as its EXIF orientation says. whites: what is white in files of more than 8 bits, see
@@ -36,7 +36,7 @@ def read_image(path: Path, exif: bool = False, whites: dict[str, float] = FULL) 
         return pixels
 
 
-def _pixels(path: Path, exif: bool, whites: dict[str, float]) -> np.ndarray:
+def _pixels(path: Path, exif: bool, whites: Mapping[str, float]) -> np.ndarray:
     header = deep_header(path)
     if header is None:
         with _opened(path, IMAGE_FORMATS) as image:
@@ -179,4 +179,4 @@ def _explained(path: Path, formats: Sequence[str]) -> Iterator[None]:
     except Exception as error:  # a damaged file can raise anything
         wanted = f"wanted {' or '.join(formats)}: replace it or add --skip_bad"
         named = not_read(path) if path.is_file() else None
-        raise DataError(named or f"{path} cannot be read as an image ({error}); {wanted}") from error
+        raise DataError(f"{path} {named or f'cannot be read as an image ({error}); {wanted}'}") from error

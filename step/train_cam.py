@@ -75,7 +75,11 @@ def _optimizer(args: argparse.Namespace, model: Net, steps: int):
 @torch.inference_mode()
 def _validate(args: argparse.Namespace, model: Net, dataset: Dataset, device: torch.device) -> dict[str, float]:
     """Average precision per class on the validation images (None for a class that no or every image has)."""
-    names = torchutils.shard(image_names(args, dataset, "val"))
+    listed = image_names(args, dataset, "val")
+    labelled = [name for name in listed if dataset.has_label(name)]
+    if len(labelled) < len(listed):
+        logging.warning("%d of %d images of --val_list have no label", len(listed) - len(labelled), len(listed))
+    names = torchutils.shard(labelled)
     model.eval()
     truth, scores, right = [], [], 0.0
     with bar(len(names), "validate") as progress:

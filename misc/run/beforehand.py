@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
 
-from data import PURPOSES, image_names
+from data import LABELLED, PURPOSES, image_names
 from data.base import Dataset
 from data.check import bad_images
 from data.errors import UserError
@@ -16,9 +16,16 @@ from misc import torchutils
 
 
 def possible(args: argparse.Namespace, dataset: Dataset, chosen: Sequence) -> Sequence:
-    """The chosen steps (`runner.Step`) for which the dataset has ground truth; UserError if none is left."""
+    """The chosen steps (`runner.Step`) for which the dataset has labels and ground truth; UserError if none is left."""
     for note in dataset.notes:
         logging.warning(note)
+    if not dataset.has_labels:
+        learning = [step.name for step in chosen if step.needs_labels]
+        chosen = [step for step in chosen if not step.needs_labels]
+        if not chosen:
+            raise UserError(f"{args.data_root} has no labels, and all of these steps need some: {', '.join(learning)}")
+        if learning:
+            logging.warning("%s has no labels: left out %s", args.data_root, ", ".join(learning))
     scoring = [step.name for step in chosen if step.needs_masks]
     lacks = f"dataset {args.dataset} has no masks"
     if dataset.has_masks:
@@ -35,9 +42,10 @@ def possible(args: argparse.Namespace, dataset: Dataset, chosen: Sequence) -> Se
 
 def skip_bad_images(args: argparse.Namespace, dataset: Dataset) -> None:
     """For `--skip_bad`: the dataset leaves out what cannot be read, also stored in bad_images.json."""
-    lists = (dataset.names_of(getattr(args, f"{purpose}_list"))[: args.limit] for purpose in PURPOSES)
-    names = sorted(set().union(*lists))
-    bad = bad_images(dataset, torchutils.shard(names), args.num_workers)
+    lists = {purpose: dataset.names_of(getattr(args, f"{purpose}_list"))[: args.limit] for purpose in PURPOSES}
+    names = sorted(set().union(*lists.values()))
+    labelled = set().union(*(lists[purpose] for purpose in LABELLED))
+    bad = bad_images(dataset, torchutils.shard(names), labelled, args.num_workers)
     dataset.bad_images = dict(torchutils.gather(list(bad.items())))  # every rank has read its share
     if torchutils.rank() == 0:
         save_json(Path(args.work_dir) / "bad_images.json", dataset.bad_images)

@@ -30,7 +30,8 @@ class Step:
     """One step: its number and name, the module whose run(args, dataset, **options) does it, what it reads and writes.
 
     number: None for a step that stands apart from the chain and runs only where it is asked for by its name.
-    needs_masks: it is left out for a dataset without ground truth. needs_dataset: without it, run(args) is called.
+    needs_masks, needs_labels: it is left out for a dataset without ground truth, without labels. needs_dataset:
+    without it, run(args) is called.
     """
 
     number: int | None
@@ -40,6 +41,7 @@ class Step:
     writes: str
     options: dict = field(default_factory=dict)
     needs_masks: bool = False
+    needs_labels: bool = True
     needs_dataset: bool = True
 
     @property
