@@ -91,7 +91,9 @@ def _validate(args: argparse.Namespace, model: Net, dataset: Dataset, device: to
             progress.set_postfix_str(f"{right / len(truth):.1%} of the labels right", refresh=False)
             progress.update()
     truth, scores = torchutils.gather(truth), torchutils.gather(scores)
-    values = average_precision(np.array(truth), np.array(scores))
+    shape = (-1, dataset.n_classes)  # also of no image
+    truth, scores = np.reshape(truth, shape), np.reshape(scores, shape)
+    values = average_precision(truth, scores)
     values[np.all(truth, 0)] = np.nan  # any order of the images is right
     if np.isfinite(values).any():
         logging.info("train_cam: mean average precision %.3f on %d images", np.nanmean(values), len(truth))
