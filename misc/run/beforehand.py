@@ -1,10 +1,14 @@
 """What a run settles about its data before the first step."""
 
 import argparse
+import contextlib
 import logging
+import shutil
 from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
+
+import numpy as np
 
 from data import LABELLED, PURPOSES, image_names
 from data.base import Dataset
@@ -13,6 +17,10 @@ from data.errors import UserError
 from data.files import save_json
 from data.remarks import fitting_batches, remarks
 from misc import torchutils
+from misc.run.outputs import NPY_FOLDERS, OUTPUTS, path_of, result_file
+
+SAMPLE = 64  # images that the disk is estimated from
+SURELY = 0.75  # of the estimate
 
 
 def possible(args: argparse.Namespace, dataset: Dataset, chosen: Sequence) -> Sequence:
@@ -38,6 +46,39 @@ def possible(args: argparse.Namespace, dataset: Dataset, chosen: Sequence) -> Se
         raise UserError(f"{lacks}, and all of these steps need some: {', '.join(scoring)}")
     logging.warning("%s: left out %s", lacks, ", ".join(scoring))
     return [step for step in chosen if not step.needs_masks]
+
+
+def check_disk(args: argparse.Namespace, dataset: Dataset, steps: Sequence[str]) -> None:
+    """Says what the CAM and instance files to be made will take of the disk; UserError if they surely do not fit.
+
+    A map of every class at the size of the image, and of a CAM another at stride 4; weights and PNGs are small beside
+    them. Estimated from an even sample of the images.
+    """
+    folders = [argument for argument in NPY_FOLDERS if OUTPUTS[argument].step in steps]
+    names = image_names(args, dataset, "infer") if folders else []
+    values = []
+    for name in names[:: max(1, len(names) // SAMPLE)]:
+        with contextlib.suppress(UserError):
+            values.append(dataset.label(name).sum() * np.prod(dataset.image(name).shape[:2]))
+    disks: dict[int, list[tuple[float, str, Path]]] = {}  # device -> bytes, what for, a folder of it
+    for argument in folders if values else ():
+        path = path_of(args, argument)
+        missing = sum(not result_file(args, argument, name, ".npy").is_file() for name in names)
+        size = 1.0 if argument == "ins_seg_out_dir" else np.dtype(args.cam_dtype).itemsize * 17 / 16
+        nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+        need = float(np.mean(values)) * missing * size
+        if need:
+            disks.setdefault(nearest.stat().st_dev, []).append((need, f"{path.name} {_bytes(need)}", nearest))
+    for entries in disks.values():
+        need, free = sum(entry[0] for entry in entries), shutil.disk_usage(entries[0][2]).free
+        text = f"disk: about {', '.join(entry[1] for entry in entries)}; {_bytes(free)} are free in {entries[0][2]}"
+        if need * SURELY > free:
+            raise UserError(f"{text}; free some, use another --work_dir, or --cam_dtype float16 (half the size)")
+        logging.log(logging.WARNING if need > free else logging.INFO, text)
+
+
+def _bytes(number: float) -> str:
+    return f"{number / 1e9:.3g} GB" if number >= 1e9 else f"{number / 1e6:.3g} MB"
 
 
 def skip_bad_images(args: argparse.Namespace, dataset: Dataset) -> None:

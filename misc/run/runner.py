@@ -124,7 +124,7 @@ def _run(args: argparse.Namespace, sources: dict[str, str], chosen: Sequence[Ste
         print(f"dataset {args.dataset}, results in {args.work_dir}\n{table(chosen)}")
         return
     from misc import torchutils
-    from misc.run.beforehand import possible, remark, skip_bad_images
+    from misc.run.beforehand import check_disk, possible, remark, skip_bad_images
     from misc.run.outputs import remove_results
     from misc.run.trainloop import check_batches
 
@@ -149,6 +149,8 @@ def _run(args: argparse.Namespace, sources: dict[str, str], chosen: Sequence[Ste
         names = [step.name for step in chosen]
         told = remark(args, dataset, names) if dataset else {}
         torchutils.on_first_rank(lambda: check_batches(args, names))
+        if dataset is not None:
+            torchutils.on_first_rank(lambda: check_disk(args, dataset, names))
         if args.overwrite:
             torchutils.on_first_rank(lambda: remove_results(args, names))
         for step in chosen:
