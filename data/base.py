@@ -186,7 +186,8 @@ def read_lines(path: Path) -> list[str]:
     try:
         content = path.read_bytes()
         utf16 = content[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in content[:2]  # Excel's "Unicode text"
-        return content.decode("utf-16" if utf16 else "utf-8-sig").replace("\r\n", "\n").split("\n")
+        text = content.decode("utf-16" if utf16 else "utf-8").lstrip("\ufeff")
+        return text.replace("\r\n", "\n").split("\n")
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist") from error
     except UnicodeDecodeError as error:

@@ -34,7 +34,7 @@ def remarks(
         try:
             for argument, size in fitting_batches(args, names_of, [step]).items():
                 texts.append(f"fewer images than --{argument} {getattr(args, argument)}, which is lowered to {size}")
-            if step in ("make_rib_cam", "ablate") or (step == "train_cam" and not args.cam_init.startswith("head:")):
+            if step in ("train_cam", "make_rib_cam", "ablate") and _learns(args, step):
                 texts += about_classes(dataset.labels(names_of("train")) > 0, dataset.classes, step != "train_cam")
             if step in ("train_cam", "eval_seg") and dataset.has_labels:
                 texts += about_validation(dataset, names_of("train"), names_of("val"), step == "train_cam")
@@ -94,13 +94,17 @@ def about_validation(dataset: Dataset, train: Sequence[str], val: Sequence[str],
     return texts
 
 
+def _learns(args: argparse.Namespace, step: str) -> bool:
+    return step != "train_cam" or not args.cam_init.startswith("head:")
+
+
 def fitting_batches(args: argparse.Namespace, names_of: Callable[[str], list[str]], steps: Sequence[str]) -> dict:
     """Argument -> the lower batch size, for those of the steps whose list does not fill one batch.
 
     UserError where ranks and parts are more than the images.
     """
     lower = {}
-    for kind, purpose in (BATCHES[step] for step in steps if step in BATCHES):
+    for kind, purpose in (BATCHES[step] for step in steps if step in BATCHES and _learns(args, step)):
         size, shares = getattr(args, f"{kind}_batch_size"), getattr(args, f"{kind}_accumulate") * world_size()
         try:
             n = len(names_of(purpose))

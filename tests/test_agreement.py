@@ -170,7 +170,9 @@ def test_validation_that_says_nothing():
 
 
 def test_batches_are_lowered_to_the_images_that_there_are():
-    args = argparse.Namespace(cam_batch_size=16, irn_batch_size=8, cam_accumulate=4, irn_accumulate=1)
+    args = argparse.Namespace(
+        cam_batch_size=16, irn_batch_size=8, cam_accumulate=4, irn_accumulate=1, cam_init="scratch"
+    )
     lists = {"train": list("abcdefghij"), "infer": list("abcdefgh")}
     assert fitting_batches(args, lists.__getitem__, ["train_cam", "train_irn", "train_seg"]) == {"cam_batch_size": 8}
     assert fitting_batches(args, {"infer": ["a"]}.__getitem__, ["train_irn", "eval_cam"]) == {"irn_batch_size": 1}
