@@ -21,17 +21,22 @@ class Listing(NamedTuple):
     problems: list[str]
 
     def reason(self, text: str) -> str | None:
-        """Why the file of a name or path is none of `files`; None if there is no such file."""
-        path = self.others.get(plain(text.strip()))
+        """Why the file that a name or path means is none of `files`; None if there is no such file."""
+        path = self._other(text)
         if path is None:
             return None
         kind = os.path.splitext(path)[1] or "a file without an ending"
         return f"{path} {not_read(self.folder / path) or f'exists, but {kind} is not read; convert it to PNG'}"
 
+    def _other(self, text: str) -> str | None:
+        parts = plain(text.strip()).replace("\\", "/").split("/")
+        ends = ["/".join(parts[i:]) for i in range(len(parts))]
+        return next((self.others[end] for end in (*ends, *map(_stem, ends)) if end in self.others), None)
+
     def other_formats(self, named: Collection[str] = ()) -> list[str]:
         """One line for each known format of images that is not read, of files that are not in `named`."""
         lines: dict[str, list[str]] = {}
-        for path in sorted(set(self.others.values()) - {self.others.get(plain(text.strip())) for text in named}):
+        for path in sorted(set(self.others.values()) - set(map(self._other, named))):
             if reason := not_read(self.folder / path):
                 lines.setdefault(reason, []).append(f"{path} {reason}")
         return [alike(texts) for texts in lines.values()]
@@ -43,8 +48,7 @@ def list_files(folder: Path, endings: Sequence[str]) -> Listing:
     others: dict[str, str] = {}
     problems = []
     for path in sorted(walk(folder)):
-        stem, ending = os.path.splitext(path)
-        name = plain(stem)
+        name, ending = plain(_stem(path)), os.path.splitext(path)[1]
         if ending.lower() not in endings:
             others |= {name: path, plain(path): path}
         elif name in files:
@@ -52,6 +56,10 @@ def list_files(folder: Path, endings: Sequence[str]) -> Listing:
         else:
             files[name] = path
     return Listing(folder, files, others, problems)
+
+
+def _stem(path: str) -> str:
+    return os.path.splitext(path)[0]
 
 
 def walk(folder: Path | str, above: frozenset[str] = frozenset()) -> Iterator[str]:
