@@ -79,7 +79,7 @@ def check_data(args: argparse.Namespace, dataset: Dataset) -> bool:
     problems, warnings = [*problems, *texts[: int(too_many)]], texts[int(too_many) :]
     unusable = {f.name for f in bad}
     usable = {purpose: [name for name in names if name not in unusable] for purpose, names in lists.items()}
-    if all(usable.values()):
+    if dataset.has_labels and all(usable.values()):
         told = remarks(args, dataset, usable.__getitem__, [*BATCHES, "make_rib_cam", "eval_seg"], masks_too=False)
         warnings += [text for texts in told.values() for text in texts]
     warnings += _too_large(args, [f for f in found if f.size])
