@@ -63,7 +63,9 @@ def check_disk(args: argparse.Namespace, dataset: Dataset, steps: Sequence[str])
     disks: dict[int, list[tuple[float, str, Path]]] = {}  # device -> bytes, what for, a folder of it
     for argument in folders if values else ():
         path = path_of(args, argument)
-        missing = sum(not result_file(args, argument, name, ".npy").is_file() for name in names)
+        missing = len(names)
+        if path.is_dir():
+            missing = sum(not result_file(args, argument, name, ".npy").is_file() for name in names)
         size = 1.0 if argument == "ins_seg_out_dir" else np.dtype(args.cam_dtype).itemsize * 17 / 16
         nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
         need = float(np.mean(values)) * missing * size
