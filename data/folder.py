@@ -1,31 +1,39 @@
 """Your own images: a folder with images/, labels.csv and optionally masks/, classes.txt and splits/.
 
-    images/      jpg, jpeg, png, webp; subfolders are part of the name; rotated as their EXIF orientation says
-    labels.csv   name,class1;class2   with or without a header; nothing after the comma: no object in the image
-    masks/       palette or 8-bit grey PNG of class indices named as the image: 0 background, 1.. classes, 255 ignore
+    images/      jpg, jpeg, png, webp, tif, tiff, bmp; subfolders are part of the name; turned as their EXIF orientation
+                 says; more than 8 bits are scaled by the range of an even sample of the set
+    labels.csv   name,class1;class2   with or without a header; nothing after the comma: no object in the image;
+                 a column per class (0/1), a line per class and other separators are read too (data/tables.py)
+    masks/       palette or 8-bit grey PNG of class indices named as the image: 0 background, 1.. classes, 255 ignore;
+                 of one class also masks that hold nothing but 0 and 255, which is the class then
     classes.txt  one class per line, line k is the mask value k; default: the classes of labels.csv, alphabetically
     splits/      train.txt and val.txt, one image per line; default: every labelled image that is not in val.txt is a
                  training image, and the training images are also those of val
 
 The name of an image is its path below images/ without the ending; lists and labels.csv may have it with the ending.
+Without labels.csv a trained network segments the images; the classes are those that it was trained on.
 """
 
 import argparse
-import csv
 import os
-import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from data.base import Dataset, check_names, read_lines, shortened
+from data.base import Dataset, alike, check_names, plain, read_lines, shortened
+from data.classes import read_classes
 from data.errors import DataError, MissingFile
-from data.images import image_size, read_image, read_mask
+from data.files import load_json
+from data.formats import whites_of_set
+from data.images import IGNORE, image_size, read_image, read_mask
+from data.listing import list_files
+from data.tables import FILE, Labels, read_labels
 
 IMAGES, LABELS, MASKS, CLASSES, SPLITS = "images", "labels.csv", "masks", "classes.txt", "splits"
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
-MASK_ENDINGS = (*ENDINGS, ".bmp", ".gif", ".tif", ".tiff")  # anything but a PNG is refused when it is read
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
+DEEP_ENDINGS = (".png", ".tif", ".tiff")  # of files that may hold more than 8 bits a channel
+MASK_ENDINGS = (*ENDINGS, ".gif")  # anything but a PNG is refused when it is read
 MAX_CLASSES = 254  # mask values are bytes, 0 is background and 255 ignored
 SHOWN = 5
 _LAYOUT = f"images in {IMAGES}/ and a {LABELS} with lines like: name,class1;class2"
@@ -45,50 +53,87 @@ def open_dataset(args: argparse.Namespace) -> "Folder":
     """The dataset of `--data_root`; with `--check_data` its problems are collected instead of raised."""
     if not args.data_root:
         raise DataError(f"--dataset folder needs --data_root DIR, a folder with {IMAGES}/ and {LABELS}")
-    return Folder(args.data_root, strict=not getattr(args, "check_data", False))
+    return Folder(args.data_root, strict=not getattr(args, "check_data", False), trained_on=_classes_of_network(args))
+
+
+def _classes_of_network(args: argparse.Namespace) -> tuple[str, ...] | None:
+    """What the network that is named, or that of the work_dir, was trained on: empty if nothing tells, None without."""
+    named = [getattr(args, name, None) for name in ("seg_weights_name", "cam_weights_name")]
+    records = [Path(path).with_suffix(".made_by.json") for path in named if path]
+    if getattr(args, "work_dir", None):
+        records += sorted((Path(args.work_dir) / "sess").glob("*.made_by.json"))
+    told = (load_json(path).get("arguments", {}).get("classes") for path in records)
+    return tuple(next(filter(None, told), ())) if records else None
 
 
 class Folder(Dataset):
     """Images, labels and masks below `root`, laid out as the head of this module says.
 
     strict: raise DataError for the problems of labels.csv, classes.txt and lists, naming file and line; else they are
-    collected in `problems`.
+    collected in `problems`. trained_on: the classes of a trained network, which labels.csv is not needed for.
     """
 
     name = "folder"
 
-    def __init__(self, root: Path, strict: bool = True):
+    def __init__(self, root: Path, strict: bool = True, trained_on: Sequence[str] | None = None):
         self.root, self.strict = Path(root), strict
         self.problems: list[str] = []
         self.notes: list[str] = []
         self._absent: dict[str, str] = {}  # text that names no image -> file and line
+        self._unlabelled: dict[str, str] = {}  # image without a label -> file and line that name it
         if not self.root.is_dir():
             raise DataError(f"--data_root {self.root} is not a folder; wanted one with {IMAGES}/ and {LABELS}")
-        if missing := [name for name in (IMAGES, LABELS) if not (self.root / name).exists()]:
+        self.has_labels = (self.root / LABELS).exists()
+        known = trained_on or (trained_on is not None and (self.root / CLASSES).exists())
+        needed = (IMAGES,) if known else (IMAGES, LABELS)
+        if missing := [name for name in needed if not (self.root / name).exists()]:
             from data.sources import hint  # it imports this module
 
-            wanted = f"wanted {_LAYOUT}. {hint(self.root)}".strip()
+            network = ", or --seg_weights_name FILE, a network that segments them" if missing == [LABELS] else ""
+            wanted = f"wanted {_LAYOUT}{network}. {hint(self.root)}".strip()
             raise DataError(f"{self.root} has no {' and no '.join(missing)}; {wanted}")
-        self._images = self._files(IMAGES, ENDINGS)
-        self._names = {_plain(path): name for name, path in self._images.items()}  # path with ending -> name
-        self._masks = self._files(MASKS, MASK_ENDINGS)
+        self._listing, masks = list_files(self.root / IMAGES, ENDINGS), list_files(self.root / MASKS, MASK_ENDINGS)
+        self._images, self._masks = self._listing.files, masks.files
+        self.problems += self._listing.problems + masks.problems
+        self._names = {plain(path): name for name, path in self._images.items()}  # path with ending -> name
         if not self._images:
-            raise DataError(f"{self.root / IMAGES} holds no image; wanted {', '.join(ENDINGS)}")
-        listed = self._read_classes()
-        self._rows = rows = self._read_labels(listed)
-        self.classes = listed or tuple(sorted({name for names in rows.values() for name in names}))
-        if not rows or not self.classes:
-            kind = "class" if rows else "image"
+            formats = "".join(f"; {line}" for line in self._listing.other_formats())
+            raise DataError(f"{self.root / IMAGES} holds no image; wanted {', '.join(ENDINGS)}{formats}")
+        listed = self._read_classes() or (() if self.has_labels else tuple(trained_on or ()))
+        table = Labels({}, set(), {}, [], [])
+        if self.has_labels:
+            table = read_labels(self.root / LABELS, self._find, listed)
+        self._listed = table.rows if self.has_labels else self._images  # the images that splits are made of
+        self._rows, self._absent = table.rows, table.absent
+        self.problems += table.problems
+        self.notes += table.notes
+        self.classes = listed or tuple(sorted(table.classes, key=lambda name: (name.isdecimal() and int(name), name)))
+        if not (self._listed and self.classes) and not self.problems and not self._absent:
+            kind = "class" if self._rows else "image"
             self._complain(f"{self.root / LABELS} names no {kind}; wanted {_LAYOUT}")
         if len(self.classes) > MAX_CLASSES:
             self._complain(f"{len(self.classes)} classes are more than the {MAX_CLASSES} that a mask can hold")
         self._note_what_is_left_out(listed)
         if strict:
-            self._raise([*(f"{where}: {self._no_image(text)}" for text, where in self._absent.items()), *self.problems])
+            absent: dict[str, list[str]] = {}
+            for text, where in self._absent.items():
+                reason = self._no_image(text)
+                absent.setdefault(reason.partition("exists, but")[2], []).append(f"{where}: {reason}")
+            self._raise([*map(alike, absent.values()), *self.problems])
+        paths = [path for path in self._images.values() if path.lower().endswith(DEEP_ENDINGS)]
+        self.whites = whites_of_set([self.root / IMAGES / path for path in paths])
+        for kind, white in self.whites.items():
+            what = "floating-point images" if kind == "f" else "images of more than 8 bits"
+            self.notes.append(f"{what}: {white:.0f} is read as white, by the largest value of a sample")
+        self._white_is_class = len(self.classes) == 1 and self._only_black_and_white()
 
     @property
     def has_masks(self) -> bool:
-        return any(name in self._masks for name in self._rows)
+        return any(name in self._masks for name in self._listed)
+
+    @property
+    def identity(self) -> dict[str, object]:
+        return {**super().identity, **({"white": self.whites} if self.whites else {})}
 
     def names(self, split: str) -> list[str]:
         """A list of splits/; "train" and "val" also without one; "all": every labelled image, ordered by name."""
@@ -99,7 +144,7 @@ class Folder(Dataset):
             return self.names("train")
         if split in ("train", "all"):
             held_out = set(self.names("val")) if split == "train" and (lists / "val.txt").is_file() else set()
-            names = sorted(name for name in self._rows if name not in held_out)
+            names = sorted(name for name in self._listed if name not in held_out)
             if not names:
                 why = f"{lists / 'val.txt'} has them all" if held_out else f"{self.root / LABELS} names none"
                 raise DataError(f"no labelled image is left for split {split}: {why}")
@@ -121,7 +166,7 @@ class Folder(Dataset):
                 self._absent[name] = where
                 problems.append(f"{where}: {self._no_image(name)}")
             elif name not in self._rows:
-                problems.append(f"{where}: {name!r} has no line in {self.root / LABELS}")
+                self._unlabelled.setdefault(name, f"{where}: ")
             if names.setdefault(name, number) != number:
                 twice = f"{where}: {name!r} is also in line {names[name]}"
                 self._complain(twice)
@@ -133,127 +178,106 @@ class Folder(Dataset):
         return list(names)
 
     def find_name(self, text: str) -> str:
-        return self._find(text) or text
+        return self._find(text, in_list=False) or text
 
     def all_names(self) -> list[str]:
         return sorted(self._images.keys() | self._absent.keys())
 
     def image(self, name: str) -> np.ndarray:
-        return read_image(self._image_path(name), exif=True)
+        return read_image(self._image_path(name), exif=True, whites=self.whites)
 
     def label(self, name: str) -> np.ndarray:
         if name not in self._rows:
-            raise DataError(f"image {name!r} has no line in {self.root / LABELS}; nothing after the comma: no object")
+            where = self._unlabelled.get(name, "")
+            raise DataError(
+                f"{where}image {name!r} has no line in {self.root / LABELS}; nothing after the comma: no object"
+            )
         return np.isin(self.classes, self._rows[name]).astype(np.float32)
 
     def mask(self, name: str) -> np.ndarray | None:
         if name not in self._masks:
             return None
         size = image_size(self._image_path(name), exif=True)
-        return read_mask(self.root / MASKS / self._masks[name], self.n_classes, size)
+        mask = read_mask(self.root / MASKS / self._masks[name], self.n_classes, size)
+        return (mask == IGNORE).astype(np.uint8) if self._white_is_class else mask
 
     def has_mask(self, name: str) -> bool:
         return name in self._masks
 
     def check_names(self, names: Sequence[str], source: str) -> None:
-        check_names(names, self._rows.keys() & self._images.keys(), source, self.root / IMAGES)
+        check_names(names, self._images.keys(), source, self.root / IMAGES)
+
+    def check_labels(self, names: Sequence[str]) -> None:
+        unlabelled = [name for name in names if self.has_labels and name not in self._rows]
+        if unlabelled:
+            try:
+                self.label(unlabelled[0])
+            except DataError as error:
+                raise DataError(alike([str(error), *unlabelled[1:]])) from error
 
     def _image_path(self, name: str) -> Path:
         if name not in self._images:
             where = f"{self._absent[name]}: " if name in self._absent else ""
-            raise MissingFile(f"{where}{self._no_image(name)}")
+            kind = DataError if self._listing.reason(name) else MissingFile
+            raise kind(f"{where}{self._no_image(name)}")
         return self.root / IMAGES / self._images[name]
 
     def _no_image(self, text: str) -> str:
+        if reason := self._listing.reason(text):
+            return reason
         return f"{text!r} is not in {self.root / IMAGES} (with ending {', '.join(ENDINGS)})"
 
-    def _find(self, text: str) -> str | None:
-        """The name of the image that a line means by name or path, also as `./x`, `images/x` or `sub\\x`."""
-        for form in (_plain(text), _plain(text.strip()), _plain(text.strip().replace("\\", "/"))):
-            for path in (form, form.removeprefix("./").removeprefix(f"{IMAGES}/")):
-                if path in self._names:
-                    return self._names[path]
-                if path in self._images:
-                    return path
-        return None
+    def _find(self, text: str, in_list: bool = True) -> str | None:
+        """The name of the image that a text means by name or path.
 
-    def _files(self, folder: str, endings: Sequence[str]) -> dict[str, str]:
-        """Name -> path below `folder` of its files with these endings."""
-        files: dict[str, str] = {}
-        for path in sorted(walk(self.root / folder)):
-            stem, ending = os.path.splitext(path)
-            if ending.lower() not in endings:
-                continue
-            name = _plain(stem)
-            if name in files:
-                self._complain(f"{self.root / folder} has {files[name]!r} and {path!r}, both {name!r}; rename one")
-            else:
-                files[name] = path
-        return files
+        in_list: it is one name, so it may also be a path that ends in one, `C:\\mine\\x`, or have another ending.
+        """
+        forms = [plain(text), plain(text.strip()), plain(text.strip().replace("\\", "/"))]
+        forms.append(forms[-1].removeprefix("./").removeprefix(f"{IMAGES}/"))
+        if in_list:
+            forms += [os.path.splitext(forms[-1])[0]] if FILE.fullmatch(forms[-1]) else []
+            for parts in [path.split("/") for path in forms[3:]]:
+                forms += ["/".join(parts[i:]) for i in range(1, len(parts))]
+        for path in forms:
+            if path in self._names:
+                return self._names[path]
+            if path in self._images:
+                return path
+        return None
 
     def _read_classes(self) -> tuple[str, ...]:
         """The classes of classes.txt; empty without it."""
-        path = self.root / CLASSES
-        classes: dict[str, int] = {}
-        if not path.exists():
+        if not (self.root / CLASSES).exists():
             return ()
-        lines = [_plain(line.strip()) for line in read_lines(path)]
-        while lines and not lines[-1]:
-            lines.pop()
-        for number, name in enumerate(lines, 1):
-            where = f"{path} line {number}"
-            if not name:
-                self._complain(f"{where} is empty; line k is the class with the mask value k")
-            elif name.lower() == "background":
-                self._complain(f"{where}: background is no class, it is the mask value 0; remove the line")
-            elif name in classes:
-                self._complain(f"{where}: class {name!r} is also in line {classes[name]}")
-            else:
-                classes[name] = number
-        if not classes:
-            self._complain(f"{path} names no class; write one per line, or delete it")
-        return tuple(classes)
+        classes, problems, notes = read_classes(self.root / CLASSES)
+        self.problems += problems
+        self.notes += notes
+        return classes
 
-    def _read_labels(self, classes: Sequence[str]) -> dict[str, list[str]]:
-        """Image name -> its classes, of labels.csv. classes: the allowed ones; empty: any."""
-        path = self.root / LABELS
-        rows: dict[str, list[str]] = {}
-        lines: dict[str, int] = {}
-        table = list(_csv(path))
-        for number, cells in table[1:] if table and self._is_header(table, classes) else table:
-            where = f"{path} line {number}"
-            name = self._find(cells[0])
-            if len(cells) != 2:
-                self._complain(
-                    f"{where} has {len(cells)} columns, wanted 2: name,class1;class2 (a name with a comma in double "
-                    f"quotes; nothing after the comma: no object)"
-                )
-            elif name is None:
-                self._absent[cells[0].strip()] = where
-            elif name in lines:
-                self._complain(f"{where}: image {name!r} is also in line {lines[name]}")
-            else:
-                lines[name], words = number, _words(cells)
-                for word in words:
-                    if word.lower() == "background":
-                        self._complain(f"{where}: background is no class; leave it out")
-                    elif classes and word not in classes:
-                        self._complain(f"{where}: class {word!r} is not in {self.root / CLASSES}")
-                rows[name] = [word for word in words if word.lower() != "background" and word in (classes or words)]
-        return rows
-
-    def _is_header(self, table: list[tuple[int, list[str]]], classes: Sequence[str]) -> bool:
-        """Whether the first row names neither an image nor classes that occur elsewhere."""
-        first, words = table[0][1], set(_words(table[0][1]))
-        known = set(classes) or {word for _, cells in table[1:] for word in _words(cells)}
-        return len(first) == 2 and self._find(first[0]) is None and bool(words) and not words & known
+    def _only_black_and_white(self) -> bool:
+        """Whether the masks hold nothing but 0 and 255, both of them: then 255 is the class. Usually one is read."""
+        names = sorted(self._masks.keys() & self._listed.keys(), key=lambda name: not self._rows.get(name))
+        white = False
+        for name in names:
+            try:
+                mask = read_mask(self.root / MASKS / self._masks[name])
+            except DataError:  # named where it is used
+                continue
+            if ((mask != 0) & (mask != IGNORE)).any():
+                return False
+            white = white or bool((mask == IGNORE).any())
+        if white:
+            self.notes.append(f"{MASKS}/ holds nothing but 0 and 255: 255 is read as {self.classes[0]}")
+        return white
 
     def _note_what_is_left_out(self, listed: Sequence[str]) -> None:
-        unlabelled = sorted(self._images.keys() - self._rows.keys())
+        unlabelled = sorted(self._images.keys() - self._listed.keys())
         if unlabelled:
             self.notes.append(
-                f"{len(unlabelled)} images have no line in {LABELS} and are not used: {shortened(unlabelled)}"
+                f"{len(unlabelled)} images have no line in {LABELS} and are not used unless --val_list names them: "
+                f"{shortened(unlabelled)}"
             )
+        self.notes += self._listing.other_formats(self._absent)
         orphans = sorted(self._masks.keys() - self._images.keys())
         if orphans:
             self.notes.append(f"{len(orphans)} files in {MASKS}/ belong to no image: {shortened(orphans)}")
@@ -268,33 +292,3 @@ class Folder(Dataset):
         if problems:
             more = f"; and {len(problems) - SHOWN} more: --check_data lists them" if len(problems) > SHOWN else ""
             raise DataError("; ".join(problems[:SHOWN]) + more)
-
-
-def _plain(text: str) -> str:
-    """Text in the one form (NFC) in which names and classes are compared; macOS stores file names decomposed."""
-    return unicodedata.normalize("NFC", text)
-
-
-def _words(cells: Sequence[str]) -> list[str]:
-    """The classes in a row of labels.csv."""
-    return [_plain(part.strip()) for cell in cells[1:] for part in cell.split(";") if part.strip()]
-
-
-def walk(folder: Path) -> Iterator[str]:
-    """Paths below `folder` of all files that are not hidden, also in linked folders."""
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (os.path.relpath(os.path.join(parent, name), folder) for name in files if name[0] != ".")
-
-
-def _csv(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """(line, cells) of the rows of a CSV file that are not empty, without empty cells at the end."""
-    reader = csv.reader((f"{line}\n" for line in read_lines(path)), strict=True)
-    try:
-        for cells in reader:
-            while len(cells) > 2 and not cells[-1].strip():
-                cells.pop()
-            if any(cell.strip() for cell in cells):
-                yield reader.line_num, cells
-    except csv.Error as error:
-        raise DataError(f"{path} line {reader.line_num}: {error}") from error

@@ -43,8 +43,8 @@ def photo(args: argparse.Namespace) -> Path:
     cam = recording.maps(args.RIB_iter - 1)[1]
     backend = crf.resolve_backend(args.crf_backend, device)
     label = crf.ir_label(image, cam, np.arange(len(labels)), args.conf_fg_thres, args.conf_bg_thres, backend)
-    look = (args.cam_eval_thres, args.strips_power, TILE)
-    picture = strip(path.name, image, labels, maps_of(recording, args.RIB_iter), {"IRN label": label}, *look)
+    maps, masks = maps_of(recording, args.RIB_iter), {"IRN label": label}
+    picture = strip(path.name, image, labels, maps, masks, args.cam_eval_thres, TILE)
     written = path.with_name(f"{path.name}.rib.png")
     try:
         save(written, picture)

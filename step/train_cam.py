@@ -74,8 +74,12 @@ def _optimizer(args: argparse.Namespace, model: Net, steps: int):
 
 @torch.inference_mode()
 def _validate(args: argparse.Namespace, model: Net, dataset: Dataset, device: torch.device) -> dict[str, float]:
-    """Average precision per class on the validation images (None for a class that does not occur there)."""
-    names = torchutils.shard(image_names(args, dataset, "val"))
+    """Average precision per class on the validation images (None for a class that no or every image has)."""
+    listed = image_names(args, dataset, "val")
+    labelled = [name for name in listed if dataset.has_label(name)]
+    if len(labelled) < len(listed):
+        logging.warning("%d of %d images of --val_list have no label", len(listed) - len(labelled), len(listed))
+    names = torchutils.shard(labelled)
     model.eval()
     truth, scores, right = [], [], 0.0
     with bar(len(names), "validate") as progress:
@@ -87,6 +91,14 @@ def _validate(args: argparse.Namespace, model: Net, dataset: Dataset, device: to
             progress.set_postfix_str(f"{right / len(truth):.1%} of the labels right", refresh=False)
             progress.update()
     truth, scores = torchutils.gather(truth), torchutils.gather(scores)
-    values = average_precision(np.array(truth), np.array(scores))
-    logging.info("train_cam: mean average precision %.3f on %d validation images", np.nanmean(values), len(truth))
+    shape = (-1, dataset.n_classes)  # also of no image
+    truth, scores = np.reshape(truth, shape), np.reshape(scores, shape)
+    values = average_precision(truth, scores)
+    values[np.all(truth, 0)] = np.nan  # any order of the images is right
+    if np.isfinite(values).any():
+        logging.info("train_cam: mean average precision %.3f on %d images", np.nanmean(values), len(truth))
+    else:
+        logging.warning(
+            "train_cam: no class is in some of the %d images of --val_list only: no average precision", len(truth)
+        )
     return {name: None if np.isnan(v) else float(v) for name, v in zip(dataset.classes, values, strict=True)}

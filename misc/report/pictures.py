@@ -29,6 +29,7 @@ COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114
 IGNORED, STROKE = 254, 255  # palette entries
 KEYS = ("truth", "cam", "rib", "label", "edge", "mask", "instances", "seg")  # of what is shown, in this order
 SHOWN_STEPS = (1, 3, 5, 10)  # of the paper's figure 3
+LOW = 0.2  # thresholds below which a linear scale of a map would show nothing but the peak
 
 
 class Layer(NamedTuple):
@@ -63,7 +64,8 @@ def outputs(
         if file is not None:
             threshold = at(measured, f"{step}.best.threshold")
             mask = cams_to_mask(file["high_res"], file["keys"], args.cam_eval_thres if threshold is None else threshold)
-            layers[key] = key.upper(), heat_layer(file["cam"]), mask
+            layers[key] = key.upper(), heat_layer(file["cam"]), dataset.full_size(name, mask)
+    size = None if dataset.max_side else size  # of what is stored at the size of the image itself
     masks = {"label": ("IRN label", "ir_label"), "mask": ("pseudo mask", "sem_seg"), "seg": ("network", "seg")}
     for key, (title, folder) in masks.items():
         mask = readable(read_mask, result_file(args, f"{folder}_out_dir", name, ".png"), n, size)
@@ -75,7 +77,7 @@ def outputs(
     instances = readable(load_instances, result_file(args, "ins_seg_out_dir", name, ".npy"), size, n)
     if instances is not None:
         layers["instances"] = "instances", instance_layer(instances["mask"], instances["score"]), None
-    drawn = {*(np.flatnonzero(dataset.label(name)) + 1).tolist()}
+    drawn = {*(np.flatnonzero(dataset.label(name)) + 1).tolist()} if dataset.has_label(name) else set()
     drawn |= {value for _, layer, mask in layers.values() if layer is None for value in np.unique(mask).tolist()}
     colours = colours_of(drawn - {0, 255})
     listed = [(key, *layers[key]) for key in KEYS if key in layers]
@@ -123,7 +125,7 @@ def mask_layer(mask: np.ndarray, colours: dict[int, tuple[int, int, int]] | None
 def heat_layer(cams: np.ndarray, power: float = 0.5) -> Layer:
     """The strongest of CAMs float32 [n, h, w] as heat, to the given power.
 
-    By default the square root: seeds are cut at low thresholds, where a linear scale shows nothing but the peak.
+    By default the square root, for seeds are often cut at low thresholds (LOW).
     """
     strength = np.arange(64) / 63
     palette = np.zeros((256, 4), np.uint8)
@@ -215,31 +217,31 @@ def spread(length: int, n: int) -> list[int]:
 
 def strip(
     title: str, image: np.ndarray, classes: Sequence[str], maps: dict[str, np.ndarray], masks: dict[str, np.ndarray],
-    threshold: float, power: float, tile: int = TILE,
+    threshold: float, tile: int = TILE,
 ) -> bytes:  # fmt: skip
     """A PNG as the paper's figure 3, of `strip_rows`. tile: long side of a picture."""
-    rows = strip_rows(image, classes, maps, masks, threshold, power)
-    return grid(["image", *maps, *masks], rows, f"{title} ({strip_note(threshold, power)})", tile)
+    rows = strip_rows(image, classes, maps, masks, threshold)
+    return grid(["image", *maps, *masks], rows, f"{title} ({strip_note(threshold)})", tile)
 
 
-def strip_note(threshold: float, power: float) -> str:
+def strip_note(threshold: float) -> str:
     """What a strip shows, in words."""
-    return f"k: updates of the weights; line: {threshold:g} of the maximum" + "; maps: square root" * (power == 0.5)
+    return f"k: updates of the weights; line: {threshold:g} of the maximum" + "; maps: square root" * (threshold < LOW)
 
 
 def strip_rows(
     image: np.ndarray, classes: Sequence[str], maps: dict[str, np.ndarray], masks: dict[str, np.ndarray],
-    threshold: float, power: float,
+    threshold: float,
 ) -> list[tuple[str, list[np.ndarray]]]:  # fmt: skip
     """A row per class, the columns image, maps, masks, for `grid`.
 
     classes: names of the n classes of the image; none gives one row with empty maps. maps: title -> [n, H, W] in
-    [0, 1], drawn to a power, with the outline of what exceeds the threshold. masks: title -> uint8 [H, W] (0
-    background, c + 1 class, 255 ignored).
+    [0, 1], drawn with the outline of what exceeds the threshold. masks: title -> uint8 [H, W] (0 background, c + 1
+    class, 255 ignored).
     """
     rows = []
     for r in range(max(1, len(classes))):
-        heats = [over(image, heat_layer(cams[r : r + 1], power)) for cams in maps.values()]
+        heats = [over(image, heat_layer(cams[r : r + 1], 0.5 if threshold < LOW else 1.0)) for cams in maps.values()]
         for heat, cams in zip(heats, maps.values(), strict=True):
             exceeds = (_resize(cams[r : r + 1].max(0, initial=0), heat.shape[:2]) > threshold).astype(np.uint8)
             heat[cv2.morphologyEx(exceeds, cv2.MORPH_GRADIENT, np.ones((3, 3))) > 0] = 255

@@ -5,12 +5,12 @@ Precedence: the command line, then `--config`, then the dataset's PRESET, then t
 
 import argparse
 import math
-import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from data import DATASETS, DatasetNames, data_module
 from data.errors import UserError
+from data.process import cores
 
 RIB, IRN, DEEPLAB = "RIB, section 5.1", "IRN, run_sample.py", "DeepLab-v2"
 RIB_STEP, RIB_RUN, AUTHORS = "RIB, step/make_rib_cam.py", "RIB, run_sample.py", "RIB, as its authors report"
@@ -89,12 +89,8 @@ def boolean(text: str) -> bool:
 
 
 POSITIVE, COUNT = number(int, 1), number(int, 0)
-FINITE, RATE, NOT_NEGATIVE, FRACTION = (
-    number(float),
-    number(float, 0, True),
-    number(float, 0),
-    number(float, 0, True, 1),
-)
+FINITE, RATE, NOT_NEGATIVE = number(float), number(float, 0, True), number(float, 0)
+FRACTION = number(float, 0, True, 1)
 FLOATS, FLOATS2, INTS2 = listed(FINITE), listed(FINITE, 2), listed(int, 2)
 FLAG = "flag"  # in place of a type: no value follows
 
@@ -104,21 +100,16 @@ def _more(*row: Any, **others: Any) -> Option:
     return Option(*row, **others)._replace(basic=False)
 
 
-def _datasets() -> str:
-    return "; ".join(f"{name}: {text}" for name, (_, text) in DATASETS.items()) + "; or a Python file that offers one"
-
-
 OPTIONS: dict[str, list[Option]] = {
     "what to run": [
-        Option("dataset", "shapes", None, "NAME", _datasets(), choices=DatasetNames(DATASETS)),
+        Option("dataset", "shapes", None, "NAME", "; ".join(f"{name}: {text}" for name, (_, text) in DATASETS.items())
+               + "; or a Python file that offers one", choices=DatasetNames(DATASETS)),
         Option("data_root", None, None, "DIR", "folder of the dataset", also=("voc12_root",)),
         Option("work_dir", None, None, "DIR", "folder of all results (default: result/DATASET)"),
         Option("config", None, None, "FILE.yaml", "values by argument name; the command line wins over them"),
         Option("photo", None, None, "FILE", "write FILE.rib.png (CAM, RIB, IRN label) of one photograph, and exit"),
-        Option("label", None, listed(str), "NAME,...", "what --photo shows, in ImageNet's words (default: what the "
-               "classifier sees)"),
-        Option("steps", None, None, "LIST", "steps by number or name, with ranges: 3-6 or train_cam,eval_cam",
-               "every numbered step"),
+        Option("label", None, listed(str), "NAME,...", "what --photo shows, in ImageNet's words (default: as seen)"),
+        Option("steps", None, None, "LIST", "steps by number or name, with ranges: 3-6 or train_cam,eval_cam"),
         Option("list_steps", False, FLAG, None, "list number, name, input and output of every step, and exit"),
         Option("dry_run", False, FLAG, None, "print the plan and exit"),
         Option("check_data", False, FLAG, None, "read every image, label and mask, print a summary, and exit"),
@@ -133,7 +124,7 @@ OPTIONS: dict[str, list[Option]] = {
         Option("precision", "fp32", None, None, "numeric precision of the networks", choices=("fp32", "tf32", "bf16")),
         _more("deterministic", False, FLAG, None, "on a GPU, RIB gives the same bits in every run; slower in fp32"),
         Option("seed", 0, number(int, 0, high=2**63), "N", "seed of every random draw, and of the images of shapes"),
-        Option("num_workers", min(8, os.cpu_count() or 1), COUNT, "N", "processes that read images; 0: none"),
+        Option("num_workers", min(8, cores()), COUNT, "N", "processes that read images; 0: none"),
     ],
     "data": [
         Option("train_list", "train", None, "LIST", "images to train the classifier on: a split or a list file",
@@ -145,6 +136,8 @@ OPTIONS: dict[str, list[Option]] = {
         Option("val_list", "val", None, "LIST", "images on which classifier and segmentation are scored",
                "the images on which the segmentation network is scored", also=("split",)),
         Option("limit", None, POSITIVE, "N", "use only the first N images of every list"),
+        Option("max_side", None, POSITIVE, "PX", "work on images scaled down to this long side; masks are stored and "
+               "scored at the images' own size, CAM files stay small"),
         _more("photos_size", 320, POSITIVE, "PX", "photos and --photo: long side of the images", "this program"),
         _more("shapes_train", 320, POSITIVE, "N", "shapes: training images"),
         _more("shapes_val", 80, POSITIVE, "N", "shapes: validation images"),
@@ -160,8 +153,7 @@ OPTIONS: dict[str, list[Option]] = {
         _more("cam_optimizer", "sgd", None, None, "sgd: as published; adamw: one-cycle schedule",
               "IRN, misc/torchutils.py: PolyOptimizer", choices=("sgd", "adamw")),
         _more("cam_crop_size", 512, POSITIVE, "PX", "side of the training crops", IRN),
-        _more("cam_resize_long", (320, 640), INTS2, "LO,HI", "range of the long side, pixels",
-              "IRN, step/train_cam.py"),
+        _more("cam_resize_long", (320, 640), INTS2, "LO,HI", "range of the long side", "IRN, step/train_cam.py"),
         Option("cam_batch_size", 16, POSITIVE, "N", "images per step, over all ranks", IRN),
         _more("cam_accumulate", 1, POSITIVE, "N", "parts in which a step is computed, to save memory; the same step, "
               "except that --cam_init scratch normalises every part by itself"),
@@ -169,6 +161,7 @@ OPTIONS: dict[str, list[Option]] = {
         Option("cam_learning_rate", 0.1, RATE, "LR", "learning rate of the backbone; sgd: head 10x", IRN),
         _more("cam_weight_decay", 1e-4, NOT_NEGATIVE, "W", "weight decay", IRN),
         _more("cam_scales", (1.0, 0.5, 1.5, 2.0), FLOATS, "S,...", "image scales; the first 1.0, the second 0.5", IRN),
+        _more("cam_dtype", "float32", None, None, "of CAM files; float16 halves them", choices=("float32", "float16")),
         _more("cam_eval_thres", 0.15, FINITE, "T", "fixed background threshold that is reported", IRN),
         _more("cam_eval_sweep", (0.20, 0.49, 0.01), listed(FINITE, 3), "LO,HI,STEP", "background thresholds to sweep",
               "RIB, step/eval_cam.py"),
@@ -271,7 +264,6 @@ OPTIONS: dict[str, list[Option]] = {
         _more("ablate", None, None, "LIST", "steps, pooling, activation, companions, learning_rate (default: all)"),
         _more("ablate_limit", 8, POSITIVE, "N", "images that every point takes"),
         _more("strips_images", "12", None, "NAMES|N", "images that get a strip: names, or how many"),
-        _more("strips_power", 0.5, RATE, "P", "strips show maps to this power", "seeds are cut at low thresholds"),
     ],
     "toy experiment (step toy; it does not depend on --dataset)": [
         _more("mnist_root", None, None, "DIR", "take digits from MNIST in DIR, fetched if missing"),
@@ -299,10 +291,10 @@ OPTIONS: dict[str, list[Option]] = {
 
 
 def preset(dataset: str) -> dict[str, tuple[object, str]]:
-    """The values of the method for a dataset: argument -> (value, source); UserError if its PRESET has others."""
+    """The values of the method, and its own steps, for a dataset: name -> (value, source); UserError for others."""
     known = {o.name: (o.default, o.source) for options in OPTIONS.values() for o in options if o.source}
     own = data_module(dataset).PRESET
-    unknown = sorted(set(own) - set(known))
+    unknown = sorted(set(own) - set(known) - {"steps"})
     if unknown:
         raise UserError(f"the PRESET of dataset {dataset} has {', '.join(unknown)}; there are {', '.join(known)}")
     return {**known, **own}

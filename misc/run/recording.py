@@ -56,7 +56,7 @@ def _companions(
     n_iter: int,
 ) -> CompanionStream | CompanionPool:  # fmt: skip
     """Where the companions of every image to be made come from, by `--RIB_companions`."""
-    names = image_names(args, dataset, "train")
+    names = image_names(args, dataset, "train") if dataset.has_labels else []
     crops = RawCrops(dataset, args.RIB_resize_long, args.RIB_crop_size, args.seed)
 
     def batches_of(names: Sequence, labels: np.ndarray) -> CompanionBatches:
@@ -73,7 +73,7 @@ def _companions(
 
 @contextlib.contextmanager
 def naming(name: str, size: tuple[int, int]) -> Iterator[None]:
-    """Errors of RIB that name the image: FloatingPointError, and UserError where memory does not suffice."""
+    """Errors that name the image: FloatingPointError, and UserError where memory does not suffice."""
     try:
         yield
     except FloatingPointError as error:
@@ -82,8 +82,8 @@ def naming(name: str, size: tuple[int, int]) -> Iterator[None]:
         if not out_of_memory(error):
             raise
         raise UserError(
-            f"image {name} ({size[0]} x {size[1]}): out of memory even with one image at a time; use --precision bf16, "
-            "a smaller --RIB_crop_size or --cam_scales, or a smaller image, and run the command again; it resumes"
+            f"image {name} ({size[1]} x {size[0]}): out of memory even with one image at a time; use --max_side, "
+            "--precision bf16, a smaller --RIB_crop_size or smaller --cam_scales, and run the command again; it resumes"
         ) from error
 
 
