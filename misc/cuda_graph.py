@@ -48,7 +48,7 @@ class Graphs:
                 if out_of_memory(error) or out_of_memory(error.__context__):  # the end of a recording hides the reason
                     raise torch.OutOfMemoryError("CUDA out of memory while recording a graph") from error
                 self.enabled = False
-                logging.warning("no CUDA graph could be recorded, going on without, which is slower: %s", error)
+                logging.warning("CUDA graph capture failed, running without graphs (slower): %s", error)
                 return function(*args)
         self.graphs.move_to_end(key)
         graph, inputs, outputs = self.graphs[key]

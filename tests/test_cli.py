@@ -182,7 +182,7 @@ MISTAKES = [
     (["--steps", "99"], "there is no step '99'"),
     (["--beta", "x"], "argument --beta: invalid number value: 'x'"),
     (["--beta", "0"], "0 is not above 0"),
-    (["--steps", "1", "--no-train_cam_pass"], "no step is left"),
+    (["--steps", "1", "--no-train_cam_pass"], "all selected steps are switched off"),
     (["--RIB_iter", "0"], "argument --RIB_iter: 0 is not at least 1"),
     (["--RIB_batch_size", "-1"], "argument --RIB_batch_size/--RIB_batch: -1 is not at least 0"),
     (["--cam_resize_long", "320"], "argument --cam_resize_long: '320' has 1 values, wanted 2 joined by commas"),

@@ -12,7 +12,6 @@ import torch
 from data import image_names
 from data.base import Dataset
 from data.companions import CompanionBatches, CompanionPool, CompanionStream
-from data.errors import UserError
 from data.loaders import Pyramids, RawCrops, iterate_images, normalized
 from data.progress import Stopwatch
 from misc.cam import combine_scales
@@ -73,7 +72,7 @@ def _companions(
 
 @contextlib.contextmanager
 def naming(name: str, size: tuple[int, int]) -> Iterator[None]:
-    """Errors of RIB that name the image: FloatingPointError, and UserError where memory does not suffice."""
+    """Errors that name the image: FloatingPointError, and MemoryError where memory does not suffice."""
     try:
         yield
     except FloatingPointError as error:
@@ -81,10 +80,7 @@ def naming(name: str, size: tuple[int, int]) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-        raise UserError(
-            f"image {name} ({size[0]} x {size[1]}): out of memory even with one image at a time; use --precision bf16, "
-            "a smaller --RIB_crop_size or --cam_scales, or a smaller image, and run the command again; it resumes"
-        ) from error
+        raise MemoryError(f"image {name} ({size[0]} x {size[1]}): out of memory") from error
 
 
 class Recording(NamedTuple):
@@ -137,7 +133,7 @@ def record(
                 if not recorded:
                     raise
                 overflowed = True
-                logging.warning("%s; it counts as it was after %d updates", error, len(recorded) - 1)
+                logging.warning("%s; using its CAM after %d updates", error, len(recorded) - 1)
         else:  # no class, no map
             recorded.append([levels[0].new_zeros((0, 1, 1))])
         yield Recording(name, size, levels, keys, recorded, overflowed)
