@@ -247,6 +247,12 @@ def test_an_image_does_not_depend_on_the_one_before(model, images):
     assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
 
 
+def test_words_that_are_no_choice_are_refused(model):
+    for name in ("pooling", "activation", "precision"):
+        with pytest.raises(ValueError, match="'none such' is none of"):
+            RIB(model, **{**SETTINGS, name: "none such"})
+
+
 def test_logits_that_are_not_finite_stop_the_image(model, images):
     with pytest.raises(FloatingPointError, match="not finite in RIB step"):
         run(model, images, LABEL, [], lr=1e30)
@@ -263,22 +269,14 @@ def test_bf16_follows_the_weights_and_stays_near_fp32(model, images):
         assert relative_error(got, wanted) < 0.02
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"),
-        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
-        RuntimeError("[enforce fail at alloc_cpu.cpp:118] . DefaultCPUAllocator: can't allocate memory"),
-    ],
-)
-def test_an_image_that_runs_out_of_memory_goes_on_with_fewer_rows(model, images, monkeypatch, error):
+def test_an_image_that_runs_out_of_memory_goes_on_with_fewer_rows(model, images, monkeypatch):
     wanted, n_steps = run(model, images, LABEL, make_companions(3))
     cam, passes = Folded.cam, []
 
     def small_card(self, x):
         passes.append(len(x))
         if len(x) > 1 and len(passes) > 5:  # in the second step
-            raise error
+            raise RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
         return cam(self, x)
 
     rib = RIB(model, **SETTINGS)
