@@ -8,6 +8,7 @@ from types import ModuleType
 
 from data.base import Dataset, load_file
 from data.errors import DataError
+from data.scaled import Scaled
 
 PURPOSES = ("train", "infer", "eval", "val")  # of image lists: `--PURPOSE_list`
 # name -> (module, one line). A module offers PRESET and open_dataset(args); see docs/adding_a_dataset.md.
@@ -27,8 +28,9 @@ class DatasetNames(tuple):
 
 
 def open_dataset(args: argparse.Namespace) -> Dataset:
-    """The dataset that the arguments name."""
-    return data_module(args.dataset).open_dataset(args)
+    """The dataset that the arguments name, with `--max_side` at the working size."""
+    dataset = data_module(args.dataset).open_dataset(args)
+    return Scaled(dataset, args.max_side) if getattr(args, "max_side", None) else dataset
 
 
 def image_names(args: argparse.Namespace, dataset: Dataset, purpose: str) -> list[str]:

@@ -3,6 +3,7 @@
 import importlib.util
 import operator
 import sys
+import unicodedata
 import zlib
 from collections.abc import Collection, Mapping, Sequence
 from functools import cache
@@ -30,6 +31,7 @@ class Dataset:
     bad_images: Mapping[str, str] = MappingProxyType({})
     # Folder below that of the masks for those of images without ground truth, as the dataset's test server wants it.
     submission = ""
+    max_side: int | None = None  # see data/scaled.py
 
     def __reduce_ex__(self, protocol: int) -> tuple:
         """For worker processes that inherit no modules: a user's own dataset file is loaded there first."""
@@ -47,7 +49,7 @@ class Dataset:
     @property
     def identity(self) -> dict[str, object]:
         """Plain values that tell whether results belong to this dataset; kept with every result."""
-        return {"--dataset": self.name, "classes": list(self.classes)}
+        return {"--dataset": self.name, "classes": list(self.classes), "--max_side": self.max_side}
 
     @property
     def has_masks(self) -> bool:
@@ -88,6 +90,14 @@ class Dataset:
     def all_names(self) -> list[str]:
         """The images that `--check_data` reads besides those of the lists."""
         return []
+
+    def working_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(H, W) at which `image` hands out an image of a size: another one only with `--max_side`."""
+        return size
+
+    def full_size(self, name: str, masks: np.ndarray) -> np.ndarray:
+        """Masks [..., H, W] made of `image(name)`, at the size of the image itself, as they are stored and scored."""
+        return masks
 
     @property
     def category_ids(self) -> tuple[int, ...]:
@@ -155,15 +165,28 @@ def read_list(path: Path) -> list[str]:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a UTF-8 text file, with or without byte order mark; DataError if it is missing or not text."""
+    """The lines of a UTF-8 or UTF-16 text file, with or without byte order mark; DataError if there is none."""
     try:
-        return path.read_text(encoding="utf-8-sig").split("\n")
+        content = path.read_bytes()
+        utf16 = content[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in content[:2]  # Excel's "Unicode text"
+        text = content.decode("utf-16" if utf16 else "utf-8").lstrip("\ufeff")
+        return text.replace("\r\n", "\n").split("\n")
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from error
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def plain(text: str) -> str:
+    """Text in the one form (NFC) in which names and classes are compared; macOS stores file names decomposed."""
+    return unicodedata.normalize("NFC", text)
+
+
+def alike(problems: Sequence[str]) -> str:
+    """Problems of one kind as one: the first, and how many more there are."""
+    return problems[0] + (f" (and {len(problems) - 1} more like it)" if len(problems) > 1 else "")
 
 
 def check_names(names: Sequence[str], known: Collection[str], source: str, where: Path) -> None:

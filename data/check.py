@@ -1,17 +1,24 @@
 """Reads every image, label and mask once, to find the bad ones before the work begins (`--check_data`)."""
 
 import argparse
+import os
+import re
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
-from data.base import Dataset
+from data.agreement import contents, disagreement
+from data.base import Dataset, alike
 from data.errors import DataError, MissingFile, UserError
 from data.progress import progress_map
+from data.remarks import BATCHES, remarks
 
 SHOWN = 50  # problems that are listed one by one
+# Measured: the peak memory of make_rib_cam in float32 on a CPU, over the pixels of an image at its largest scale.
+GIB, GIB_PER_MEGAPIXEL = 1.2, 0.87
 MISSING, UNREADABLE, UNLABELLED, BAD_MASK = "missing", "unreadable", "unlabelled", "bad mask"
 
 
@@ -23,7 +30,7 @@ class Finding(NamedTuple):
     problem: str = ""
     size: tuple[int, int] | None = None  # (H, W)
     label: np.ndarray | None = None  # bool [C]
-    has_mask: bool = False
+    mask: np.ndarray | None = None  # its `contents`, where there is one
 
 
 def bad_images(dataset: Dataset, names: Sequence[str], num_workers: int) -> dict[str, str]:
@@ -58,17 +65,57 @@ def check_data(args: argparse.Namespace, dataset: Dataset) -> bool:
     found = list(findings(dataset, sorted(listed | set(others)), args.num_workers))
     problems += dataset.problems
     # An image without a label does no harm as long as no list names it.
-    problems += [f.problem for f in found if f.kind and (f.kind != UNLABELLED or f.name in listed)]
-    problems = list(dict.fromkeys(problems))
+    bad = [f for f in found if f.kind and (f.kind != UNLABELLED or f.name in listed)]
+    kinds: dict[tuple[str, str], list[str]] = {}  # what is wrong with many images is one problem
+    for f in bad:
+        text = re.sub(r"line \d+", "", f.problem.replace(f.name, ""))
+        kinds.setdefault((f.kind, text), []).append(f.problem)
+    problems += [alike(problems) for problems in kinds.values()]
+    both = [f for f in found if f.label is not None and f.mask is not None]
+    columns = ([getattr(f, key) for f in both] for key in ("name", "label", "mask"))
+    texts, too_many = disagreement(*columns, dataset.classes)
+    problems, warnings = [*problems, *texts[: int(too_many)]], texts[int(too_many) :]
+    unusable = {f.name for f in bad}
+    usable = {purpose: [name for name in names if name not in unusable] for purpose, names in lists.items()}
+    if all(usable.values()):
+        told = remarks(args, dataset, usable.__getitem__, [*BATCHES, "make_rib_cam", "eval_seg"], masks_too=False)
+        warnings += [text for texts in told.values() for text in texts]
+    warnings += _too_large(args, [f for f in found if f.size])
+    problems, warnings = (list(dict.fromkeys(texts)) for texts in (problems, warnings))
     print(_table(dataset, lists, found))
-    for note in dataset.notes:
-        print(f"note: {note}")
+    for kind, texts in (("note", dataset.notes), ("warning", warnings)):
+        for text in texts:
+            print(f"{kind}: {text}")
     for problem in problems[:SHOWN]:
         print(f"problem: {problem}")
     if len(problems) > SHOWN:
         print(f"and {len(problems) - SHOWN} more problems")
-    print(f"{len(problems)} problem{'s' * (len(problems) != 1)} to fix" if problems else "nothing is wrong")
+    end = f"{len(problems)} problem{'s' * (len(problems) != 1)} to fix" if problems else "nothing is wrong"
+    print(end + (f", {len(warnings)} warning{'s' * (len(warnings) != 1)} above" if warnings else ""))
     return not problems
+
+
+def _too_large(args: argparse.Namespace, found: Sequence[Finding]) -> list[str]:
+    """Whether RIB with a ResNet-50 would take more memory than there is for the largest image."""
+    largest = max(found, key=lambda f: f.size[0] * f.size[1], default=None)
+    if largest is None or args.cam_network != "resnet50":
+        return []
+    pixels = largest.size[0] * largest.size[1] * max(args.cam_scales) ** 2 / 1e6
+    need, have = GIB + GIB_PER_MEGAPIXEL * pixels, _memory(args.device) / 2**30
+    if need < 0.8 * have:
+        return []
+    fits = max(largest.size) * ((0.8 * have - GIB) / (need - GIB)) ** 0.5
+    return [
+        f"{largest.name} is {largest.size[1]} x {largest.size[0]}: make_rib_cam takes about {need:.0f} GiB of memory "
+        f"for it, there are {have:.0f}; --max_side {fits // 100 * 100:.0f} would fit (CPU and float32; less with bf16)"
+    ]
+
+
+def _memory(device: str) -> int:
+    """Bytes of memory of the GPU, or of the machine without one."""
+    if device != "cpu" and torch.cuda.is_available():
+        return torch.cuda.get_device_properties(0).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _table(dataset: Dataset, lists: dict[str, list[str]], found: Sequence[Finding]) -> str:
@@ -88,7 +135,7 @@ def _table(dataset: Dataset, lists: dict[str, list[str]], found: Sequence[Findin
         ("unreadable", kinds.count(UNREADABLE), ""),
         ("unlabelled", kinds.count(UNLABELLED), ""),
         ("bad masks", kinds.count(BAD_MASK), ""),
-        ("without mask", sum(not f.has_mask for f in found if f.kind not in (MISSING, UNREADABLE, BAD_MASK)), ""),
+        ("without mask", sum(f.mask is None for f in found if f.kind not in (MISSING, UNREADABLE, BAD_MASK)), ""),
         *((f"--{purpose}_list", len(names), "") for purpose, names in lists.items()),
     ]
     lines = [f"dataset {dataset.name}", *(f"{name:<18}{n:>9,}  {text}".rstrip() for name, n, text in rows)]
@@ -112,6 +159,7 @@ def _read_one(dataset: Dataset, name: str) -> Finding:
     except UserError as error:
         found = found._replace(kind=UNLABELLED, problem=str(error))
     try:
-        return found._replace(has_mask=dataset.mask(name) is not None)
+        mask = dataset.mask(name)
+        return found if mask is None else found._replace(mask=contents(mask))
     except UserError as error:
         return found._replace(kind=found.kind or BAD_MASK, problem=found.problem or str(error))

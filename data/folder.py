@@ -1,8 +1,10 @@
 """Your own images: a folder with images/, labels.csv and optionally masks/, classes.txt and splits/.
 
     images/      jpg, jpeg, png, webp; subfolders are part of the name; rotated as their EXIF orientation says
-    labels.csv   name,class1;class2   with or without a header; nothing after the comma: no object in the image
-    masks/       palette or 8-bit grey PNG of class indices named as the image: 0 background, 1.. classes, 255 ignore
+    labels.csv   name,class1;class2   with or without a header; nothing after the comma: no object in the image;
+                 a column per class (0/1), a line per class and other separators are read too (data/tables.py)
+    masks/       palette or 8-bit grey PNG of class indices named as the image: 0 background, 1.. classes, 255 ignore;
+                 of one class also masks that hold nothing but 0 and 255, which is the class then
     classes.txt  one class per line, line k is the mask value k; default: the classes of labels.csv, alphabetically
     splits/      train.txt and val.txt, one image per line; default: every labelled image that is not in val.txt is a
                  training image, and the training images are also those of val
@@ -11,17 +13,17 @@ The name of an image is its path below images/ without the ending; lists and lab
 """
 
 import argparse
-import csv
 import os
-import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from data.base import Dataset, check_names, read_lines, shortened
+from data.base import Dataset, alike, check_names, plain, read_lines, shortened
+from data.classes import read_classes
 from data.errors import DataError, MissingFile
-from data.images import image_size, read_image, read_mask
+from data.images import IGNORE, image_size, read_image, read_mask
+from data.tables import FILE, read_labels
 
 IMAGES, LABELS, MASKS, CLASSES, SPLITS = "images", "labels.csv", "masks", "classes.txt", "splits"
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
@@ -70,21 +72,26 @@ class Folder(Dataset):
             wanted = f"wanted {_LAYOUT}. {hint(self.root)}".strip()
             raise DataError(f"{self.root} has no {' and no '.join(missing)}; {wanted}")
         self._images = self._files(IMAGES, ENDINGS)
-        self._names = {_plain(path): name for name, path in self._images.items()}  # path with ending -> name
+        self._names = {plain(path): name for name, path in self._images.items()}  # path with ending -> name
         self._masks = self._files(MASKS, MASK_ENDINGS)
         if not self._images:
             raise DataError(f"{self.root / IMAGES} holds no image; wanted {', '.join(ENDINGS)}")
         listed = self._read_classes()
-        self._rows = rows = self._read_labels(listed)
-        self.classes = listed or tuple(sorted({name for names in rows.values() for name in names}))
-        if not rows or not self.classes:
-            kind = "class" if rows else "image"
+        table = read_labels(self.root / LABELS, self._find, listed)
+        self._rows, self._absent = table.rows, table.absent
+        self.problems += table.problems
+        self.notes += table.notes
+        self.classes = listed or tuple(sorted(table.classes, key=lambda name: (name.isdecimal() and int(name), name)))
+        if not (self._rows and self.classes) and not self.problems and not self._absent:
+            kind = "class" if self._rows else "image"
             self._complain(f"{self.root / LABELS} names no {kind}; wanted {_LAYOUT}")
         if len(self.classes) > MAX_CLASSES:
             self._complain(f"{len(self.classes)} classes are more than the {MAX_CLASSES} that a mask can hold")
         self._note_what_is_left_out(listed)
         if strict:
-            self._raise([*(f"{where}: {self._no_image(text)}" for text, where in self._absent.items()), *self.problems])
+            absent = [f"{where}: {self._no_image(text)}" for text, where in self._absent.items()]
+            self._raise([*([alike(absent)] if absent else []), *self.problems])
+        self._white_is_class = len(self.classes) == 1 and self._only_black_and_white()
 
     @property
     def has_masks(self) -> bool:
@@ -133,7 +140,7 @@ class Folder(Dataset):
         return list(names)
 
     def find_name(self, text: str) -> str:
-        return self._find(text) or text
+        return self._find(text, in_list=False) or text
 
     def all_names(self) -> list[str]:
         return sorted(self._images.keys() | self._absent.keys())
@@ -150,7 +157,8 @@ class Folder(Dataset):
         if name not in self._masks:
             return None
         size = image_size(self._image_path(name), exif=True)
-        return read_mask(self.root / MASKS / self._masks[name], self.n_classes, size)
+        mask = read_mask(self.root / MASKS / self._masks[name], self.n_classes, size)
+        return (mask == IGNORE).astype(np.uint8) if self._white_is_class else mask
 
     def has_mask(self, name: str) -> bool:
         return name in self._masks
@@ -167,14 +175,22 @@ class Folder(Dataset):
     def _no_image(self, text: str) -> str:
         return f"{text!r} is not in {self.root / IMAGES} (with ending {', '.join(ENDINGS)})"
 
-    def _find(self, text: str) -> str | None:
-        """The name of the image that a line means by name or path, also as `./x`, `images/x` or `sub\\x`."""
-        for form in (_plain(text), _plain(text.strip()), _plain(text.strip().replace("\\", "/"))):
-            for path in (form, form.removeprefix("./").removeprefix(f"{IMAGES}/")):
-                if path in self._names:
-                    return self._names[path]
-                if path in self._images:
-                    return path
+    def _find(self, text: str, in_list: bool = True) -> str | None:
+        """The name of the image that a text means by name or path.
+
+        in_list: it is one name, so it may also be a path that ends in one, `C:\\mine\\x`, or have another ending.
+        """
+        forms = [plain(text), plain(text.strip()), plain(text.strip().replace("\\", "/"))]
+        forms.append(forms[-1].removeprefix("./").removeprefix(f"{IMAGES}/"))
+        if in_list:
+            forms += [os.path.splitext(forms[-1])[0]] if FILE.fullmatch(forms[-1]) else []
+            for parts in [path.split("/") for path in forms[3:]]:
+                forms += ["/".join(parts[i:]) for i in range(1, len(parts))]
+        for path in forms:
+            if path in self._names:
+                return self._names[path]
+            if path in self._images:
+                return path
         return None
 
     def _files(self, folder: str, endings: Sequence[str]) -> dict[str, str]:
@@ -184,7 +200,7 @@ class Folder(Dataset):
             stem, ending = os.path.splitext(path)
             if ending.lower() not in endings:
                 continue
-            name = _plain(stem)
+            name = plain(stem)
             if name in files:
                 self._complain(f"{self.root / folder} has {files[name]!r} and {path!r}, both {name!r}; rename one")
             else:
@@ -193,60 +209,28 @@ class Folder(Dataset):
 
     def _read_classes(self) -> tuple[str, ...]:
         """The classes of classes.txt; empty without it."""
-        path = self.root / CLASSES
-        classes: dict[str, int] = {}
-        if not path.exists():
+        if not (self.root / CLASSES).exists():
             return ()
-        lines = [_plain(line.strip()) for line in read_lines(path)]
-        while lines and not lines[-1]:
-            lines.pop()
-        for number, name in enumerate(lines, 1):
-            where = f"{path} line {number}"
-            if not name:
-                self._complain(f"{where} is empty; line k is the class with the mask value k")
-            elif name.lower() == "background":
-                self._complain(f"{where}: background is no class, it is the mask value 0; remove the line")
-            elif name in classes:
-                self._complain(f"{where}: class {name!r} is also in line {classes[name]}")
-            else:
-                classes[name] = number
-        if not classes:
-            self._complain(f"{path} names no class; write one per line, or delete it")
-        return tuple(classes)
+        classes, problems, notes = read_classes(self.root / CLASSES)
+        self.problems += problems
+        self.notes += notes
+        return classes
 
-    def _read_labels(self, classes: Sequence[str]) -> dict[str, list[str]]:
-        """Image name -> its classes, of labels.csv. classes: the allowed ones; empty: any."""
-        path = self.root / LABELS
-        rows: dict[str, list[str]] = {}
-        lines: dict[str, int] = {}
-        table = list(_csv(path))
-        for number, cells in table[1:] if table and self._is_header(table, classes) else table:
-            where = f"{path} line {number}"
-            name = self._find(cells[0])
-            if len(cells) != 2:
-                self._complain(
-                    f"{where} has {len(cells)} columns, wanted 2: name,class1;class2 (a name with a comma in double "
-                    f"quotes; nothing after the comma: no object)"
-                )
-            elif name is None:
-                self._absent[cells[0].strip()] = where
-            elif name in lines:
-                self._complain(f"{where}: image {name!r} is also in line {lines[name]}")
-            else:
-                lines[name], words = number, _words(cells)
-                for word in words:
-                    if word.lower() == "background":
-                        self._complain(f"{where}: background is no class; leave it out")
-                    elif classes and word not in classes:
-                        self._complain(f"{where}: class {word!r} is not in {self.root / CLASSES}")
-                rows[name] = [word for word in words if word.lower() != "background" and word in (classes or words)]
-        return rows
-
-    def _is_header(self, table: list[tuple[int, list[str]]], classes: Sequence[str]) -> bool:
-        """Whether the first row names neither an image nor classes that occur elsewhere."""
-        first, words = table[0][1], set(_words(table[0][1]))
-        known = set(classes) or {word for _, cells in table[1:] for word in _words(cells)}
-        return len(first) == 2 and self._find(first[0]) is None and bool(words) and not words & known
+    def _only_black_and_white(self) -> bool:
+        """Whether the masks hold nothing but 0 and 255, both of them: then 255 is the class. Usually one is read."""
+        names = sorted(self._masks.keys() & self._rows.keys(), key=lambda name: not self._rows[name])
+        white = False
+        for name in names:
+            try:
+                mask = read_mask(self.root / MASKS / self._masks[name])
+            except DataError:  # named where it is used
+                continue
+            if ((mask != 0) & (mask != IGNORE)).any():
+                return False
+            white = white or bool((mask == IGNORE).any())
+        if white:
+            self.notes.append(f"{MASKS}/ holds nothing but 0 and 255: 255 is read as {self.classes[0]}")
+        return white
 
     def _note_what_is_left_out(self, listed: Sequence[str]) -> None:
         unlabelled = sorted(self._images.keys() - self._rows.keys())
@@ -270,31 +254,8 @@ class Folder(Dataset):
             raise DataError("; ".join(problems[:SHOWN]) + more)
 
 
-def _plain(text: str) -> str:
-    """Text in the one form (NFC) in which names and classes are compared; macOS stores file names decomposed."""
-    return unicodedata.normalize("NFC", text)
-
-
-def _words(cells: Sequence[str]) -> list[str]:
-    """The classes in a row of labels.csv."""
-    return [_plain(part.strip()) for cell in cells[1:] for part in cell.split(";") if part.strip()]
-
-
 def walk(folder: Path) -> Iterator[str]:
     """Paths below `folder` of all files that are not hidden, also in linked folders."""
     for parent, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
         yield from (os.path.relpath(os.path.join(parent, name), folder) for name in files if name[0] != ".")
-
-
-def _csv(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """(line, cells) of the rows of a CSV file that are not empty, without empty cells at the end."""
-    reader = csv.reader((f"{line}\n" for line in read_lines(path)), strict=True)
-    try:
-        for cells in reader:
-            while len(cells) > 2 and not cells[-1].strip():
-                cells.pop()
-            if any(cell.strip() for cell in cells):
-                yield reader.line_num, cells
-    except csv.Error as error:
-        raise DataError(f"{path} line {reader.line_num}: {error}") from error

@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, get_worker_info
 
 from data.base import Dataset, rng
+from data.errors import DataError
 from data.process import in_worker, rank, world_size
 from data.transforms import (
     MEAN,
@@ -144,7 +145,11 @@ class Pyramids(torch.utils.data.Dataset):
         """(name, (H, W), per scale float32 [2, 3, h, w], label float32 [C])."""
         name = self.names[i]
         image = self.dataset.image(name)
-        levels = [torch.from_numpy(level) for level in pyramid(image, self.scales)]
+        try:
+            levels = [torch.from_numpy(level) for level in pyramid(image, self.scales)]
+        except MemoryError as error:
+            size = f"{image.shape[1]} x {image.shape[0]}"
+            raise DataError(f"image {name} ({size}) does not fit into memory at all scales; use --max_side") from error
         label = self.dataset.label(name) if self.labelled else np.zeros(0, np.float32)
         return name, image.shape[:2], levels, torch.from_numpy(label)
 

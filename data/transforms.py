@@ -1,5 +1,6 @@
 """Image transforms; each that draws takes the generator it draws from, and treats image and mask alike."""
 
+import cv2
 import numpy as np
 from PIL import Image
 
@@ -18,6 +19,14 @@ def resize(image: np.ndarray, height: int, width: int, nearest: bool = False) ->
         return image
     resample = Image.Resampling.NEAREST if nearest else Image.Resampling.BICUBIC
     return np.asarray(Image.fromarray(image).resize((width, height), resample))
+
+
+def resize_maps(maps: np.ndarray, height: int, width: int) -> np.ndarray:
+    """float32 [n, h, w] resized bilinearly."""
+    if maps.shape[1:] == (height, width):
+        return maps
+    resized = [cv2.resize(each, (width, height), interpolation=cv2.INTER_LINEAR) for each in maps]
+    return np.array(resized, np.float32).reshape(-1, height, width)
 
 
 def rescale_size(shape: tuple[int, ...], scale: float) -> tuple[int, int]:

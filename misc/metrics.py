@@ -37,6 +37,11 @@ def mean_iou(confusion: np.ndarray) -> float:
     return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
 
 
+def score(confusion: np.ndarray) -> float | None:
+    """Mean IoU, None where the truth holds no object: that of the background alone would say nothing."""
+    return mean_iou(confusion) if confusion[1:].any() else None
+
+
 def iou_table(confusion: np.ndarray, classes: Sequence[str]) -> dict[str, float | None]:
     """IoU by class name, background first; None for a class that never occurs."""
     values = iou(confusion)

@@ -14,6 +14,7 @@ from data.base import Dataset, rng
 from data.errors import UserError
 from data.files import load_json, save_json, write_atomic
 from data.progress import bar
+from data.transforms import resize_maps
 from misc import torchutils
 from misc.metrics import ThresholdSweep, fixed_and_best, mean_iou, sweep_thresholds
 from misc.report import plots
@@ -124,7 +125,7 @@ def _count(recording: Recording, dataset: Dataset, thresholds: np.ndarray, steps
     for k in range(steps):
         if k < len(recording.sums):
             sweep = ThresholdSweep(thresholds, dataset.n_classes + 1)
-            sweep.add(keys, recording.maps(k)[1], truth)
+            sweep.add(keys, resize_maps(recording.maps(k)[1], *truth.shape), truth)
         counts.append(sweep.counts)  # an image that ended stays as it was
     return np.stack(counts)
 

@@ -33,5 +33,5 @@ def _label(args: argparse.Namespace, dataset: Dataset, backend: crf.Backend, nam
     path = result_file(args, seeds_argument(args), name, ".npy")
     seeds = load_cam(path, image.shape[:2], dataset.n_classes)
     label = crf.ir_label(image, seeds["high_res"], seeds["keys"], args.conf_fg_thres, args.conf_bg_thres, backend)
-    save_mask(result_file(args, "ir_label_out_dir", name, ".png"), label, voc_palette())
+    save_mask(result_file(args, "ir_label_out_dir", name, ".png"), dataset.full_size(name, label), voc_palette())
     return float((label == 255).mean())

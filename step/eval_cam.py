@@ -11,6 +11,7 @@ from data import scored_names
 from data.base import Dataset
 from data.progress import progress_map
 from data.results import load_cam
+from data.transforms import resize_maps
 from misc import torchutils
 from misc.metrics import ThresholdSweep, fixed_and_best, foreground, iou_table, mean_iou, sweep_thresholds
 from misc.run.outputs import require, result_file
@@ -18,6 +19,8 @@ from misc.run.outputs import require, result_file
 
 def run(args: argparse.Namespace, dataset: Dataset, folder: str = "cam_out_dir") -> dict:
     """Returns the scores at the fixed and the best threshold, and the mIoU of every threshold of the sweep.
+
+    No score where the masks hold no object.
 
     folder: the argument that names the folder of CAM files to score. The confusion is that at the best threshold.
     """
@@ -33,6 +36,9 @@ def run(args: argparse.Namespace, dataset: Dataset, folder: str = "cam_out_dir")
     ):  # fmt: skip
         total.counts += counts
     total.counts = torchutils.all_reduce_sum(total.counts)
+    if not total.counts[1:].any():
+        logging.warning("the masks of the %d images hold no object: nothing is scored", len(names))
+        return {"images": len(names)}
     confusions = total.confusions()
     miou = np.array([mean_iou(confusion) for confusion in confusions])
     fixed, best = fixed_and_best(miou, *sweep)
@@ -60,6 +66,7 @@ def _count(
     sweep = ThresholdSweep(thresholds, dataset.n_classes + 1)
     for name in names:
         mask = dataset.mask(name)
-        seeds = load_cam(result_file(args, folder, name, ".npy"), mask.shape, dataset.n_classes)
-        sweep.add(seeds["keys"], seeds["high_res"], mask)
+        size = dataset.working_size(mask.shape)
+        seeds = load_cam(result_file(args, folder, name, ".npy"), size, dataset.n_classes)
+        sweep.add(seeds["keys"], resize_maps(seeds["high_res"], *mask.shape), mask)
     return sweep.counts

@@ -15,6 +15,7 @@ from data.progress import progress_map
 from data.results import load_instances
 from misc import torchutils
 from misc.metrics import COCO_IOUS, Matches, instance_ap, match_instances, mean_ap
+from misc.report.tables import number
 from misc.run.outputs import require, result_file
 
 
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace, dataset: Dataset) -> dict:
     if args.coco_json and torchutils.rank() == 0:
         _export(args, dataset, ids, scored)
     values = {"50": ap[COCO_IOUS.index(0.5)], "70": ap[COCO_IOUS.index(0.7)], "50_95": ap.mean(0)}
-    logging.info("instance mAP %s", ", ".join(f"{100 * mean_ap(v):.1f} ({k})" for k, v in values.items()))
+    logging.info("instance mAP %s", ", ".join(f"{number(mean_ap(v))} ({k})" for k, v in values.items()))
     return {
         "images": len(scored),
         "instances": sum(len(image.matches.truths) for image in scored),

@@ -15,6 +15,7 @@ from data.images import save_mask, voc_palette
 from data.loaders import Pyramids, iterate_images
 from data.progress import progress_map
 from misc import crf, torchutils
+from misc.report.tables import number
 from misc.run.masks import count_masks, scores_of
 from misc.run.networks import load_seg
 from misc.run.outputs import SEG, metrics, path_of, pending, require
@@ -42,8 +43,8 @@ def run(args: argparse.Namespace, dataset: Dataset) -> dict:
         title = _title(args, labels)
         counted = (count_masks(args, dataset, scored, folder, f"score {title}") for folder in folders)
         refined, *raw = (scores_of(counts.confusion, dataset) for counts in counted)
-        before = f", {100 * raw[0]['miou']:.1f} before the CRF" if raw else ""
-        logging.info("segmentation network trained on %s: mIoU %.1f%s", title, 100 * refined["miou"], before)
+        before = f", {number(raw[0]['miou'])} before the CRF" if raw else ""
+        logging.info("segmentation network trained on %s: mIoU %s%s", title, number(refined["miou"]), before)
         comparison[title] = refined["miou"]
         if first:
             values |= refined
@@ -116,4 +117,4 @@ def _finish(
         refined = crf.crf_probabilities(dataset.image(name), shares.numpy(), kernels, args.seg_crf_iter, backend)
         masks.append(refined)
     for folder, mask in zip(reversed(folders), masks, strict=True):  # once it is there, all are
-        save_mask(folder / f"{name}.png", mask, voc_palette())
+        save_mask(folder / f"{name}.png", dataset.full_size(name, mask), voc_palette())

@@ -8,7 +8,7 @@ from data import scored_names
 from data.base import Dataset
 from data.files import save_json
 from misc import torchutils
-from misc.metrics import mean_iou
+from misc.report.tables import number
 from misc.run.masks import count_masks, scores_of
 from misc.run.outputs import SCHEMA, path_of, require, result_file
 
@@ -24,8 +24,8 @@ def run(args: argparse.Namespace, dataset: Dataset) -> dict:
     if torchutils.rank() == 0:
         by_name = {name: round(masks.miou[name], 4) for name in names}
         save_json(Path(args.work_dir) / "per_image.json", {"schema": SCHEMA, "sem_seg": by_name})
-    logging.info("pseudo mask mIoU %.1f", 100 * mean_iou(masks.confusion))
     values = {"images": len(names), **scores_of(masks.confusion, dataset)}
+    logging.info("pseudo mask mIoU %s", number(values["miou"]))
     labelled = [name for name in names if result_file(args, "ir_label_out_dir", name, ".png").is_file()]
     if labelled:
         folder = path_of(args, "ir_label_out_dir")

@@ -13,6 +13,7 @@ from misc import torchutils
 from misc.cam import combine_scales, merge_mirrors
 from misc.run.networks import load_cam
 from misc.run.outputs import made, pending, require, result_file
+from misc.run.recording import naming
 
 
 @torch.inference_mode()
@@ -25,10 +26,10 @@ def run(args: argparse.Namespace, dataset: Dataset) -> dict:
     model = load_cam(args, dataset, device)
     with bar(len(todo), "make_cam") as progress:
         for name, size, levels, label in iterate_images(Pyramids(dataset, todo, args.cam_scales), args.num_workers):
-            with torchutils.autocast(device, args.precision):
-                cams = [merge_mirrors(model(level.to(device)).float()) for level in levels]
             keys = label.nonzero().flatten()
-            cam, high_res = combine_scales(cams, keys.to(device), size)
+            with naming(name, size), torchutils.autocast(device, args.precision):
+                cams = [merge_mirrors(model(level.to(device)).float()) for level in levels]
+                cam, high_res = combine_scales(cams, keys.to(device), size)
             cam, high_res = cam.cpu().numpy(), high_res.cpu().numpy()
             save_cam(result_file(args, "cam_out_dir", name, ".npy"), keys.numpy(), cam, high_res)
             covered = (cam > args.cam_eval_thres).any(0).mean()

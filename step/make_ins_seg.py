@@ -40,6 +40,7 @@ def run(args: argparse.Namespace, dataset: Dataset) -> dict:
             index, score = instance_map(cam, masks, edge, size, args.ins_seg_bg_thres, *walk)
             min_area = args.ins_seg_min_area * size[0] * size[1]
             detected = detect(index, score, seeds["keys"].repeat(len(masks)), min_area)
+            detected["mask"] = dataset.full_size(name, detected["mask"])
             save_instances(result_file(args, "ins_seg_out_dir", name, ".npy"), detected)
             progress.set_postfix_str(f"{(detected['score'] > 0).sum()} instances", refresh=False)
             progress.update()

@@ -74,7 +74,7 @@ def _optimizer(args: argparse.Namespace, model: Net, steps: int):
 
 @torch.inference_mode()
 def _validate(args: argparse.Namespace, model: Net, dataset: Dataset, device: torch.device) -> dict[str, float]:
-    """Average precision per class on the validation images (None for a class that does not occur there)."""
+    """Average precision per class on the validation images (None for a class that no or every image has)."""
     names = torchutils.shard(image_names(args, dataset, "val"))
     model.eval()
     truth, scores, right = [], [], 0.0
@@ -88,5 +88,11 @@ def _validate(args: argparse.Namespace, model: Net, dataset: Dataset, device: to
             progress.update()
     truth, scores = torchutils.gather(truth), torchutils.gather(scores)
     values = average_precision(np.array(truth), np.array(scores))
-    logging.info("train_cam: mean average precision %.3f on %d validation images", np.nanmean(values), len(truth))
+    values[np.all(truth, 0)] = np.nan  # any order of the images is right
+    if np.isfinite(values).any():
+        logging.info("train_cam: mean average precision %.3f on %d images", np.nanmean(values), len(truth))
+    else:
+        logging.warning(
+            "train_cam: no class is in some of the %d images of --val_list only: no average precision", len(truth)
+        )
     return {name: None if np.isnan(v) else float(v) for name, v in zip(dataset.classes, values, strict=True)}

@@ -8,12 +8,12 @@ import torch
 
 from data import image_names
 from data.base import Dataset
-from data.images import read_mask
 from data.loaders import AffinityCrops, Loader, TopLeftCrops
 from data.progress import bar
 from misc import torchutils
 from misc.indexing import PathIndex
-from misc.run.outputs import path_of, require, result_file
+from misc.run.masks import stored_mask
+from misc.run.outputs import path_of, require
 from misc.run.trainloop import Training, fit, loader_by_epoch
 from net import weights
 from net.backbones import build
@@ -28,7 +28,13 @@ def run(args: argparse.Namespace, dataset: Dataset) -> dict:
     names = image_names(args, dataset, "infer")
     require(args, "ir_label_out_dir", names, ".png")
     device = torchutils.resolve_device(args.device)
-    crops = AffinityCrops(dataset, partial(_read_label, args, dataset), args.irn_rescale, args.irn_crop_size, args.seed)
+    crops = AffinityCrops(
+        dataset,
+        partial(stored_mask, args, dataset, "ir_label_out_dir"),
+        args.irn_rescale,
+        args.irn_crop_size,
+        args.seed,
+    )
     epochs = args.irn_num_epoches
     loader, steps = loader_by_epoch(crops, names, args.irn_batch_size, epochs, args, device.type == "cuda")
     torchutils.seed_everything(args.seed)
@@ -74,7 +80,3 @@ def _mean_displacement(
             progress.set_postfix_str("y {:.2f}, x {:.2f}".format(*means[-1]), refresh=False)
             progress.update(len(images))
     return torch.tensor(np.mean(torchutils.gather(means), 0), dtype=torch.float32)
-
-
-def _read_label(args: argparse.Namespace, dataset: Dataset, name: str, size: tuple[int, int]) -> np.ndarray:
-    return read_mask(result_file(args, "ir_label_out_dir", name, ".png"), dataset.n_classes, size)

@@ -4,18 +4,16 @@ import argparse
 import logging
 from functools import partial
 
-import numpy as np
 import torch
 
 from data import image_names
 from data.base import Dataset
 from data.errors import DataError, UserError
-from data.images import read_mask
 from data.loaders import SegmentationCrops
 from misc import torchutils
-from misc.run.masks import make_pseudo_masks
+from misc.run.masks import make_pseudo_masks, stored_mask
 from misc.run.networks import build_seg
-from misc.run.outputs import SEG, metrics, path_of, require, result_file
+from misc.run.outputs import SEG, metrics, path_of, require
 from misc.run.trainloop import Training, fit, loader_by_iteration
 from net.deeplabv2 import DeepLab, segmentation_loss
 from net.weights import load_backbone
@@ -43,9 +41,8 @@ def _train(args: argparse.Namespace, dataset: Dataset, names: list[str], labels:
     n_images = len(names)
     names = _labelled(args, dataset, names, labels)
     device = torchutils.resolve_device(args.device)
-    crops = SegmentationCrops(
-        dataset, partial(_read_label, args, dataset, labels), args.seg_scales, args.seg_crop_size, args.seed
-    )
+    read_label = partial(stored_mask, args, dataset, SEG[labels].masks)
+    crops = SegmentationCrops(dataset, read_label, args.seg_scales, args.seg_crop_size, args.seed)
     loader = loader_by_iteration(
         crops, names, args.seg_batch_size, args.seg_iter, args.seg_checkpoint_every, args, device.type == "cuda"
     )  # fmt: skip
@@ -113,12 +110,3 @@ def _labelled(args: argparse.Namespace, dataset: Dataset, names: list[str], labe
             f"--seg_labels {labels}, but none of the {len(names)} images of --infer_list {args.infer_list} has a mask"
         )
     return there
-
-
-def _read_label(
-    args: argparse.Namespace, dataset: Dataset, labels: str, name: str, size: tuple[int, int]
-) -> np.ndarray:
-    folder = SEG[labels].masks
-    if folder:
-        return read_mask(result_file(args, folder, name, ".png"), dataset.n_classes, size)
-    return dataset.mask(name)

@@ -177,7 +177,10 @@ ANEW = "{} or a smaller --RIB_{} with --steps make_rib_cam-report --overwrite"
         (["train_irn"], "raise --irn_accumulate and run the command again; it resumes"),
         (["train_seg"], "raise --seg_accumulate and use --steps train_seg-report --overwrite"),
         (["cam_to_ir_label"], "use --device cpu or fewer --num_workers and run the command again; it resumes"),
-        (["make_rib_cam", "--RIB_companions", "fresh"], ANEW.format("or --precision bf16", "crop_size")),
+        (
+            ["make_rib_cam", "--RIB_companions", "fresh"],
+            ANEW.format("or --max_side PX or --precision bf16", "crop_size"),
+        ),
         (["make_rib_cam", "--RIB_companions", "pool"], ANEW.format("--RIB_crop_size", "pool_size")),
     ],
 )
@@ -197,7 +200,7 @@ def test_memory_that_runs_out_names_the_image(tmp_path, monkeypatch):
         raise RuntimeError("CUDA error: out of memory")
 
     monkeypatch.setattr(make_rib_cam, "combine_scales", combine)
-    with pytest.raises(MemoryError, match=r"^image a \(30 x 40\): out of memory$"):
+    with pytest.raises(MemoryError, match=r"^image a \(40 x 30\): out of memory$"):
         make_rib_cam._write(None, "a", (30, 40), None, None)
     with pytest.raises(RuntimeError, match="index"), naming("a", (30, 40)):
         raise RuntimeError("index out of range")

@@ -108,7 +108,7 @@ def patterns(metrics):
     for step, values in metrics.items():
         for path in walk(values, [step]):
             last = path.split(".")[1:]
-            if last in (["seconds"], ["images"], ["of"]):
+            if last in (["seconds"], ["images"], ["of"], ["notes"]):
                 path = f"STEP.{last[0]}"
             yield f"EVAL.{'.'.join(last)}" if step in evaluations and not path.startswith("STEP") else path
 
@@ -154,7 +154,6 @@ def test_same_bytes_for_any_number_of_workers(small_run, tmp_path):
         (["--steps", "make_cam"], "step train_cam makes it"),
         (["--steps", "eval_rib_cam"], "step make_rib_cam makes those"),
         (["--steps", "make_sem_seg"], "step train_irn makes it"),
-        (["--steps", "train_cam", "--cam_batch_size", "64"], "do not fill one batch"),
         (["--train_list", "nowhere.txt", "--steps", "1"], "does not exist"),
         (["--work_dir", "/dev/null/here"], "cannot be written"),
     ],

@@ -142,7 +142,7 @@ def test_a_ready_classifier_needs_no_training(tmp_path):
         "--cam_scales",
         "1,0.5",
     )
-    assert "train_cam: mean average precision 1.000 on 3 validation images" in text
+    assert "train_cam: mean average precision 1.000 on 3 images" in text
     state = torch.load(tmp_path / "run" / "sess" / "res50_cam.pth", weights_only=True)
     assert state["classifier.weight"].shape == (3, 1280, 1, 1) and state["classifier.bias"].shape == (3,)
     for folder in ("cam", "cam_rib"):

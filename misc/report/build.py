@@ -42,7 +42,7 @@ def build(args: argparse.Namespace, dataset: Dataset, measured: dict, names: Seq
         title=f"RIB report: {dataset.name}",
         dataset=dataset.name,
         n_images=len(names),
-        warnings=outdated(args),
+        warnings=[*(f"Mixed results: {text}" for text in outdated(args)), *_notes(steps)],
         settings=settings(args),
         hardware=hardware(work_dir),
         seconds=sum(values.get("seconds", 0) for values in steps.values()),
@@ -57,6 +57,15 @@ def build(args: argparse.Namespace, dataset: Dataset, measured: dict, names: Seq
         steps=_steps(measured, steps),
         calls=calls(work_dir),
     )
+
+
+def _notes(steps: dict[str, dict]) -> list[str]:
+    """What was said of the steps' results when they were made, each once."""
+    told: dict[str, list[str]] = {}
+    for name, values in steps.items():
+        for text in values.get("notes", ()):
+            told.setdefault(text, []).append(name)
+    return [f"{', '.join(names)}: {text}" for text, names in told.items()]
 
 
 def render(**context: object) -> str:
@@ -197,7 +206,7 @@ def _steps(measured: dict, steps: dict[str, dict]) -> Table:
             remark = "RIB steps: " + ", ".join(f"{n} in {count} images" for n, count in values["RIB_steps"].items())
         known = [value for value in values.get("average_precision", {}).values() if value is not None]
         if known:
-            remark = f"mean average precision on the validation images {number(sum(known) / len(known))}"
+            remark = f"mean average precision on --val_list {number(sum(known) / len(known))}"
         cells = [figure(measured, f"{name}.{key}", digits, 1) for key, digits in (("images", 0), ("seconds", 1))]
         rows.append([name, *cells, number(rate, 2 if rate and rate < 10 else 1, 1), remark])
     return Table("Steps", ("step", "images", "seconds", "images/s", ""), rows)

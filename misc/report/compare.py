@@ -45,7 +45,7 @@ class Run:
         threshold = at(self.measured, f"{step}.best.threshold")
         file = load_cam(self.file(kind, name), None, self.dataset.n_classes)
         threshold = self.args.cam_eval_thres if threshold is None else threshold
-        return cams_to_mask(file["high_res"], file["keys"], threshold)
+        return self.dataset.full_size(name, cams_to_mask(file["high_res"], file["keys"], threshold))
 
     def file(self, kind: str, name: str) -> Path:
         """The file of such a mask."""

@@ -63,7 +63,8 @@ def outputs(
         if file is not None:
             threshold = at(measured, f"{step}.best.threshold")
             mask = cams_to_mask(file["high_res"], file["keys"], args.cam_eval_thres if threshold is None else threshold)
-            layers[key] = key.upper(), heat_layer(file["cam"]), mask
+            layers[key] = key.upper(), heat_layer(file["cam"]), dataset.full_size(name, mask)
+    size = None if dataset.max_side else size  # of what is stored at the size of the image itself
     masks = {"label": ("IRN label", "ir_label"), "mask": ("pseudo mask", "sem_seg"), "seg": ("network", "seg")}
     for key, (title, folder) in masks.items():
         mask = readable(read_mask, result_file(args, f"{folder}_out_dir", name, ".png"), n, size)

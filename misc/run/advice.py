@@ -28,8 +28,8 @@ def _advice(args: argparse.Namespace, step: str) -> str:
         same = step == "train_irn" or (step == "train_cam" and args.cam_init != "scratch")
         return f"raise --{kind}_accumulate and {again if same else f'use {anew}'}"
     advice, less = f"use --device cpu or fewer --num_workers and {again}", []
-    if args.precision != "bf16" and any(o.step == step and "precision" in o.arguments for o in OUTPUTS.values()):
-        less.append("--precision bf16")
+    if any(o.step == step and "precision" in o.arguments for o in OUTPUTS.values()):
+        less += ["--max_side PX", "--precision bf16"][: 1 + (args.precision != "bf16")]
     if step == "make_rib_cam":
         less += ["a smaller --RIB_crop_size", "a smaller --RIB_pool_size"][: 1 + (args.RIB_companions == "pool")]
     return f"{advice}; or {' or '.join(less)} with {anew}" if less else advice

@@ -19,7 +19,7 @@ from data.results import load_cam
 from misc import torchutils
 from misc.cam import cams_to_mask
 from misc.indexing import propagate_to_edge
-from misc.metrics import confusion, foreground, iou_table, mean_iou
+from misc.metrics import confusion, foreground, iou_table, mean_iou, score
 from misc.run.networks import load_irn
 from misc.run.outputs import made, pending, require, result_file
 from net.resnet50_irn import EdgeDisplacement
@@ -44,7 +44,7 @@ def make_pseudo_masks(args: argparse.Namespace, dataset: Dataset, seeds: str, ou
             mask, edge = pseudo_mask(args, model, images.to(device), seed["cam"], seed["keys"], size)
             if out == "sem_seg_out_dir":
                 save_grey(result_file(args, "edge_out_dir", name, ".png"), edge)
-            save_mask(result_file(args, out, name, ".png"), mask, voc_palette())
+            save_mask(result_file(args, out, name, ".png"), dataset.full_size(name, mask), voc_palette())
             progress.set_postfix_str(f"{(mask > 0).mean():.0%} foreground", refresh=False)
             progress.update()
     return made(todo, names)
@@ -75,6 +75,19 @@ def semantic_mask(walk: torch.Tensor, keys: np.ndarray, size: tuple[int, int], b
     # FIDELITY: by the maximum over all classes; maps that are zero throughout become NaN, and with it the first class.
     maps = F.interpolate(walk, scale_factor=4, mode="bilinear", align_corners=False)[:, 0, : size[0], : size[1]]
     return cams_to_mask((maps / maps.max()).float().cpu().numpy(), keys, bg_thres)
+
+
+def stored_mask(
+    args: argparse.Namespace, dataset: Dataset, folder: str | None, name: str, size: tuple[int, int]
+) -> np.ndarray:
+    """uint8 [H, W]: the mask of an image in the folder that an argument names; None: the ground truth.
+
+    size: (H, W) at which the dataset hands out the image, which the mask has too unless there is `--max_side`.
+    """
+    if folder is None:
+        return dataset.mask(name)
+    path = result_file(args, folder, name, ".png")
+    return read_mask(path, dataset.n_classes, None if dataset.max_side else size)
 
 
 # scores
@@ -123,9 +136,9 @@ def _count(dataset: Dataset, folder: Path, skip_ignored: bool, names: Sequence[s
 
 
 def scores_of(counted: np.ndarray, dataset: Dataset) -> dict:
-    """mIoU, IoU per class, precision and recall of the foreground, and the confusion [C, C] that they come from."""
+    """mIoU (None where the truth holds no object), IoU per class, precision and recall of the foreground, confusion."""
     return {
-        "miou": mean_iou(counted),
+        "miou": score(counted),
         "iou": iou_table(counted, dataset.classes),
         "foreground": foreground(counted),
         "confusion": counted.tolist(),

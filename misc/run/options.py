@@ -141,6 +141,8 @@ OPTIONS: dict[str, list[Option]] = {
         Option("val_list", "val", None, "LIST", "images on which classifier and segmentation are scored",
                "the images on which the segmentation network is scored", also=("split",)),
         Option("limit", None, POSITIVE, "N", "use only the first N images of every list"),
+        Option("max_side", None, POSITIVE, "PX", "work on images scaled down to this long side; masks are stored and "
+               "scored at the images' own size, CAM files stay small"),
         _more("shapes_train", 320, POSITIVE, "N", "shapes: training images"),
         _more("shapes_val", 80, POSITIVE, "N", "shapes: validation images"),
         _more("shapes_size", 96, POSITIVE, "PX", "shapes: side of the images"),

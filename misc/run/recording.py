@@ -80,7 +80,7 @@ def naming(name: str, size: tuple[int, int]) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-        raise MemoryError(f"image {name} ({size[0]} x {size[1]}): out of memory") from error
+        raise MemoryError(f"image {name} ({size[1]} x {size[0]}): out of memory") from error
 
 
 class Recording(NamedTuple):
@@ -111,8 +111,7 @@ def record(
     K is the last step of the paper's sum over 0 <= k <= K; the published code ends at K - 1, and so do the files of
     make_rib_cam. One recording equals separate runs of fewer steps whose learning rates fall over K as well
     (`RIB(..., n_iter=k + 1, schedule=K)`): the rate of a step depends on K, so k steps of it are not `--RIB_iter k`.
-    An image whose numbers overflow on the way stays as it was before. Companions are those of make_rib_cam, but for
-    lists so long (LONG_LIST) that they are drawn without going through all: there one more step draws others.
+    An image whose numbers overflow on the way stays as it was before. Companions are those of make_rib_cam.
     """
     rib, items, _ = open_rib(args, dataset, names, device, args.RIB_iter + 1)
     for name, size, levels, label, companions in items:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import filelock
 
-from data import PURPOSES, image_names, open_dataset
+from data import open_dataset
 from data.base import Dataset
 from data.errors import UserError
 from data.failures import explain, prepare_process
@@ -120,6 +120,7 @@ def _run(args: argparse.Namespace, sources: dict[str, str], chosen: Sequence[Ste
         print(f"dataset {args.dataset}, results in {args.work_dir}\n{table(chosen)}")
         return
     from misc import torchutils
+    from misc.run.beforehand import possible, remark, skip_bad_images
     from misc.run.outputs import remove_results
     from misc.run.trainloop import check_batches
 
@@ -139,25 +140,29 @@ def _run(args: argparse.Namespace, sources: dict[str, str], chosen: Sequence[Ste
         dataset = open_dataset(args) if any(step.needs_dataset for step in chosen) else None
         if dataset is not None:
             if args.skip_bad:
-                _skip_bad_images(args, dataset)
-            chosen = _possible(args, dataset, chosen)
+                skip_bad_images(args, dataset)
+            chosen = possible(args, dataset, chosen)
         names = [step.name for step in chosen]
+        told = remark(args, dataset, names) if dataset else {}
         torchutils.on_first_rank(lambda: check_batches(args, names))
         if args.overwrite:
             torchutils.on_first_rank(lambda: remove_results(args, names))
         for step in chosen:
-            _run_step(args, dataset, step)
+            _run_step(args, dataset, step, told.get(step.name, []))
         for name, problem in (dataset.bad_images if dataset else {}).items():
             logging.warning("left out %s: %s", name, problem)
         torchutils.barrier()
 
 
-def _run_step(args: argparse.Namespace, dataset: Dataset | None, step: Step) -> None:
+def _run_step(args: argparse.Namespace, dataset: Dataset | None, step: Step, notes: Sequence[str]) -> None:
+    """notes: what must be known of its result, for the log and for metrics.json."""
     from misc import torchutils
     from misc.run.advice import within_memory
     from misc.run.outputs import record
 
     logging.info("step %s", step.title)
+    for text in notes if torchutils.rank() == 0 else ():
+        logging.warning("%s: %s", step.name, text)
     begin = time.perf_counter()
     try:
         inputs = (args, dataset) if step.needs_dataset else (args,)
@@ -170,7 +175,7 @@ def _run_step(args: argparse.Namespace, dataset: Dataset | None, step: Step) -> 
     torchutils.barrier()
     seconds = time.perf_counter() - begin
     if values:
-        record(args, step.name, {"seconds": round(seconds, 2), **values})
+        record(args, step.name, {"seconds": round(seconds, 2), **values, **({"notes": notes} if notes else {})})
         board.scores(step.name, values)
     logging.info("step %s took %.1f s", step.title, seconds)
 
@@ -217,39 +222,6 @@ def _start_log(work_dir: Path, first: bool) -> None:
     logging.basicConfig(
         level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=handlers, force=True
     )
-
-
-def _possible(args: argparse.Namespace, dataset: Dataset, chosen: Sequence[Step]) -> Sequence[Step]:
-    """The chosen steps without those that the dataset has no ground truth for; UserError if none is left."""
-    for note in dataset.notes:
-        logging.warning(note)
-    scoring = [step.name for step in chosen if step.needs_masks]
-    lacks = f"dataset {args.dataset} has no masks"
-    if dataset.has_masks:
-        if not scoring or any(map(dataset.has_mask, image_names(args, dataset, "eval"))):
-            return chosen
-        lacks += f" for --eval_list {args.eval_list}"
-    if not scoring:
-        return chosen
-    if len(scoring) == len(chosen):
-        raise UserError(f"{lacks}, and all of these steps need some: {', '.join(scoring)}")
-    logging.warning("%s: left out %s", lacks, ", ".join(scoring))
-    return [step for step in chosen if not step.needs_masks]
-
-
-def _skip_bad_images(args: argparse.Namespace, dataset: Dataset) -> None:
-    """For `--skip_bad`: the dataset leaves out what cannot be read, also stored in bad_images.json."""
-    from data.check import bad_images
-    from data.files import save_json
-    from misc import torchutils
-
-    lists = (dataset.names_of(getattr(args, f"{purpose}_list"))[: args.limit] for purpose in PURPOSES)
-    names = sorted(set().union(*lists))
-    bad = bad_images(dataset, torchutils.shard(names), args.num_workers)
-    dataset.bad_images = dict(torchutils.gather(list(bad.items())))  # every rank has read its share
-    if torchutils.rank() == 0:
-        save_json(Path(args.work_dir) / "bad_images.json", dataset.bad_images)
-    logging.info("%d images cannot be read and are left out", len(dataset.bad_images))
 
 
 def choose(steps: Sequence[Step], args: argparse.Namespace) -> list[Step]:

@@ -1,0 +1,83 @@
+"""Labels against masks: whether they belong together, and what it looks like where they do not."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+from data.base import shortened
+from data.images import IGNORE
+
+BORDER = IGNORE + 1  # an entry of `contents`
+TOO_MANY = 0.2  # fraction of images that may disagree
+UNEXPLAINED = 0.05  # fraction of images that an explanation may leave aside
+
+
+def contents(mask: np.ndarray) -> np.ndarray:
+    """bool [257]: the values that occur in a mask uint8 [H, W], and whether objects cover 90% of its border."""
+    found = np.bincount(mask.reshape(-1), minlength=BORDER + 1) > 0
+    border = np.concatenate((mask[0], mask[-1], mask[:, 0], mask[:, -1]))
+    found[BORDER] = ((border > 0) & (border < IGNORE)).mean() > 0.9
+    return found
+
+
+def disagreement(
+    names: Sequence[str], labels: Sequence[np.ndarray], values: Sequence[np.ndarray], classes: Sequence[str]
+) -> tuple[list[str], bool]:
+    """What does not fit, a line each, and whether it is too much to go on.
+
+    labels: [N, C], above 0 where the class occurs. values: bool [N, 257], the `contents` of the masks.
+    """
+    if not len(names):
+        return [], False
+    labels, values = np.array(labels) > 0, np.array(values)
+    shown = values[:, 1 : len(classes) + 1]
+    wrong, objects = _wrong(labels, shown, values[:, IGNORE]), shown.any(1)
+    if not wrong.any():
+        texts = [] if objects.any() else [f"no object in any of {len(names)} masks: no score"]
+        if len(classes) == 1 and objects.sum() > 2 and values[objects, BORDER].mean() > 0.5:
+            texts = [f"most masks are {classes[0]} all along the border; if they are inverse, swap it and background"]
+        return texts, False
+    i = int(wrong.argmax())
+    words = [shortened([classes[c] for c in np.flatnonzero(row)]) or "no class" for row in (labels[i], shown[i])]
+    held = shortened([str(value) for value in np.flatnonzero(values[i, :BORDER])], 10)
+    text = (
+        f"labels and masks disagree in {wrong.sum()} of {len(names)} images ({names[i]}: label {words[0]}, mask "
+        f"{words[1]}, values {held}): {_explained(labels, values, classes)}"
+    )
+    # Where other masks hold classes, one with nothing but ignored pixels may be of a crowd, as in COCO.
+    crowds = ~objects & values[:, IGNORE] & objects.any()
+    return [text], bool((wrong & ~crowds).mean() > TOO_MANY)
+
+
+def _wrong(labels: np.ndarray, shown: np.ndarray, ignored: np.ndarray) -> np.ndarray:
+    """bool [N]: where label and mask differ. A class may hide in ignored pixels, as VOC's difficult objects do."""
+    hidden = ignored & shown.any(1)
+    return (shown & ~labels).any(1) | ((labels & ~shown).any(1) & ~hidden)
+
+
+def _explained(labels: np.ndarray, values: np.ndarray, classes: Sequence[str]) -> str:
+    """What mistake it looks like, and how to mend it."""
+    n, shown, ignored = len(classes), values[:, 1 : len(classes) + 1], values[:, IGNORE]
+    if not shown.any():
+        if ignored.any():
+            return f"the masks hold nothing but 0 and {IGNORE}, which is ignored; store 1 for {classes[0]} and so on"
+        return "the masks hold no object; are they those of these images?"
+    good = min(UNEXPLAINED, _wrong(labels, shown, ignored).mean() / 4)
+    empty = ~labels.any(1)
+    if n == 1 and empty.any() and (shown & ~values[:, :1])[empty].mean() > 1 - TOO_MANY:
+        return f"the masks are inverse, all {classes[0]} where the label is empty; swap {classes[0]} and background"
+    named, held = labels.astype(np.float32), shown.astype(np.float32)
+    misses = named.T @ (1 - held) + (1 - named).T @ held  # (class, value): images where one is without the other
+    _, order = linear_sum_assignment(misses - 0.5 * np.eye(n))
+    if _wrong(labels, shown[:, order], ignored).mean() <= good:
+        listed = [classes[c] for c in np.argsort(order)]
+        return f"the classes are in another order; list them in classes.txt as the masks do: {shortened(listed, 20)}"
+    for mask, label, what in ((shown[:, :-1], labels[:, 1:], "0; add"), (shown[:, 1:], labels[:, :-1], "2; subtract")):
+        if n > 1 and _wrong(label, mask, ignored).mean() <= good:
+            return f"the masks count the classes from {what} 1"
+    absent, unnamed = (labels & ~shown).any(1).sum(), (shown & ~labels).any(1).sum()
+    return (
+        f"the mask lacks a class of the label in {absent} and has one that is not in the label in {unnamed}; correct "
+        "the labels or the masks"
+    )
