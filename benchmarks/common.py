@@ -110,9 +110,9 @@ class Budget:
 
 def write(rows: list[Row], folder: Path, name: str, skipped: Sequence[str] = ()) -> str:
     """Writes NAME.json and NAME.md below `folder` and returns the table; skipped: rows that there was no time for."""
-    where = environment()
+    machine = environment()
     lines = [
-        f"{where['cpu']}, {where['cores']} cores; " + ", ".join(f"{k} {v}" for k, v in list(where.items())[2:]),
+        f"{machine['cpu']}, {machine['cores']} cores; " + ", ".join(f"{k} {v}" for k, v in list(machine.items())[2:]),
         "",
         "| what | median s | IQR | runs | times faster than | agreement |",
         "|---|---|---|---|---|---|",
@@ -123,6 +123,6 @@ def write(rows: list[Row], folder: Path, name: str, skipped: Sequence[str] = ())
     if skipped:
         lines += ["", f"Not measured, for lack of time: {'; '.join(skipped)}."]
     text = "\n".join(lines) + "\n"
-    save_json(folder / f"{name}.json", {"environment": where, "rows": [asdict(r) for r in rows]})
+    save_json(folder / f"{name}.json", {"environment": machine, "rows": [asdict(r) for r in rows]})
     write_atomic(folder / f"{name}.md", lambda file: file.write(text.encode()))
     return text

@@ -135,7 +135,7 @@ def _opened(path: Path, formats: Sequence[str]) -> Iterator[Image.Image]:
         raise MissingFile(f"{path} does not exist") from error
     except Image.DecompressionBombError as error:
         limit = f"the limit is {MAX_PIXELS // 10**6} megapixels"
-        raise DataError(f"{path} is too large ({error}); {limit}: scale it down or take it off the list") from error
+        raise DataError(f"{path} is too large ({error}); {limit}: scale it down or remove it") from error
     except (DataError, MemoryError):
         raise
     except Exception as error:  # a damaged file can raise anything

@@ -89,12 +89,8 @@ def boolean(text: str) -> bool:
 
 
 POSITIVE, COUNT = number(int, 1), number(int, 0)
-FINITE, RATE, NOT_NEGATIVE, FRACTION = (
-    number(float),
-    number(float, 0, True),
-    number(float, 0),
-    number(float, 0, True, 1),
-)
+FINITE, RATE = number(float), number(float, 0, True)
+NOT_NEGATIVE, FRACTION = number(float, 0), number(float, 0, True, 1)
 FLOATS, FLOATS2, INTS2 = listed(FINITE), listed(FINITE, 2), listed(int, 2)
 FLAG = "flag"  # in place of a type: no value follows
 
@@ -188,8 +184,8 @@ OPTIONS: dict[str, list[Option]] = {
         Option("stop_th", 600.0, FINITE, "M", "stop once |sum of target logits| exceeds it", RIB_STEP),
         _more("explode_th", 0.3, FINITE, "T", "normalised CAM above which a position is covered", RIB_STEP),
         _more("explode_ratio", 0.7, FINITE, "R", "fraction of covered positions that ends an image", RIB_STEP),
-        _more("RIB_activation", "none", None, None, "of the logits in the loss; none: RIB", "RIB, section 4.1",
-              choices=("none", "sigmoid", "softsign", "tanh", "relu")),
+        _more("RIB_activation", "none", None, None, "activation of the logits in RIB's loss; none: as published",
+              "RIB, section 4.1", choices=("none", "sigmoid", "softsign", "tanh", "relu")),
     ],
     "IRN label (step 6)": [
         Option("seeds", "cam_rib", None, None, "seeds that steps 6 to 10 start from", choices=("cam", "cam_rib")),
