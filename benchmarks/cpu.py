@@ -141,7 +141,7 @@ def bench_rib() -> list[Row]:
 
     def plain_form() -> list[torch.Tensor]:
         contiguous = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
-        return reference.plain_rib(contiguous, levels, label, companions, **settings)
+        return reference.plain_rib(contiguous, levels, label, companions, **settings).cams
 
     plain, wanted = measure(plain_form, runs=3)
     rows = [row("RIB, plain form, float32", plain)]
