@@ -345,17 +345,6 @@ def test_a_step_that_stops_is_one_line_and_an_exit_code(ran, tmp_path, capsys, e
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_batches_that_ranks_cannot_share_are_refused_before_the_first_step(ran, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("misc.torchutils.world_size", lambda: 4)
-    steps = [*made_up(), Step(4, "train_seg", "made_up_step", "", "")]
-    argv = ["--work_dir", str(tmp_path / "out"), "--seg_batch_size", "6", "--seg_labels", "truth"]
-    assert main(steps, argv) == 2 and ran == []
-    assert "--seg_batch_size 6 cannot be shared equally by 4 ranks" in capsys.readouterr().err
-    (tmp_path / "out" / "sess").mkdir(parents=True)
-    (tmp_path / "out" / "sess" / "deeplabv2_truth.pth").write_bytes(b"x")  # nothing left to train
-    assert main(steps, argv) == 0 and len(ran) == 4
-
-
 def test_a_work_dir_that_cannot_be_written(ran, tmp_path, capsys):
     (tmp_path / "out").write_text("a file")
     assert run_made_up(tmp_path) == 2
