@@ -54,4 +54,4 @@ def _write(
     with naming(name, size):
         cam, high_res = combine_scales(cams, keys, size)
         path = result_file(args, "cam_rib_out_dir", name, ".npy")
-        save_cam(path, keys.cpu().numpy(), cam.cpu().numpy(), high_res.cpu().numpy())
+        save_cam(path, keys.cpu().numpy(), cam.cpu().numpy(), high_res.cpu().numpy(), args.cam_dtype)

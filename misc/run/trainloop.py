@@ -5,6 +5,7 @@ import contextlib
 import inspect
 import logging
 import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
@@ -65,6 +66,8 @@ def fit(
                 batches += 1
                 _show(progress, f"epoch {epoch + 1}/{loader.n_epochs}, loss {total.item() / (i + 1):.4f}", batch)
             losses.append(total.item() / max(1, n_batches))
+            if not sys.stderr.isatty():  # where the bar shows it
+                logging.info("%s: epoch %d of %d, loss %.4f", title, epoch + 1, loader.n_epochs, losses[-1])
             _save_state(
                 training, model, optimizer, scheduler, {"epoch": epoch + 1, "losses": losses, "batches": batches}
             )
