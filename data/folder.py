@@ -3,7 +3,7 @@
     images/      jpg, jpeg, png, webp; subfolders are part of the name; rotated as their EXIF orientation says
     labels.csv   name,class1;class2   with or without a header; nothing after the comma: no object in the image;
                  a column per class (0/1), a line per class and other separators are read too (data/tables.py)
-    masks/       palette or 8-bit grey PNG of class indices named as the image: 0 background, 1.. classes, 255 ignore;
+    masks/       palette or grey PNG of class indices named as the image: 0 background, 1.. classes, 255 ignore;
                  of one class also masks that hold nothing but 0 and 255, which is the class then
     classes.txt  one class per line, line k is the mask value k; default: the classes of labels.csv, alphabetically
     splits/      train.txt and val.txt, one image per line; default: every labelled image that is not in val.txt is a
@@ -30,6 +30,7 @@ ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 MASK_ENDINGS = (*ENDINGS, ".bmp", ".gif", ".tif", ".tiff")  # anything but a PNG is refused when it is read
 MAX_CLASSES = 254  # mask values are bytes, 0 is background and 255 ignored
 SHOWN = 5
+SAMPLE = 200  # masks that tell whether white is the class
 _LAYOUT = f"images in {IMAGES}/ and a {LABELS} with lines like: name,class1;class2"
 
 # What differs from misc/run/options.py, whose values are those of VOC 2012.
@@ -107,9 +108,8 @@ class Folder(Dataset):
         if split in ("train", "all"):
             held_out = set(self.names("val")) if split == "train" and (lists / "val.txt").is_file() else set()
             names = sorted(name for name in self._rows if name not in held_out)
-            if not names:
-                why = f"{lists / 'val.txt'} has them all" if held_out else f"{self.root / LABELS} names none"
-                raise DataError(f"no labelled image is left for split {split}: {why}")
+            if not names and held_out:
+                raise DataError(f"no labelled image is left for split {split}: {lists / 'val.txt'} has them all")
             return names
         splits = sorted({path.stem for path in lists.glob("*.txt")} | {"train", "val", "all"})
         raise DataError(f"{lists / split}.txt does not exist; splits are {', '.join(splits)}, or name a list file")
@@ -157,8 +157,13 @@ class Folder(Dataset):
         if name not in self._masks:
             return None
         size = image_size(self._image_path(name), exif=True)
-        mask = read_mask(self.root / MASKS / self._masks[name], self.n_classes, size)
-        return (mask == IGNORE).astype(np.uint8) if self._white_is_class else mask
+        path = self.root / MASKS / self._masks[name]
+        mask = read_mask(path, self.n_classes, size)
+        if not self._white_is_class:
+            return mask
+        if (mask == 1).any():
+            raise DataError(f"mask {path} holds the value 1, others hold 255 for {self.classes[0]}; use one of them")
+        return (mask == IGNORE).astype(np.uint8)
 
     def has_mask(self, name: str) -> bool:
         return name in self._masks
@@ -217,29 +222,35 @@ class Folder(Dataset):
         return classes
 
     def _only_black_and_white(self) -> bool:
-        """Whether the masks hold nothing but 0 and 255, both of them: then 255 is the class. Usually one is read."""
-        names = sorted(self._masks.keys() & self._rows.keys(), key=lambda name: not self._rows[name])
-        white = False
-        for name in names:
+        """Whether the masks (a sample) hold nothing but 0 and 255, both of them: then 255 is the class."""
+        names = sorted(self._masks.keys() & self._rows.keys(), key=lambda name: (not self._rows[name], name))
+        black = white = False
+        for name in names[:SAMPLE]:
             try:
                 mask = read_mask(self.root / MASKS / self._masks[name])
             except DataError:  # named where it is used
                 continue
             if ((mask != 0) & (mask != IGNORE)).any():
                 return False
-            white = white or bool((mask == IGNORE).any())
-        if white:
+            black, white = black or not mask.all(), white or bool(mask.any())
+        if black and white:
             self.notes.append(f"{MASKS}/ holds nothing but 0 and 255: 255 is read as {self.classes[0]}")
-        return white
+        return black and white
 
     def _note_what_is_left_out(self, listed: Sequence[str]) -> None:
-        unlabelled = sorted(self._images.keys() - self._rows.keys())
+        unlabelled = sorted(self._images.keys() - self._rows.keys()) if self._rows else ()
         if unlabelled:
             self.notes.append(
                 f"{len(unlabelled)} images have no line in {LABELS} and are not used: {shortened(unlabelled)}"
             )
         orphans = sorted(self._masks.keys() - self._images.keys())
-        if orphans:
+        files = sorted(walk(self.root / MASKS))
+        if files and len(orphans) == len(self._masks):
+            self._complain(
+                f"none of the {len(files)} files in {self.root / MASKS} is named as an image: {shortened(files, 2)}; "
+                f"wanted {next(iter(self._images))}.png and so on"
+            )
+        elif orphans:
             self.notes.append(f"{len(orphans)} files in {MASKS}/ belong to no image: {shortened(orphans)}")
         if self._masks and not listed:
             self.notes.append(f"no {CLASSES}: mask values are the classes in alphabetical order")
