@@ -1,13 +1,14 @@
 """Labels against masks: whether they belong together, and what it looks like where they do not."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from data.base import Dataset, shortened
-from data.errors import UnknownValue
-from data.images import IGNORE
+from data.errors import DataError, UnknownValue
+from data.images import IGNORE, read_mask
 
 BORDER = IGNORE + 1  # an entry of `contents`
 TOO_MANY = 0.2  # fraction of images that may disagree
@@ -20,6 +21,20 @@ def contents(mask: np.ndarray) -> np.ndarray:
     border = np.concatenate((mask[0], mask[-1], mask[:, 0], mask[:, -1]))
     found[BORDER] = ((border > 0) & (border < IGNORE)).mean() > 0.9
     return found
+
+
+def black_and_white(paths: Iterable[Path]) -> bool:
+    """Whether masks hold nothing but 0 and 255, and both of them. One that cannot be read does not count."""
+    black = white = False
+    for path in paths:
+        try:
+            mask = read_mask(path)
+        except DataError:  # named where it is used
+            continue
+        if ((mask != 0) & (mask != IGNORE)).any():
+            return False
+        black, white = black or not mask.all(), white or bool(mask.any())
+    return black and white
 
 
 def mask_contents(dataset: Dataset, name: str) -> np.ndarray | None:

@@ -28,6 +28,7 @@ from data.failures import one_line
 from data.files import write_atomic
 from data.folder import CLASSES, IMAGES, LABELS, MASKS, SPLITS
 from data.images import EXIF_ORIENTATION, IGNORE, check_size, image_size, save_mask, voc_palette
+from data.process import cores
 from data.progress import progress_map
 from data.regions import embedded_image
 from data.sources import FORMATS, Tree, kinds
@@ -262,7 +263,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--classes", default="", help="A,B,C or a file with one a line: the classes to take, in order")
     parser.add_argument("--format", choices=FORMATS, default="", help="where the source holds several")
     parser.add_argument("--images", type=Path, help="where the images lie if not below the source")
-    parser.add_argument("--num_workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    parser.add_argument("--num_workers", type=int, default=cores(), help="processes (default: all cores)")
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     return one_line("data.convert", lambda: _run(args))
