@@ -362,7 +362,7 @@ def test_mnist_is_read_from_its_files(tmp_path):
 def test_mnist_is_fetched_by_the_step_only(tmp_path, monkeypatch, without_figures):
     fetched = []
     monkeypatch.setattr("torchvision.datasets.MNIST.download", lambda mnist: fetched.append(mnist.train))
-    with pytest.raises(DataError, match="MNIST is not there whole"):
+    with pytest.raises(DataError, match="MNIST is incomplete"):
         make_pictures("train", 8, 0.1, 0, str(tmp_path / "none"))
     write_mnist(tmp_path, 60)
     assert fetched == [] and run(tmp_path, "--mnist_root", str(tmp_path)) == 0 and fetched == [True, False]
