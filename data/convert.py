@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from data.base import read_lines, shortened
+from data.base import plain, read_lines, shortened
 from data.errors import DataError
 from data.exports import BACKGROUND, IGNORED, Export, Item, read
 from data.failures import one_line
@@ -64,6 +64,8 @@ def convert(
     tree = Tree(source, images) if source.is_dir() else Tree(source.parent, images, source)
     kind = kind or _recognised(tree)
     export = read(tree, kind, given)
+    if not (tree.images or export.items):
+        raise DataError(f"{tree.root} holds {FORMATS[kind]} labels, but no image; add --images DIR, where they lie")
     items = _labelled(export, num_workers)
     meaning, classes = _classes(export, items, given)
     value = {words: classes.index(words[0]) + 1 for words in meaning.values() if len(words) == 1} | {(): 0}
@@ -74,27 +76,12 @@ def convert(
     try:
         make = partial(_make, unfinished, copy, np.array(values, np.uint8))
         results = list(progress_map(make, items, "images", num_workers))
-        done = [(result.path, item, result) for item, result in zip(items, results, strict=True) if result.path]
-        for result in results:
-            if result.problem:
-                export.left_out["masks" if result.path else "images"].append(result.problem)
-        if not done:
-            raise DataError(f"no image can be used: {_reasons(export)}")
-        splits = _splits({path: item.splits for path, item, _ in done})
-        for split, paths in splits.items():
-            _save(unfinished / SPLITS / f"{split}.txt", "".join(f"{path}\n" for path in paths))
-        _save(unfinished / CLASSES, "".join(f"{name}\n" for name in classes))
-        table = io.StringIO()
-        labels = {path: list(dict.fromkeys(c for word in item.words for c in meaning[word])) for path, item, _ in done}
-        csv.writer(table, lineterminator="\n").writerows(
-            [("image", "labels"), *((path, ";".join(words)) for path, words in labels.items())]
-        )
-        _save(unfinished / LABELS, table.getvalue())
+        table = _write(unfinished, export, meaning, classes, list(zip(items, results, strict=True)))
         unfinished.rename(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    n_masks = sum(result.has_mask for *_, result in done)
-    return _table(tree.root, root, kind, export, classes, labels, splits, n_masks)
+    following = f"next: python run_sample.py --dataset folder --data_root {shlex.quote(str(root))} --check_data"
+    return "\n".join([f"{tree.root}: {FORMATS[kind]}", f"written to {root}", *table, following])
 
 
 def _recognised(tree: Tree) -> str:
@@ -114,20 +101,23 @@ def _recognised(tree: Tree) -> str:
 def _labelled(export: Export, num_workers: int) -> list[Item]:
     """The images, each under a name of its own and with its classes, those of its mask if nothing else has them."""
     blank = [item for item in export.items if item.words is None]
-    read_off = progress_map(_values, blank, "masks", num_workers)
-    of_mask = {id(item): values for item, values in zip(blank, read_off, strict=True)}
-    items: list[Item] = []
-    seen: Counter[str] = Counter()
+    of_masks = progress_map(_values, blank, "masks", num_workers)
+    values = {item.image: of_mask for item, of_mask in zip(blank, of_masks, strict=True)}
+    items: dict[str, Item] = {}
     for item in export.items:
-        values = of_mask.get(id(item), ())
-        if isinstance(values, str):
-            export.left_out["images, whose mask is their only label"].append(values)
-            continue
-        words = [export.names[i] for i in values] if item.words is None else item.words
+        words = item.words
+        if words is None:
+            of_mask = values[item.image]
+            if isinstance(of_mask, str):
+                export.left_out["images, whose mask is their only label"].append(of_mask)
+                continue
+            words = [export.names[i] for i in of_mask if i > 0]
         words = tuple(word for word in dict.fromkeys(words) if word.lower() not in (*BACKGROUND, *IGNORED))
-        seen[item.name] += 1
-        items.append(item._replace(name=item.name + f"_{seen[item.name]}" * (seen[item.name] > 1), words=words))
-    return items
+        name = plain(item.name)
+        while name in items:
+            name += "_2"
+        items[name] = item._replace(name=name, words=words)
+    return list(items.values())
 
 
 def _classes(
@@ -181,7 +171,7 @@ def _joined(word: str, words: Sequence[str]) -> list[str]:
 def _values(item: Item) -> list[int] | str:
     """The values in the mask of an image, or what is wrong with it."""
     try:
-        return [int(value) for value in np.unique(item.mask()) if value > 0]
+        return np.unique(item.mask()).tolist()
     except DataError as error:
         return str(error)
 
@@ -227,48 +217,51 @@ def _turned(mask: np.ndarray, path: Path) -> np.ndarray:
     return np.array(ImageOps.exif_transpose(picture))
 
 
-def _splits(of_path: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    """Split -> paths; without a list for training, the images of trainval or of no list are for that."""
+def _write(
+    root: Path, export: Export, meaning: Mapping[str, Sequence[str]], classes: Sequence[str],
+    results: Sequence[tuple[Item, Done]],
+) -> list[str]:  # fmt: skip
+    """Writes labels, classes and splits, and says what there is."""
+    labels: dict[str, list[str]] = {}
     splits: dict[str, list[str]] = defaultdict(list)
-    for path, names in of_path.items():
-        for name in names:
-            splits[name].append(path)
-    if splits and "train" not in splits:
+    for item, done in results:
+        if done.problem:
+            export.left_out["masks" if done.path else "images"].append(done.problem)
+        if done.path:
+            labels[done.path] = list(dict.fromkeys(name for word in item.words for name in meaning[word]))
+            for split in item.splits:
+                splits[split].append(done.path)
+    if not labels:
+        raise DataError(f"no image can be used: {_reasons(export)}")
+    if splits and "train" not in splits:  # the images of trainval, or of no list
         held_out = {*splits.get("val", ()), *splits.get("test", ())}
-        if rest := [path for path in splits.get("trainval", of_path) if path not in held_out]:
-            splits["train"] = rest
-    return splits
-
-
-def _save(path: Path, text: str) -> None:
-    write_atomic(path, lambda file: file.write(text.encode()))
+        splits["train"] = [path for path in splits.get("trainval", labels) if path not in held_out]
+    texts = {
+        f"{SPLITS}/{split}.txt": "".join(f"{path}\n" for path in paths) for split, paths in splits.items() if paths
+    }
+    table = io.StringIO()
+    rows = [("image", "labels"), *((path, ";".join(words)) for path, words in labels.items())]
+    csv.writer(table, lineterminator="\n").writerows(rows)
+    for path, text in (texts | {CLASSES: "\n".join([*classes, ""]), LABELS: table.getvalue()}).items():
+        write_atomic(root / path, lambda file, text=text: file.write(text.encode()))
+    n_masks = sum(done.has_mask for _, done in results)
+    rest = "" if n_masks in (0, len(labels)) else "the other images have none, or an object without an area"
+    counts = Counter(name for names in labels.values() for name in names)
+    both = len({*splits["train"]} & {*splits["val"]})
+    return [
+        f"images{len(labels):>27,}  {sum(not names for names in labels.values())} of them without any class",
+        f"masks{n_masks:>28,}  {rest}".rstrip(),
+        *(f"{path:<24}{text.count(chr(10)):>9,}" for path, text in texts.items()),
+        "", f"{'mask value':>10}  {'images':>9}  class",
+        *(f"{c:>10}  {counts[name]:>9,}  {name}" for c, name in enumerate(classes, 1)),
+        "", *(f"note: {note}" for note in export.notes),
+        *([f"note: {both} images are in train and in val"] if both else []),
+        *(f"left out: {len(what)} {why}: {shortened(what, 3)}" for why, what in export.left_out.items()),
+    ]  # fmt: skip
 
 
 def _reasons(export: Export) -> str:
     return "; ".join(f"{len(what)} {why} ({shortened(what, 3)})" for why, what in export.left_out.items())
-
-
-def _table(
-    source: Path, root: Path, kind: str, export: Export, classes: Sequence[str], labels: Mapping[str, Sequence[str]],
-    splits: Mapping[str, Sequence[str]], n_masks: int,
-) -> str:  # fmt: skip
-    counts = Counter(name for names in labels.values() for name in names)
-    both = len(set(splits.get("train", ())) & set(splits.get("val", ())))
-    rest = "" if n_masks in (0, len(labels)) else "the other images have none, or an object without an area"
-    rows = [
-        ("images", len(labels), f"{sum(not names for names in labels.values())} of them without any class"),
-        ("masks", n_masks, rest),
-        *((f"splits/{split}.txt", len(paths), "") for split, paths in splits.items()),
-    ]
-    lines = [f"{source}: {FORMATS[kind]}", f"written to {root}"]
-    lines += [f"{name:<24}{n:>9,}  {text}".rstrip() for name, n, text in rows]
-    lines += ["", f"{'mask value':>10}  {'images':>9}  class"]
-    lines += [f"{c + 1:>10}  {counts[name]:>9,}  {name}" for c, name in enumerate(classes)]
-    lines += ["", *(f"note: {note}" for note in export.notes)]
-    lines += [f"note: {both} images are in train and in val"] if both else []
-    lines += [f"left out: {len(what)} {why}: {shortened(what, 3)}" for why, what in export.left_out.items()]
-    lines += [f"next: python run_sample.py --dataset folder --data_root {shlex.quote(str(root))} --check_data"]
-    return "\n".join(lines)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -276,9 +269,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m data.convert", description=__doc__.splitlines()[0])
     parser.add_argument("source", type=Path, help="folder of the export, or its JSON file")
     parser.add_argument("--data_root", type=Path, required=True, help="new folder for the dataset")
-    how = parser.add_mutually_exclusive_group()
-    how.add_argument("--link", action="store_true", help="link the images, hard where possible (the default)")
-    how.add_argument("--copy", action="store_true", help="copy the images")
+    parser.add_argument("--copy", action="store_true", help="copy the images (default: link them, hard where possible)")
     parser.add_argument("--classes", default="", help="A,B,C or a file with one a line: the classes to take, in order")
     parser.add_argument("--format", choices=FORMATS, default="", help="where the source holds several")
     parser.add_argument("--images", type=Path, help="where the images lie if not below the source")
@@ -290,7 +281,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> None:
     words = read_lines(Path(args.classes)) if os.path.isfile(args.classes) else args.classes.split(",")
-    given = [word.strip() for word in words if word.strip() and word.strip().lower() not in (*BACKGROUND, *IGNORED)]
+    given = [
+        plain(word.strip()) for word in words if word.strip() and word.strip().lower() not in (*BACKGROUND, *IGNORED)
+    ]
     print(convert(args.source, args.data_root, args.copy, given, args.format, args.images, args.num_workers))
 
 

@@ -96,18 +96,6 @@ def test_vectors_of_labels(tmp_path, capsys):
     assert [folder.names(k) for k in ("train", "val", "train_aug")] == [numbers[:6], numbers[6:], numbers[2:6]]
 
 
-@pytest.mark.parametrize(("form", "known"), [("2009_{:06d}", True), ("2031_{:06d}", False)])
-def test_voc_s_names_only_for_voc_s_images(form, known, tmp_path, capsys):
-    root = tmp_path / "voc"
-    for i in (0, 1):
-        write_image(root / "JPEGImages" / f"{form.format(i)}.jpg", i)
-    np.save(root / "cls_labels.npy", {form.format(i): np.eye(20)[7 + 4 * i] for i in (0, 1)})
-    told = convert(capsys, root, tmp_path / "own", code=2 * (not known))
-    assert ("add --classes" in told) != known
-    if known:
-        assert labels(Folder(tmp_path / "own")) == {"2009_000000": {"cat"}, "2009_000001": {"dog"}}
-
-
 def sort_into(root, folders):
     """folder -> numbers of images."""
     for folder, numbers in folders.items():
