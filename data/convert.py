@@ -27,7 +27,7 @@ from data.exports import BACKGROUND, IGNORED, Export, Item, read
 from data.failures import one_line
 from data.files import write_atomic
 from data.folder import CLASSES, IMAGES, LABELS, MASKS, SPLITS
-from data.images import EXIF_ORIENTATION, IGNORE, check_size, image_size, save_mask, voc_palette
+from data.images import IGNORE, check_size, image_size, save_mask, voc_palette
 from data.progress import progress_map
 from data.regions import embedded_image
 from data.sources import FORMATS, Tree, kinds
@@ -101,8 +101,11 @@ def _recognised(tree: Tree) -> str:
 def _labelled(export: Export, num_workers: int) -> list[Item]:
     """The images, each under a name of its own and with its classes, those of its mask if nothing else has them."""
     blank = [item for item in export.items if item.words is None]
-    of_masks = progress_map(_values, blank, "masks", num_workers)
-    values = {item.image: of_mask for item, of_mask in zip(blank, of_masks, strict=True)}
+    values = dict(zip((item.image for item in blank), progress_map(_values, blank, "masks", num_workers), strict=True))
+    readable = {value for of_mask in values.values() if not isinstance(of_mask, str) for value in of_mask}
+    white = len(export.names) == 2 and -1 in readable and 1 not in readable
+    if white:
+        export.notes.append(f"the masks hold nothing but 0 and 255: 255 is read as {export.names[1]}")
     items: dict[str, Item] = {}
     for item in export.items:
         words = item.words
@@ -111,7 +114,7 @@ def _labelled(export: Export, num_workers: int) -> list[Item]:
             if isinstance(of_mask, str):
                 export.left_out["images, whose mask is their only label"].append(of_mask)
                 continue
-            words = [export.names[i] for i in of_mask if i > 0]
+            words = [export.names[abs(i)] for i in of_mask if i > 0 or (white and i < 0)]
         words = tuple(word for word in dict.fromkeys(words) if word.lower() not in (*BACKGROUND, *IGNORED))
         name = plain(item.name)
         while name in items:
@@ -179,7 +182,8 @@ def _values(item: Item) -> list[int] | str:
 def _make(root: Path, copy: bool, values: np.ndarray, item: Item) -> Done:
     """Links or copies an image and writes its mask."""
     data, ending = embedded_image(item.image) if item.image.suffix == ".json" else (b"", item.image.suffix)
-    target = root / IMAGES / f"{item.name}{ending}"
+    path = f"{item.name}{ending}"
+    target = root / IMAGES / path
     target.parent.mkdir(parents=True, exist_ok=True)
     if data:
         write_atomic(target, lambda file: file.write(data))
@@ -190,7 +194,6 @@ def _make(root: Path, copy: bool, values: np.ndarray, item: Item) -> Done:
             os.link(item.image.resolve(), target)
         except OSError:  # another disk, or one without hard links
             os.symlink(item.image.resolve(), target)
-    path = f"{item.name}{ending}"
     try:
         size = image_size(target, exif=True)
     except DataError as error:
@@ -201,20 +204,15 @@ def _make(root: Path, copy: bool, values: np.ndarray, item: Item) -> Done:
     try:
         mask = values[item.mask()]
         if mask.shape == image_size(target) != size:  # drawn on the image as it lies in its file
-            mask = _turned(mask, target)
+            picture = Image.fromarray(mask)
+            with Image.open(target) as image:
+                picture.info["exif"] = image.info["exif"]
+            mask = np.array(ImageOps.exif_transpose(picture))
         check_size(f"the mask of {item.image}", mask.shape, size)
     except DataError as error:
         return Done(path, False, str(error))
     save_mask(root / MASKS / f"{item.name}.png", mask, voc_palette())
     return Done(path, True)
-
-
-def _turned(mask: np.ndarray, path: Path) -> np.ndarray:
-    """A mask as its image is shown, rotated as the EXIF orientation of the image says."""
-    picture = Image.fromarray(mask)
-    with Image.open(path) as image:
-        picture.getexif()[EXIF_ORIENTATION] = image.getexif()[EXIF_ORIENTATION]
-    return np.array(ImageOps.exif_transpose(picture))
 
 
 def _write(
@@ -245,7 +243,7 @@ def _write(
     for path, text in (texts | {CLASSES: "\n".join([*classes, ""]), LABELS: table.getvalue()}).items():
         write_atomic(root / path, lambda file, text=text: file.write(text.encode()))
     n_masks = sum(done.has_mask for _, done in results)
-    rest = "" if n_masks in (0, len(labels)) else "the other images have none, or an object without an area"
+    rest = "the other images have none, or an object without an area" if 0 < n_masks < len(labels) else ""
     counts = Counter(name for names in labels.values() for name in names)
     both = len({*splits["train"]} & {*splits["val"]})
     return [
@@ -276,15 +274,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--num_workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    return one_line("data.convert", lambda: _run(args))
 
+    def work() -> None:
+        words = read_lines(Path(args.classes)) if os.path.isfile(args.classes) else args.classes.split(",")
+        words = [plain(word.strip()) for word in words]
+        given = [word for word in words if word and word.lower() not in (*BACKGROUND, *IGNORED)]
+        print(convert(args.source, args.data_root, args.copy, given, args.format, args.images, args.num_workers))
 
-def _run(args: argparse.Namespace) -> None:
-    words = read_lines(Path(args.classes)) if os.path.isfile(args.classes) else args.classes.split(",")
-    given = [
-        plain(word.strip()) for word in words if word.strip() and word.strip().lower() not in (*BACKGROUND, *IGNORED)
-    ]
-    print(convert(args.source, args.data_root, args.copy, given, args.format, args.images, args.num_workers))
+    return one_line("data.convert", work)
 
 
 if __name__ == "__main__":

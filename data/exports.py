@@ -178,7 +178,7 @@ def read_cls_labels(tree: Tree, given: Sequence[str]) -> Export:
     numbers = defaultdict(set)
     for image in tree.images:
         digits = re.findall(r"\d+", image.stem)
-        for text in ("".join(digits), *digits[-1:]):
+        for text in {"".join(digits), *digits[-1:]} - {""}:
             numbers[text.lstrip("0")].add(image)
     for key, vector in vectors.items():
         images = {tree.find(key, path.parent)} - {None} or numbers[key.lstrip("0")]

@@ -24,7 +24,7 @@ SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "
           "testing": "test"}  # fmt: skip
 MASKS = ("segmentationclassaug", "segmentationclass", "segmentationclasspng", "masks", "mask")  # the first wins
 PARTS = ("jpegimages", "images", "image", "imgs", "annotations", "xmls", "labels", *MASKS)  # hold one kind of file
-NOT_IMAGES = re.compile(r"segmentation\w*|masks?|\w*visuali[sz]ation|trimaps")  # folders
+NOT_IMAGES = re.compile(r"(?i)segmentation\w*|masks?|\w*visuali[sz]ation|trimaps")  # folders
 PUBLISHED = re.compile(r"20(0[7-9]|1[0-2])_\d{6}|(COCO_\w+_)?\d{12}")  # names of the images of VOC and COCO
 MANY = 100_000  # files; a folder of more is not searched to word an error
 
@@ -37,7 +37,9 @@ class Tree:
         folders = [folder for folder in (images, root) if folder]
         self.parts = {folder / path: Path(path).parts for folder in folders for path in sorted(walk(folder))}
         self.masks = self._mask_files()
-        self.images = [path for path, parts in self.parts.items() if self._is_image(path, parts)]
+        drawn = {path for path, parts in self.parts.items() if any(map(NOT_IMAGES.fullmatch, parts[:-1]))}
+        drawn.update(self.masks)
+        self.images = [path for path in self.parts if path.suffix.lower() in ENDINGS and path not in drawn]
         self._named: dict[str, list[Path]] = defaultdict(list)
         for path in self.images:
             for word in {path.name, path.stem}:
@@ -51,10 +53,6 @@ class Tree:
             if ranked or (path.stem.endswith("_mask") and path.with_name("_classes.csv") in self.parts):
                 ranks[path] = max(ranked, default=0)
         return sorted(ranks, key=ranks.get)
-
-    def _is_image(self, path: Path, parts: Sequence[str]) -> bool:
-        other = path in self.masks or any(NOT_IMAGES.fullmatch(part.lower()) for part in parts[:-1])
-        return path.suffix.lower() in ENDINGS and not other
 
     def ending(self, ending: str) -> list[Path]:
         """The files with an ending."""
@@ -97,7 +95,7 @@ class Tree:
         images = {path: by_key.get(key) or by_key.get(key.removesuffix("_mask")) for path, key in keys.items()}
         taken = {*images.values()}
         for path in [path for path, image in images.items() if image is None]:
-            other = self.find(path.stem, path.parent) or self.find(files[path], path.parent)
+            other = self.find(path.stem.removesuffix("_mask"), path.parent) or self.find(files[path], path.parent)
             images[path] = None if other in taken else other
         return images
 
