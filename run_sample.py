@@ -6,6 +6,7 @@ import sys
 from misc.run.runner import Step, main
 
 RIB_SEEDS = {"folder": "cam_rib_out_dir"}
+ANY = {"needs_labels": False}  # of new images, which only a trained network knows
 STEPS = (
     Step(1, "train_cam", "step.train_cam", "images, labels", "sess/res50_cam.pth"),
     Step(2, "make_cam", "step.make_cam", "images, sess/res50_cam.pth", "cam/NAME.npy"),
@@ -19,8 +20,22 @@ STEPS = (
     Step(10, "make_ins_seg", "step.make_ins_seg", "images, seeds, sess/res50_irn.pth", "ins_seg/NAME.npy"),
     Step(11, "eval_ins_seg", "step.eval_ins_seg", "ins_seg/NAME.npy, true instances", "metrics.json", needs_masks=True),
     Step(12, "train_seg", "step.train_seg", "images, sem_seg/NAME.png", "sess/deeplabv2.pth"),
-    Step(13, "eval_seg", "step.eval_seg", "images, sess/deeplabv2.pth, masks if any", "seg/NAME.png, metrics.json"),
-    Step(14, "report", "step.report", "whatever is there", "report.html, overview.png, thresholds.png"),
+    Step(
+        13,
+        "eval_seg",
+        "step.eval_seg",
+        "images, sess/deeplabv2.pth, masks if any",
+        "seg/NAME.png, metrics.json",
+        needs_labels=False,
+    ),
+    Step(
+        14,
+        "report",
+        "step.report",
+        "whatever is there",
+        "report.html, overview.png, thresholds.png",
+        needs_labels=False,
+    ),
     Step(None, "ablate", "step.ablate", "images, masks, sess/res50_cam.pth", "ablate/STUDY.png", needs_masks=True),
     Step(None, "strips", "step.strips", "images, labels, sess/res50_cam.pth", "strips/NAME.png"),
     Step(None, "toy", "step.toy", "nothing, or --mnist_root", "toy/table.txt, three figures", needs_dataset=False),

@@ -14,7 +14,6 @@ import argparse
 import copy
 import gc
 import json
-import os
 import sys
 import tempfile
 from collections import deque
@@ -32,6 +31,7 @@ from benchmarks import reference
 from benchmarks.common import Budget, Row, measure, photo, row, write
 from data import open_dataset
 from data.loaders import Loader, RawCrops
+from data.process import cores
 from data.transforms import pyramid
 from misc.rib import RIB
 from misc.run.arguments import parse
@@ -81,7 +81,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=60, metavar="N", help="images of the whole step in bf16")
     parser.add_argument("--pool", type=int, default=400, metavar="N", help="crops in the companion pool")
     parser.add_argument("--minutes", type=float, default=4, metavar="M", help="time for all of it")
-    parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), metavar="N")
+    parser.add_argument("--workers", type=int, default=min(8, cores()), metavar="N")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder of the tables")
     return parser.parse_args()
 

@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import io
 import logging
-import os
 import shutil
 from collections.abc import Sequence
 from functools import partial
@@ -41,6 +40,7 @@ from data.errors import DataError
 from data.failures import one_line
 from data.files import load_json, save_json, sweep, write_atomic
 from data.images import IGNORE, check_size, image_size, mask_exists, save_mask, voc_palette
+from data.process import cores
 from data.progress import progress_map
 from data.sources import hint
 
@@ -173,7 +173,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; its exit code, 2 after a message if something is missing or damaged."""
     parser = argparse.ArgumentParser(prog="python -m coco14.prepare", description=__doc__.splitlines()[0])
     parser.add_argument("--data_root", type=Path, required=True, help="folder with the images and annotations")
-    parser.add_argument("--num_workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    parser.add_argument("--num_workers", type=int, default=cores(), help="processes (default: all cores)")
     parser.add_argument("--overwrite", action="store_true", help="replace existing masks")
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")

@@ -11,6 +11,7 @@ from data.errors import DataError
 from data.scaled import Scaled
 
 PURPOSES = ("train", "infer", "eval", "val")  # of image lists: `--PURPOSE_list`
+LABELLED = PURPOSES[:3]  # a segmentation network needs no labels; the classifier is scored where there are some
 # name -> (module, one line). A module offers PRESET and open_dataset(args); see docs/adding_a_dataset.md.
 DATASETS = {
     "shapes": ("data.shapes", "embedded, generated images; the whole method in minutes"),
@@ -38,6 +39,8 @@ def image_names(args: argparse.Namespace, dataset: Dataset, purpose: str) -> lis
     source = getattr(args, f"{purpose}_list")
     names = [name for name in dataset.names_of(source) if name not in dataset.bad_images]
     dataset.check_names(names, source)
+    if purpose in LABELLED:
+        dataset.check_labels(names)
     return names[: args.limit] if args.limit else names
 
 

@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType, ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -31,6 +32,7 @@ class Dataset:
     bad_images: Mapping[str, str] = MappingProxyType({})
     # Folder below that of the masks for those of images without ground truth, as the dataset's test server wants it.
     submission = ""
+    has_labels = True  # whether there are any; without them a trained network is all that can be used
     max_side: int | None = None  # see data/scaled.py
 
     def __reduce_ex__(self, protocol: int) -> tuple:
@@ -85,7 +87,7 @@ class Dataset:
     def find_name(self, text: str) -> str:
         """The name of the image that a user means by its name or file name; `text` itself if there is none."""
         stem, _, ending = text.rpartition(".")
-        return stem if stem and ending.lower() in ("jpg", "jpeg", "png", "webp") else text
+        return stem if stem and ending.lower() in ("jpg", "jpeg", "png", "webp", "tif", "tiff", "bmp") else text
 
     def all_names(self) -> list[str]:
         """The images that `--check_data` reads besides those of the lists."""
@@ -112,6 +114,9 @@ class Dataset:
             return False
         return True
 
+    def check_labels(self, names: Sequence[str]) -> None:
+        """DataError if one of these images is known to have no label."""
+
     def has_mask(self, name: str) -> bool:
         """Whether there is ground truth, without reading it."""
         return self.mask(name) is not None
@@ -128,6 +133,18 @@ class Dataset:
         return (
             np.stack([self.label(name) for name in names]) if len(names) else np.zeros((0, self.n_classes), np.float32)
         )
+
+
+class Wrapped:
+    """A dataset that is another one but for what a subclass overrides."""
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "dataset":  # while it is unpickled
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
 
 
 @cache

@@ -3,7 +3,7 @@
 import argparse
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -33,9 +33,10 @@ class Finding(NamedTuple):
     mask: np.ndarray | None = None  # its `contents`, where there is one
 
 
-def bad_images(dataset: Dataset, names: Sequence[str], num_workers: int) -> dict[str, str]:
-    """name -> what is wrong, for the images whose image file, label or mask cannot be read."""
-    return {found.name: found.problem for found in findings(dataset, names, num_workers) if found.kind}
+def bad_images(dataset: Dataset, names: Sequence[str], labelled: Collection[str], num_workers: int) -> dict[str, str]:
+    """name -> what is wrong, for the images whose image file, label or mask cannot be read; labelled: need a label."""
+    found = findings(dataset, names, num_workers)
+    return {f.name: f.problem for f in found if f.kind and (f.kind != UNLABELLED or f.name in labelled)}
 
 
 def findings(dataset: Dataset, names: Sequence[str], num_workers: int) -> Iterator[Finding]:
@@ -49,7 +50,7 @@ def findings(dataset: Dataset, names: Sequence[str], num_workers: int) -> Iterat
 
 def check_data(args: argparse.Namespace, dataset: Dataset) -> bool:
     """Reads everything that the lists name and prints a summary and the problems; returns whether there are none."""
-    from data import PURPOSES
+    from data import LABELLED, PURPOSES
 
     lists: dict[str, list[str]] = {}
     problems: list[str] = []
@@ -61,11 +62,12 @@ def check_data(args: argparse.Namespace, dataset: Dataset) -> bool:
             lists[purpose] = []
             problems.append(f"--{purpose}_list {source}: {error}")
     listed = set().union(*lists.values())
+    labelled = set().union(*(lists[purpose] for purpose in LABELLED if dataset.has_labels))
     others = [] if args.limit else dataset.all_names()
     found = list(findings(dataset, sorted(listed | set(others)), args.num_workers))
     problems += dataset.problems
-    # An image without a label does no harm as long as no list names it.
-    bad = [f for f in found if f.kind and (f.kind != UNLABELLED or f.name in listed)]
+    # An image without a label does no harm as long as none of these lists names it.
+    bad = [f for f in found if f.kind and (f.kind != UNLABELLED or f.name in labelled)]
     kinds: dict[tuple[str, str], list[str]] = {}  # what is wrong with many images is one problem
     for f in bad:
         text = re.sub(r"line \d+", "", f.problem.replace(f.name, ""))
@@ -77,7 +79,7 @@ def check_data(args: argparse.Namespace, dataset: Dataset) -> bool:
     problems, warnings = [*problems, *texts[: int(too_many)]], texts[int(too_many) :]
     unusable = {f.name for f in bad}
     usable = {purpose: [name for name in names if name not in unusable] for purpose, names in lists.items()}
-    if all(usable.values()):
+    if dataset.has_labels and all(usable.values()):
         told = remarks(args, dataset, usable.__getitem__, [*BATCHES, "make_rib_cam", "eval_seg"], masks_too=False)
         warnings += [text for texts in told.values() for text in texts]
     warnings += _too_large(args, [f for f in found if f.size])

@@ -16,7 +16,6 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -28,6 +27,7 @@ from data.failures import one_line
 from data.files import write_atomic
 from data.folder import CLASSES, IMAGES, LABELS, MASKS, SPLITS
 from data.images import IGNORE, check_size, image_size, save_mask, voc_palette
+from data.process import cores
 from data.progress import progress_map
 from data.regions import embedded_image
 from data.sources import FORMATS, Tree, kinds
@@ -39,12 +39,7 @@ WANTED = (
 )
 
 
-class Done(NamedTuple):
-    """What became of an image: its path below images/, empty if it is left out; why it or its mask is left out."""
-
-    path: str
-    has_mask: bool = False
-    problem: str = ""
+Done = tuple[str, bool, str]  # path below images/, empty if left out; whether there is a mask; why one is left out
 
 
 def convert(
@@ -198,9 +193,9 @@ def _make(root: Path, copy: bool, values: np.ndarray, item: Item) -> Done:
         size = image_size(target, exif=True)
     except DataError as error:
         target.unlink()
-        return Done("", False, str(error).replace(str(target), str(item.image)))
+        return "", False, str(error).replace(str(target), str(item.image))
     if item.mask is None:
-        return Done(path)
+        return path, False, ""
     try:
         mask = values[item.mask()]
         if mask.shape == image_size(target) != size:  # drawn on the image as it lies in its file
@@ -210,9 +205,9 @@ def _make(root: Path, copy: bool, values: np.ndarray, item: Item) -> Done:
             mask = np.array(ImageOps.exif_transpose(picture))
         check_size(f"the mask of {item.image}", mask.shape, size)
     except DataError as error:
-        return Done(path, False, str(error))
+        return path, False, str(error)
     save_mask(root / MASKS / f"{item.name}.png", mask, voc_palette())
-    return Done(path, True)
+    return path, True, ""
 
 
 def _write(
@@ -222,13 +217,13 @@ def _write(
     """Writes labels, classes and splits, and says what there is."""
     labels: dict[str, list[str]] = {}
     splits: dict[str, list[str]] = defaultdict(list)
-    for item, done in results:
-        if done.problem:
-            export.left_out["masks" if done.path else "images"].append(done.problem)
-        if done.path:
-            labels[done.path] = list(dict.fromkeys(name for word in item.words for name in meaning[word]))
+    for item, (path, _, problem) in results:
+        if problem:
+            export.left_out["masks" if path else "images"].append(problem)
+        if path:
+            labels[path] = list(dict.fromkeys(name for word in item.words for name in meaning[word]))
             for split in item.splits:
-                splits[split].append(done.path)
+                splits[split].append(path)
     if not labels:
         raise DataError(f"no image can be used: {_reasons(export)}")
     if splits and "train" not in splits:  # the images of trainval, or of no list
@@ -242,7 +237,7 @@ def _write(
     csv.writer(table, lineterminator="\n").writerows(rows)
     for path, text in (texts | {CLASSES: "\n".join([*classes, ""]), LABELS: table.getvalue()}).items():
         write_atomic(root / path, lambda file, text=text: file.write(text.encode()))
-    n_masks = sum(done.has_mask for _, done in results)
+    n_masks = sum(has_mask for _, (_, has_mask, _) in results)
     rest = "the other images have none, or an object without an area" if 0 < n_masks < len(labels) else ""
     counts = Counter(name for names in labels.values() for name in names)
     both = len({*splits["train"]} & {*splits["val"]})
@@ -271,7 +266,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--classes", default="", help="A,B,C or a file with one a line: the classes to take, in order")
     parser.add_argument("--format", choices=FORMATS, default="", help="where the source holds several")
     parser.add_argument("--images", type=Path, help="where the images lie if not below the source")
-    parser.add_argument("--num_workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    parser.add_argument("--num_workers", type=int, default=cores(), help="processes (default: all cores)")
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 

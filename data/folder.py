@@ -1,6 +1,7 @@
 """Your own images: a folder with images/, labels.csv and optionally masks/, classes.txt and splits/.
 
-    images/      jpg, jpeg, png, webp; subfolders are part of the name; rotated as their EXIF orientation says
+    images/      jpg, jpeg, png, webp, tif, tiff, bmp; subfolders are part of the name; turned as their EXIF orientation
+                 says; more than 8 bits are scaled by the range of an even sample of the set
     labels.csv   name,class1;class2   with or without a header; nothing after the comma: no object in the image;
                  a column per class (0/1), a line per class and other separators are read too (data/tables.py)
     masks/       palette or 8-bit grey PNG of class indices named as the image: 0 background, 1.. classes, 255 ignore;
@@ -10,11 +11,12 @@
                  training image, and the training images are also those of val
 
 The name of an image is its path below images/ without the ending; lists and labels.csv may have it with the ending.
+Without labels.csv a trained network segments the images; the classes are those that it was trained on.
 """
 
 import argparse
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +24,16 @@ import numpy as np
 from data.base import Dataset, alike, check_names, plain, read_lines, shortened
 from data.classes import read_classes
 from data.errors import DataError, MissingFile
+from data.files import load_json
+from data.formats import whites_of_set
 from data.images import IGNORE, image_size, read_image, read_mask
-from data.tables import FILE, read_labels
+from data.listing import list_files
+from data.tables import FILE, Labels, read_labels
 
 IMAGES, LABELS, MASKS, CLASSES, SPLITS = "images", "labels.csv", "masks", "classes.txt", "splits"
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
-MASK_ENDINGS = (*ENDINGS, ".bmp", ".gif", ".tif", ".tiff")  # anything but a PNG is refused when it is read
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
+DEEP_ENDINGS = (".png", ".tif", ".tiff")  # of files that may hold more than 8 bits a channel
+MASK_ENDINGS = (*ENDINGS, ".gif")  # anything but a PNG is refused when it is read
 MAX_CLASSES = 254  # mask values are bytes, 0 is background and 255 ignored
 SHOWN = 5
 _LAYOUT = f"images in {IMAGES}/ and a {LABELS} with lines like: name,class1;class2"
@@ -47,55 +53,87 @@ def open_dataset(args: argparse.Namespace) -> "Folder":
     """The dataset of `--data_root`; with `--check_data` its problems are collected instead of raised."""
     if not args.data_root:
         raise DataError(f"--dataset folder needs --data_root DIR, a folder with {IMAGES}/ and {LABELS}")
-    return Folder(args.data_root, strict=not getattr(args, "check_data", False))
+    return Folder(args.data_root, strict=not getattr(args, "check_data", False), trained_on=_classes_of_network(args))
+
+
+def _classes_of_network(args: argparse.Namespace) -> tuple[str, ...] | None:
+    """What the network that is named, or that of the work_dir, was trained on: empty if nothing tells, None without."""
+    named = [getattr(args, name, None) for name in ("seg_weights_name", "cam_weights_name")]
+    records = [Path(path).with_suffix(".made_by.json") for path in named if path]
+    if getattr(args, "work_dir", None):
+        records += sorted((Path(args.work_dir) / "sess").glob("*.made_by.json"))
+    told = (load_json(path).get("arguments", {}).get("classes") for path in records)
+    return tuple(next(filter(None, told), ())) if records else None
 
 
 class Folder(Dataset):
     """Images, labels and masks below `root`, laid out as the head of this module says.
 
     strict: raise DataError for the problems of labels.csv, classes.txt and lists, naming file and line; else they are
-    collected in `problems`.
+    collected in `problems`. trained_on: the classes of a trained network, which labels.csv is not needed for.
     """
 
     name = "folder"
 
-    def __init__(self, root: Path, strict: bool = True):
+    def __init__(self, root: Path, strict: bool = True, trained_on: Sequence[str] | None = None):
         self.root, self.strict = Path(root), strict
         self.problems: list[str] = []
         self.notes: list[str] = []
         self._absent: dict[str, str] = {}  # text that names no image -> file and line
+        self._unlabelled: dict[str, str] = {}  # image without a label -> file and line that name it
         if not self.root.is_dir():
             raise DataError(f"--data_root {self.root} is not a folder; wanted one with {IMAGES}/ and {LABELS}")
-        if missing := [name for name in (IMAGES, LABELS) if not (self.root / name).exists()]:
+        self.has_labels = (self.root / LABELS).exists()
+        known = trained_on or (trained_on is not None and (self.root / CLASSES).exists())
+        needed = (IMAGES,) if known else (IMAGES, LABELS)
+        if missing := [name for name in needed if not (self.root / name).exists()]:
             from data.sources import hint  # it imports this module
 
-            wanted = f"wanted {_LAYOUT}. {hint(self.root)}".strip()
+            network = ", or --seg_weights_name FILE, a network that segments them" if missing == [LABELS] else ""
+            wanted = f"wanted {_LAYOUT}{network}. {hint(self.root)}".strip()
             raise DataError(f"{self.root} has no {' and no '.join(missing)}; {wanted}")
-        self._images = self._files(IMAGES, ENDINGS)
+        self._listing, masks = list_files(self.root / IMAGES, ENDINGS), list_files(self.root / MASKS, MASK_ENDINGS)
+        self._images, self._masks = self._listing.files, masks.files
+        self.problems += self._listing.problems + masks.problems
         self._names = {plain(path): name for name, path in self._images.items()}  # path with ending -> name
-        self._masks = self._files(MASKS, MASK_ENDINGS)
         if not self._images:
-            raise DataError(f"{self.root / IMAGES} holds no image; wanted {', '.join(ENDINGS)}")
-        listed = self._read_classes()
-        table = read_labels(self.root / LABELS, self._find, listed)
+            formats = "".join(f"; {line}" for line in self._listing.other_formats())
+            raise DataError(f"{self.root / IMAGES} holds no image; wanted {', '.join(ENDINGS)}{formats}")
+        listed = self._read_classes() or (() if self.has_labels else tuple(trained_on or ()))
+        table = Labels({}, set(), {}, [], [])
+        if self.has_labels:
+            table = read_labels(self.root / LABELS, self._find, listed)
+        self._listed = table.rows if self.has_labels else self._images  # the images that splits are made of
         self._rows, self._absent = table.rows, table.absent
         self.problems += table.problems
         self.notes += table.notes
         self.classes = listed or tuple(sorted(table.classes, key=lambda name: (name.isdecimal() and int(name), name)))
-        if not (self._rows and self.classes) and not self.problems and not self._absent:
+        if not (self._listed and self.classes) and not self.problems and not self._absent:
             kind = "class" if self._rows else "image"
             self._complain(f"{self.root / LABELS} names no {kind}; wanted {_LAYOUT}")
         if len(self.classes) > MAX_CLASSES:
             self._complain(f"{len(self.classes)} classes are more than the {MAX_CLASSES} that a mask can hold")
         self._note_what_is_left_out(listed)
         if strict:
-            absent = [f"{where}: {self._no_image(text)}" for text, where in self._absent.items()]
-            self._raise([*([alike(absent)] if absent else []), *self.problems])
+            absent: dict[str, list[str]] = {}
+            for text, where in self._absent.items():
+                reason = self._no_image(text)
+                absent.setdefault(reason.partition("exists, but")[2], []).append(f"{where}: {reason}")
+            self._raise([*map(alike, absent.values()), *self.problems])
+        paths = [path for path in self._images.values() if path.lower().endswith(DEEP_ENDINGS)]
+        self.whites = whites_of_set([self.root / IMAGES / path for path in paths])
+        for kind, white in self.whites.items():
+            what = "floating-point images" if kind == "f" else "images of more than 8 bits"
+            self.notes.append(f"{what}: {white:.0f} is read as white, by the largest value of a sample")
         self._white_is_class = len(self.classes) == 1 and self._only_black_and_white()
 
     @property
     def has_masks(self) -> bool:
-        return any(name in self._masks for name in self._rows)
+        return any(name in self._masks for name in self._listed)
+
+    @property
+    def identity(self) -> dict[str, object]:
+        return {**super().identity, **({"white": self.whites} if self.whites else {})}
 
     def names(self, split: str) -> list[str]:
         """A list of splits/; "train" and "val" also without one; "all": every labelled image, ordered by name."""
@@ -106,7 +144,7 @@ class Folder(Dataset):
             return self.names("train")
         if split in ("train", "all"):
             held_out = set(self.names("val")) if split == "train" and (lists / "val.txt").is_file() else set()
-            names = sorted(name for name in self._rows if name not in held_out)
+            names = sorted(name for name in self._listed if name not in held_out)
             if not names:
                 why = f"{lists / 'val.txt'} has them all" if held_out else f"{self.root / LABELS} names none"
                 raise DataError(f"no labelled image is left for split {split}: {why}")
@@ -128,7 +166,7 @@ class Folder(Dataset):
                 self._absent[name] = where
                 problems.append(f"{where}: {self._no_image(name)}")
             elif name not in self._rows:
-                problems.append(f"{where}: {name!r} has no line in {self.root / LABELS}")
+                self._unlabelled.setdefault(name, f"{where}: ")
             if names.setdefault(name, number) != number:
                 twice = f"{where}: {name!r} is also in line {names[name]}"
                 self._complain(twice)
@@ -146,11 +184,14 @@ class Folder(Dataset):
         return sorted(self._images.keys() | self._absent.keys())
 
     def image(self, name: str) -> np.ndarray:
-        return read_image(self._image_path(name), exif=True)
+        return read_image(self._image_path(name), exif=True, whites=self.whites)
 
     def label(self, name: str) -> np.ndarray:
         if name not in self._rows:
-            raise DataError(f"image {name!r} has no line in {self.root / LABELS}; nothing after the comma: no object")
+            where = self._unlabelled.get(name, "")
+            raise DataError(
+                f"{where}image {name!r} has no line in {self.root / LABELS}; nothing after the comma: no object"
+            )
         return np.isin(self.classes, self._rows[name]).astype(np.float32)
 
     def mask(self, name: str) -> np.ndarray | None:
@@ -164,15 +205,26 @@ class Folder(Dataset):
         return name in self._masks
 
     def check_names(self, names: Sequence[str], source: str) -> None:
-        check_names(names, self._rows.keys() & self._images.keys(), source, self.root / IMAGES)
+        check_names(names, self._images.keys(), source, self.root / IMAGES)
+
+    def check_labels(self, names: Sequence[str]) -> None:
+        unlabelled = [name for name in names if self.has_labels and name not in self._rows]
+        if unlabelled:
+            try:
+                self.label(unlabelled[0])
+            except DataError as error:
+                raise DataError(alike([str(error), *unlabelled[1:]])) from error
 
     def _image_path(self, name: str) -> Path:
         if name not in self._images:
             where = f"{self._absent[name]}: " if name in self._absent else ""
-            raise MissingFile(f"{where}{self._no_image(name)}")
+            kind = DataError if self._listing.reason(name) else MissingFile
+            raise kind(f"{where}{self._no_image(name)}")
         return self.root / IMAGES / self._images[name]
 
     def _no_image(self, text: str) -> str:
+        if reason := self._listing.reason(text):
+            return reason
         return f"{text!r} is not in {self.root / IMAGES} (with ending {', '.join(ENDINGS)})"
 
     def _find(self, text: str, in_list: bool = True) -> str | None:
@@ -193,20 +245,6 @@ class Folder(Dataset):
                 return path
         return None
 
-    def _files(self, folder: str, endings: Sequence[str]) -> dict[str, str]:
-        """Name -> path below `folder` of its files with these endings."""
-        files: dict[str, str] = {}
-        for path in sorted(walk(self.root / folder)):
-            stem, ending = os.path.splitext(path)
-            if ending.lower() not in endings:
-                continue
-            name = plain(stem)
-            if name in files:
-                self._complain(f"{self.root / folder} has {files[name]!r} and {path!r}, both {name!r}; rename one")
-            else:
-                files[name] = path
-        return files
-
     def _read_classes(self) -> tuple[str, ...]:
         """The classes of classes.txt; empty without it."""
         if not (self.root / CLASSES).exists():
@@ -218,7 +256,7 @@ class Folder(Dataset):
 
     def _only_black_and_white(self) -> bool:
         """Whether the masks hold nothing but 0 and 255, both of them: then 255 is the class. Usually one is read."""
-        names = sorted(self._masks.keys() & self._rows.keys(), key=lambda name: not self._rows[name])
+        names = sorted(self._masks.keys() & self._listed.keys(), key=lambda name: not self._rows.get(name))
         white = False
         for name in names:
             try:
@@ -233,11 +271,13 @@ class Folder(Dataset):
         return white
 
     def _note_what_is_left_out(self, listed: Sequence[str]) -> None:
-        unlabelled = sorted(self._images.keys() - self._rows.keys())
+        unlabelled = sorted(self._images.keys() - self._listed.keys())
         if unlabelled:
             self.notes.append(
-                f"{len(unlabelled)} images have no line in {LABELS} and are not used: {shortened(unlabelled)}"
+                f"{len(unlabelled)} images have no line in {LABELS} and are not used unless --val_list names them: "
+                f"{shortened(unlabelled)}"
             )
+        self.notes += self._listing.other_formats(self._absent)
         orphans = sorted(self._masks.keys() - self._images.keys())
         if orphans:
             self.notes.append(f"{len(orphans)} files in {MASKS}/ belong to no image: {shortened(orphans)}")
@@ -252,10 +292,3 @@ class Folder(Dataset):
         if problems:
             more = f"; and {len(problems) - SHOWN} more: --check_data lists them" if len(problems) > SHOWN else ""
             raise DataError("; ".join(problems[:SHOWN]) + more)
-
-
-def walk(folder: Path) -> Iterator[str]:
-    """Paths below `folder` of all files that are not hidden, also in linked folders."""
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (os.path.relpath(os.path.join(parent, name), folder) for name in files if name[0] != ".")

@@ -2,7 +2,7 @@
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,32 +10,57 @@ from PIL import Image, ImageOps
 
 from data.errors import DataError, MissingFile
 from data.files import write_atomic
+from data.formats import EXIF_ORIENTATION, FULL, deep_header, not_read, read_deep, to_bytes
 
 IGNORE = 255  # the mask value of pixels without a label
 MAX_PIXELS = 100_000_000  # larger images are refused before they are decoded
-EXIF_ORIENTATION = 0x0112
-IMAGE_FORMATS, MASK_FORMATS = ("JPEG", "PNG", "WEBP"), ("PNG",)  # by content, whatever the file is called
+SMALLEST = 2  # pixels of a side
+IMAGE_FORMATS, MASK_FORMATS = (
+    ("JPEG", "PNG", "WEBP", "TIFF", "BMP"),
+    ("PNG",),
+)  # by content, whatever the file is called
 
 
-def read_image(path: Path, exif: bool = False) -> np.ndarray:
-    """A JPEG, PNG or WebP file as uint8 [H, W, 3], RGB. Grey becomes three equal channels, transparency is dropped.
+def read_image(path: Path, exif: bool = False, whites: Mapping[str, float] = FULL) -> np.ndarray:
+    """A JPEG, PNG, WebP, TIFF or BMP file as uint8 [H, W, 3], RGB: grey as three equal channels, without transparency.
 
-    exif: rotate the image as its EXIF orientation says. DataError if the file is missing, damaged or over MAX_PIXELS.
+    exif: rotate the image as its EXIF orientation says. whites: what is white in files of more than 8 bits, see
+    `data.formats`. DataError if the file is missing, damaged, an animation, under SMALLEST or over MAX_PIXELS.
     """
-    with _opened(path, IMAGE_FORMATS) as image:
-        if exif:
-            image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I;16"):  # Pillow would clip 16-bit grey at 255
-            return np.repeat((np.array(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
-        return np.array(image.convert("RGB"))
+    with _explained(path, IMAGE_FORMATS):
+        pixels = _pixels(path, exif, whites)
+        height, width = pixels.shape[:2]
+        if min(height, width) < SMALLEST:
+            wanted = f"wanted at least {SMALLEST} x {SMALLEST}"
+            raise DataError(f"{path} has {width} x {height} pixels; {wanted}: replace it or add --skip_bad")
+        return pixels
+
+
+def _pixels(path: Path, exif: bool, whites: Mapping[str, float]) -> np.ndarray:
+    header = deep_header(path)
+    if header is None:
+        with _opened(path, IMAGE_FORMATS) as image:
+            return np.array((ImageOps.exif_transpose(image) if exif else image).convert("RGB"))
+    _check_pixels(*header.size)
+    pixels = to_bytes(read_deep(path, header), whites)
+    if header.orientation == 1 or not (exif or header.tiff):  # Pillow turns a TIFF in any case
+        return pixels
+    image = Image.fromarray(pixels)
+    image.getexif()[EXIF_ORIENTATION] = header.orientation
+    return np.array(ImageOps.exif_transpose(image))
 
 
 def image_size(path: Path, exif: bool = False) -> tuple[int, int]:
     """(H, W) of an image file, from its header alone; `exif` and errors as `read_image`."""
-    with _opened(path, IMAGE_FORMATS) as image:
-        width, height = image.size
-        rotated = exif and image.getexif().get(EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
-        return (width, height) if rotated else (height, width)
+    with _explained(path, IMAGE_FORMATS):
+        header = deep_header(path)
+        if header is not None:
+            (height, width), turned = header.size, header.orientation >= 5 and (exif or header.tiff)
+        else:
+            with _opened(path, IMAGE_FORMATS) as image:
+                width, height = image.size  # of a TIFF once it is turned
+                turned = exif and image.format != "TIFF" and image.getexif().get(EXIF_ORIENTATION, 1) >= 5
+        return (width, height) if turned else (height, width)
 
 
 def read_mask(path: Path, n_classes: int = IGNORE - 1, size: tuple[int, int] | None = None) -> np.ndarray:
@@ -120,17 +145,30 @@ def voc_palette() -> np.ndarray:
     return palette
 
 
+def _check_pixels(height: int, width: int) -> None:
+    if height * width > MAX_PIXELS:
+        raise Image.DecompressionBombError(f"{width} x {height} pixels")
+
+
 @contextlib.contextmanager
 def _opened(path: Path, formats: Sequence[str]) -> Iterator[Image.Image]:
     """The opened image, its size checked before it is decoded; whatever goes wrong inside is a DataError."""
-    try:
+    with _explained(path, formats):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the check below is stricter
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # _check_pixels is stricter
             image = Image.open(path, formats=formats)
         with image:
-            if image.width * image.height > MAX_PIXELS:
-                raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
+            _check_pixels(image.height, image.width)
+            if image.format == "WEBP" and image.n_frames > 1:
+                raise DataError(f"{path} exists, but an animation is not read; convert it to PNG")
             yield image
+
+
+@contextlib.contextmanager
+def _explained(path: Path, formats: Sequence[str]) -> Iterator[None]:
+    """Whatever goes wrong with an image file is a DataError that names it."""
+    try:
+        yield
     except FileNotFoundError as error:
         raise MissingFile(f"{path} does not exist") from error
     except Image.DecompressionBombError as error:
@@ -140,4 +178,5 @@ def _opened(path: Path, formats: Sequence[str]) -> Iterator[Image.Image]:
         raise
     except Exception as error:  # a damaged file can raise anything
         wanted = f"wanted {' or '.join(formats)}: replace it or add --skip_bad"
-        raise DataError(f"{path} cannot be read as an image ({error}); {wanted}") from error
+        named = not_read(path) if path.is_file() else None
+        raise DataError(f"{path} {named or f'cannot be read as an image ({error}); {wanted}'}") from error

@@ -25,6 +25,11 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
+def cores() -> int:
+    """Number of processor cores that this process may use, of which a cluster's scheduler may hand out only some."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def in_notebook() -> bool:
     """Whether this process is a Jupyter kernel, which must survive an interrupt."""
     return "ipykernel" in sys.modules

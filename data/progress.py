@@ -1,6 +1,7 @@
 """Long work: a function over many items in worker processes, with one progress bar on rank 0."""
 
 import itertools
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -12,12 +13,34 @@ from tqdm import tqdm
 from data.process import in_worker, rank
 
 IMAGES_PER_CALL = 16
+LINE_S = 60.0  # between two lines where there is no terminal
 
 
 def bar(total: int, title: str, unit: str = "image") -> tqdm:
-    """A bar with ETA and rate on standard error, shown by rank 0 on a terminal only."""
-    hidden = rank() != 0 or not sys.stderr.isatty()
-    return tqdm(total=total, desc=title, unit=unit, dynamic_ncols=True, disable=hidden, smoothing=0.1)
+    """A bar with ETA and rate on standard error, shown by rank 0; without a terminal a line every LINE_S seconds."""
+    kind, often = (tqdm, 0.1) if sys.stderr.isatty() else (_Lines, LINE_S)
+    return kind(
+        total=total, desc=title, unit=unit, dynamic_ncols=True, disable=rank() != 0, smoothing=0.1, mininterval=often,
+        maxinterval=max(10.0, often), leave=kind is tqdm,
+    )  # fmt: skip
+
+
+class _Lines(tqdm):
+    """A bar that is a line of the log: images done, rate, what is left, status."""
+
+    def display(self, *_: object, **__: object) -> None:
+        """Called every `mininterval` seconds, and at the beginning and the end."""
+        done = self.format_dict
+        if not self.total or not self.n or self.n == self.total or done["elapsed"] < self.mininterval:
+            return
+        rate = done["rate"] or (self.n - self.initial) / done["elapsed"]
+        left = self.format_interval((self.total - self.n) / rate)
+        line = f"{self.desc}: {self.n:,} of {self.total:,} {self.unit}{'es' if self.unit[-2:] == 'ch' else 's'}"
+        line += f", {rate:.3g} a second, {left} left" + (f", {self.postfix}" if self.postfix else "")
+        if logging.getLogger().hasHandlers():
+            logging.info(line)
+        else:
+            print(line, file=sys.stderr)
 
 
 def progress_map(

@@ -36,7 +36,7 @@ def remarks(
                 texts.append(f"fewer images than --{argument} {getattr(args, argument)}, which is lowered to {size}")
             if step in ("train_cam", "make_rib_cam", "ablate") and _learns(args, step):
                 texts += about_classes(dataset.labels(names_of("train")) > 0, dataset.classes, step != "train_cam")
-            if step in ("train_cam", "eval_seg"):
+            if step in ("train_cam", "eval_seg") and dataset.has_labels:
                 texts += about_validation(dataset, names_of("train"), names_of("val"), step == "train_cam")
             if step in SCORED and masks_too:
                 texts += compare(SCORED[step])

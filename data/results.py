@@ -28,13 +28,13 @@ class ResultFileError(UserError):
     """A file is not the result file it should be; the message names it."""
 
 
-def save_cam(path: Path, keys: np.ndarray, cam: np.ndarray, high_res: np.ndarray) -> None:
-    """Writes keys int64 [n], cam float32 [n, ceil(H/4), ceil(W/4)] and high_res float32 [n, H, W]."""
-    _save(path, {"keys": keys, "cam": cam, "high_res": high_res}, CAM)
+def save_cam(path: Path, keys: np.ndarray, cam: np.ndarray, high_res: np.ndarray, dtype: str = "float32") -> None:
+    """Writes keys int64 [n], and as `dtype` cam [n, ceil(H/4), ceil(W/4)] and high_res [n, H, W]."""
+    _save(path, {"keys": keys, "cam": cam, "high_res": high_res}, {**CAM, "cam": dtype, "high_res": dtype})
 
 
 def load_cam(path: Path, size: tuple[int, int] | None = None, n_classes: int | None = None) -> dict[str, np.ndarray]:
-    """The arrays of a CAM file, as `save_cam` takes them.
+    """The arrays of a CAM file, as `save_cam` takes them, maps as float32.
 
     size: (H, W) of its image. n_classes: of the dataset, which must have every key. ResultFileError if the file is
     damaged or does not fit; FileNotFoundError.
@@ -86,7 +86,7 @@ def _damaged(path: Path, kind: str, reason: str) -> ResultFileError:
     return ResultFileError(f"{path} is not a valid {kind} file: {reason}; delete it and run its step again")
 
 
-def _save(path: Path, value: dict[str, np.ndarray], kinds: dict[str, type]) -> None:
+def _save(path: Path, value: dict[str, np.ndarray], kinds: dict[str, type | str]) -> None:
     arrays = {name: np.ascontiguousarray(value[name], kind) for name, kind in kinds.items()}
     write_atomic(path, lambda file: np.save(file, np.array(arrays, dtype=object), allow_pickle=True))
 

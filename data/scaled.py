@@ -1,23 +1,17 @@
 """Large images at a working size (`--max_side`), with results at their own."""
 
-from typing import Any
-
 import numpy as np
 
-from data.base import Dataset
+from data.base import Dataset, Wrapped
 from data.transforms import rescale_size, resize
 
 
-class Scaled:
+class Scaled(Wrapped):
     """A dataset that hands out its images with a long side of at most `max_side`; ground truth stays as it is."""
 
     def __init__(self, dataset: Dataset, max_side: int):
-        self.dataset, self.max_side = dataset, max_side
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "dataset":  # while it is unpickled
-            raise AttributeError(name)
-        return getattr(self.dataset, name)
+        super().__init__(dataset)
+        self.max_side = max_side
 
     @property
     def identity(self) -> dict[str, object]:

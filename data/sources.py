@@ -14,7 +14,8 @@ from xml.etree import ElementTree
 
 from data.base import plain
 from data.errors import DataError
-from data.folder import ENDINGS, walk
+from data.folder import ENDINGS
+from data.listing import walk
 
 FORMATS = {
     "voc": "Pascal VOC", "coco": "COCO", "labelme": "labelme", "cls_labels": "cls_labels.npy",

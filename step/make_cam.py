@@ -31,7 +31,7 @@ def run(args: argparse.Namespace, dataset: Dataset) -> dict:
                 cams = [merge_mirrors(model(level.to(device)).float()) for level in levels]
                 cam, high_res = combine_scales(cams, keys.to(device), size)
             cam, high_res = cam.cpu().numpy(), high_res.cpu().numpy()
-            save_cam(result_file(args, "cam_out_dir", name, ".npy"), keys.numpy(), cam, high_res)
+            save_cam(result_file(args, "cam_out_dir", name, ".npy"), keys.numpy(), cam, high_res, args.cam_dtype)
             covered = (cam > args.cam_eval_thres).any(0).mean()
             progress.set_postfix_str(f"{covered:.0%} above {args.cam_eval_thres:g}", refresh=False)
             progress.update()

@@ -9,14 +9,15 @@ import numpy as np
 import torch
 
 from data import image_names
-from data.base import Dataset
+from data.base import Dataset, Wrapped
 from data.errors import DataError, UserError
 from data.images import read_mask
+from data.loaders import Pyramids, iterate_images
 from data.progress import bar
 from misc import torchutils
 from misc.report.pictures import save, shown_steps, strip
 from misc.run.masks import pseudo_mask
-from misc.run.networks import load_irn
+from misc.run.networks import load_cam, load_irn
 from misc.run.outputs import path_of, require, result_file
 from misc.run.recording import record
 from net.weights import find_doubled
@@ -47,21 +48,55 @@ def _chosen(args: argparse.Namespace, dataset: Dataset) -> list[str]:
 def preview(args: argparse.Namespace, dataset: Dataset) -> list[Path]:
     """Makes the strips of the images of `--preview`, whether they are in a list or not, and returns their paths.
 
-    They also have the IRN label, if there is a file of it, and the pseudo mask, if there is an IRN.
+    They also have the IRN label, if there is a file of it, and the pseudo mask, if there is an IRN. An image without
+    label has the classes that the classifier sees in it.
     """
     require(args, "cam_weights_name")
-    return list(_draw(args, dataset, find_names(dataset, args.preview, "--preview"), "preview", with_masks=True))
+    names = find_names(dataset, args.preview, "--preview", labelled=False)
+    unlabelled = [name for name in names if not dataset.has_label(name)]
+    if unlabelled:
+        dataset = Classified(dataset, _classify(args, dataset, unlabelled))
+    return list(_draw(args, dataset, names, "preview", with_masks=True))
 
 
-def find_names(dataset: Dataset, text: str, argument: str) -> list[str]:
-    """The images that a list joined by commas means, each once; UserError naming `argument` for one there is not."""
+class Classified(Wrapped):
+    """A dataset with labels for some of the images that have none."""
+
+    def __init__(self, dataset: Dataset, labels: dict[str, np.ndarray]):
+        super().__init__(dataset)
+        self.classified = labels
+
+    def label(self, name: str) -> np.ndarray:
+        return self.classified[name] if name in self.classified else self.dataset.label(name)
+
+    def labels(self, names: Sequence[str]) -> np.ndarray:
+        return np.stack([self.label(name) for name in names]) if len(names) else self.dataset.labels(names)
+
+
+@torch.inference_mode()
+def _classify(args: argparse.Namespace, dataset: Dataset, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """float32 [C] of every image: 1 for the classes with a positive logit, at least for that with the highest."""
+    device = torchutils.resolve_device(args.device)
+    model = load_cam(args, dataset, device)
+    labels = {}
+    for name, _, (images,), _ in iterate_images(Pyramids(dataset, names, (1.0,), labelled=False), 0):
+        logits = model(images[:1].to(device)).mean((0, 2, 3)).cpu()
+        labels[name] = ((logits > 0) | (logits == logits.max())).float().numpy()
+    return labels
+
+
+def find_names(dataset: Dataset, text: str, argument: str, labelled: bool = True) -> list[str]:
+    """The images that a list joined by commas means, each once; UserError naming `argument` for one there is not.
+
+    labelled: they need a label.
+    """
     try:  # a name may hold commas itself
-        return [_known(dataset, text)]
+        return [_known(dataset, text, labelled)]
     except DataError:
         names = []
         for part in filter(None, (part.strip() for part in text.split(","))):
             try:
-                names.append(_known(dataset, part))
+                names.append(_known(dataset, part, labelled))
             except DataError as error:
                 raise UserError(f"{argument} {part}: {error}") from error
     if not names:
@@ -69,10 +104,11 @@ def find_names(dataset: Dataset, text: str, argument: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _known(dataset: Dataset, text: str) -> str:
+def _known(dataset: Dataset, text: str, labelled: bool) -> str:
     name = dataset.find_name(text)
     dataset.image(name)
-    dataset.label(name)
+    if labelled:
+        dataset.label(name)
     return name
 
 
@@ -107,6 +143,8 @@ def _draw(
             classes = [dataset.classes[key] for key in recording.keys.tolist()]
             ended = len(recording.sums) - 1
             note = f", ended after k = {ended}" if ended < args.RIB_iter and classes else ""
+            note += ", classes as the classifier sees them" if name in getattr(dataset, "classified", ()) else ""
+            note += "" if dataset.has_labels else ", no disjoint images"
             picture = strip(f"{dataset.name}: {name}{note}", dataset.image(name), classes, maps, masks)
             save(_file(args, name), picture)
             yield _file(args, name)

@@ -75,7 +75,11 @@ def _optimizer(args: argparse.Namespace, model: Net, steps: int):
 @torch.inference_mode()
 def _validate(args: argparse.Namespace, model: Net, dataset: Dataset, device: torch.device) -> dict[str, float]:
     """Average precision per class on the validation images (None for a class that no or every image has)."""
-    names = torchutils.shard(image_names(args, dataset, "val"))
+    listed = image_names(args, dataset, "val")
+    labelled = [name for name in listed if dataset.has_label(name)]
+    if len(labelled) < len(listed):
+        logging.warning("%d of %d images of --val_list have no label", len(listed) - len(labelled), len(listed))
+    names = torchutils.shard(labelled)
     model.eval()
     truth, scores, right = [], [], 0.0
     with bar(len(names), "validate") as progress:
@@ -87,7 +91,9 @@ def _validate(args: argparse.Namespace, model: Net, dataset: Dataset, device: to
             progress.set_postfix_str(f"{right / len(truth):.1%} of the labels right", refresh=False)
             progress.update()
     truth, scores = torchutils.gather(truth), torchutils.gather(scores)
-    values = average_precision(np.array(truth), np.array(scores))
+    shape = (-1, dataset.n_classes)  # also of no image
+    truth, scores = np.reshape(truth, shape), np.reshape(scores, shape)
+    values = average_precision(truth, scores)
     values[np.all(truth, 0)] = np.nan  # any order of the images is right
     if np.isfinite(values).any():
         logging.info("train_cam: mean average precision %.3f on %d images", np.nanmean(values), len(truth))

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import data
-from data import open_dataset
+from data import image_names, open_dataset
 from data.base import Dataset
 from data.errors import DataError
 from data.folder import Folder
@@ -110,7 +110,8 @@ def test_images_without_a_line_are_left_out(mini):
     assert folder.names("train") == sorted(mini.names[:7])
     assert any("3 images have no line in labels.csv and are not used" in note for note in folder.notes)
     split("plain\nturned.jpg\n")(mini)
-    for read in (lambda: folder.label("turned"), lambda: Folder(mini.root).names("train")):
+    args = argparse.Namespace(train_list="train", limit=None)
+    for read in (lambda: folder.label("turned"), lambda: image_names(args, Folder(mini.root), "train")):
         with pytest.raises(DataError, match=r"'turned' has no line in .*labels\.csv"):
             read()
 
@@ -218,8 +219,8 @@ def test_check_finds_everything_at_once(mini, capsys):
     (mini.root / "images/LOUD.JPG").write_bytes(b"no image")
     (mini.root / "masks/plain.png").unlink()
     Image.fromarray(np.full((60, 76), 9, np.uint8)).save(mini.root / "masks/sub/plain.png")
-    split("two words\nplain\nnot there\n")(mini)
-    (mini.root / "splits/val.txt").write_text("turned\nplain\nplain\n")
+    split("two words\nplain\nnot there\nturned\n")(mini)
+    (mini.root / "splits/val.txt").write_text("LOUD\nplain\nplain\n")
     code, out, _ = check(mini, capsys, "--num_workers", "0")
     assert code == 2
     counts = {"images": 10, "missing": 2, "unreadable": 1, "unlabelled": 1, "bad masks": 1, "without mask": 1}

@@ -6,7 +6,6 @@ where both have one, and images of VOC val have VOC masks only (SBD: Hariharan e
 
 import argparse
 import logging
-import os
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +18,7 @@ from data.errors import DataError
 from data.failures import one_line
 from data.files import sweep, write_atomic
 from data.images import check_size, image_size, mask_exists, read_mask, save_mask, voc_palette
+from data.process import cores
 from data.progress import progress_map
 from voc12.dataset import CLASSES, LISTS, MASK_FOLDERS, N_TRAIN_AUG, find_folder
 
@@ -109,7 +109,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m voc12.prepare", description=__doc__.splitlines()[0])
     parser.add_argument("--data_root", type=Path, required=True, help="folder with VOC 2012")
     parser.add_argument("--sbd_root", type=Path, help="folder with SBD (default: data_root)")
-    parser.add_argument("--num_workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    parser.add_argument("--num_workers", type=int, default=cores(), help="processes (default: all cores)")
     parser.add_argument("--overwrite", action="store_true", help="replace existing masks")
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")

@@ -74,7 +74,7 @@ def card(args: argparse.Namespace, measured: dict, dataset: Dataset, name: str, 
     return {
         "name": name,
         "groups": groups,
-        "classes": np.flatnonzero(dataset.label(name)).tolist(),
+        "classes": np.flatnonzero(dataset.label(name)).tolist() if dataset.has_label(name) else [],
         "colours": [(dataset.classes[v - 1] if v <= dataset.n_classes else v, rgb) for v, rgb in colours.items()],
         "score": last if last == last else None,  # NaN: the truth ignores every pixel
         "photograph": photograph(image),

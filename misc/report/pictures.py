@@ -76,7 +76,7 @@ def outputs(
     instances = readable(load_instances, result_file(args, "ins_seg_out_dir", name, ".npy"), size, n)
     if instances is not None:
         layers["instances"] = "instances", instance_layer(instances["mask"], instances["score"]), None
-    drawn = {*(np.flatnonzero(dataset.label(name)) + 1).tolist()}
+    drawn = {*(np.flatnonzero(dataset.label(name)) + 1).tolist()} if dataset.has_label(name) else set()
     drawn |= {value for _, layer, mask in layers.values() if layer is None for value in np.unique(mask).tolist()}
     colours = colours_of(drawn - {0, 255})
     listed = [(key, *layers[key]) for key in KEYS if key in layers]

@@ -1,24 +1,39 @@
 """What a run settles about its data before the first step."""
 
 import argparse
+import contextlib
 import logging
+import shutil
 from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
 
-from data import PURPOSES, image_names
+import numpy as np
+
+from data import LABELLED, PURPOSES, image_names
 from data.base import Dataset
 from data.check import bad_images
 from data.errors import UserError
 from data.files import save_json
 from data.remarks import fitting_batches, remarks
 from misc import torchutils
+from misc.run.outputs import NPY_FOLDERS, OUTPUTS, path_of, result_file
+
+SAMPLE = 64  # images that the disk is estimated from
+SURELY = 0.75  # of the estimate
 
 
 def possible(args: argparse.Namespace, dataset: Dataset, chosen: Sequence) -> Sequence:
-    """The chosen steps (`runner.Step`) for which the dataset has ground truth; UserError if none is left."""
+    """The chosen steps (`runner.Step`) for which the dataset has labels and ground truth; UserError if none is left."""
     for note in dataset.notes:
         logging.warning(note)
+    if not dataset.has_labels:
+        learning = [step.name for step in chosen if step.needs_labels]
+        chosen = [step for step in chosen if not step.needs_labels]
+        if not chosen:
+            raise UserError(f"{args.data_root} has no labels, and all of these steps need some: {', '.join(learning)}")
+        if learning:
+            logging.warning("%s has no labels: left out %s", args.data_root, ", ".join(learning))
     scoring = [step.name for step in chosen if step.needs_masks]
     lacks = f"dataset {args.dataset} has no masks"
     if dataset.has_masks:
@@ -33,11 +48,47 @@ def possible(args: argparse.Namespace, dataset: Dataset, chosen: Sequence) -> Se
     return [step for step in chosen if not step.needs_masks]
 
 
+def check_disk(args: argparse.Namespace, dataset: Dataset, steps: Sequence[str]) -> None:
+    """Says what the CAM and instance files to be made will take of the disk; UserError if they surely do not fit.
+
+    A map of every class at the size of the image, and of a CAM another at stride 4; weights and PNGs are small beside
+    them. Estimated from an even sample of the images.
+    """
+    folders = [argument for argument in NPY_FOLDERS if OUTPUTS[argument].step in steps]
+    names = image_names(args, dataset, "infer") if folders else []
+    values = []
+    for name in names[:: max(1, len(names) // SAMPLE)]:
+        with contextlib.suppress(UserError):
+            values.append(dataset.label(name).sum() * np.prod(dataset.image(name).shape[:2]))
+    disks: dict[int, list[tuple[float, str, Path]]] = {}  # device -> bytes, what for, a folder of it
+    for argument in folders if values else ():
+        path = path_of(args, argument)
+        missing = len(names)
+        if path.is_dir():
+            missing = sum(not result_file(args, argument, name, ".npy").is_file() for name in names)
+        size = 1.0 if argument == "ins_seg_out_dir" else np.dtype(args.cam_dtype).itemsize * 17 / 16
+        nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+        need = float(np.mean(values)) * missing * size
+        if need:
+            disks.setdefault(nearest.stat().st_dev, []).append((need, f"{path.name} {_bytes(need)}", nearest))
+    for entries in disks.values():
+        need, free = sum(entry[0] for entry in entries), shutil.disk_usage(entries[0][2]).free
+        text = f"disk: about {', '.join(entry[1] for entry in entries)}; {_bytes(free)} are free in {entries[0][2]}"
+        if need * SURELY > free:
+            raise UserError(f"{text}; free some, use another --work_dir, or --cam_dtype float16 (half the size)")
+        logging.log(logging.WARNING if need > free else logging.INFO, text)
+
+
+def _bytes(number: float) -> str:
+    return f"{number / 1e9:.3g} GB" if number >= 1e9 else f"{number / 1e6:.3g} MB"
+
+
 def skip_bad_images(args: argparse.Namespace, dataset: Dataset) -> None:
     """For `--skip_bad`: the dataset leaves out what cannot be read, also stored in bad_images.json."""
-    lists = (dataset.names_of(getattr(args, f"{purpose}_list"))[: args.limit] for purpose in PURPOSES)
-    names = sorted(set().union(*lists))
-    bad = bad_images(dataset, torchutils.shard(names), args.num_workers)
+    lists = {purpose: dataset.names_of(getattr(args, f"{purpose}_list"))[: args.limit] for purpose in PURPOSES}
+    names = sorted(set().union(*lists.values()))
+    labelled = set().union(*(lists[purpose] for purpose in LABELLED))
+    bad = bad_images(dataset, torchutils.shard(names), labelled, args.num_workers)
     dataset.bad_images = dict(torchutils.gather(list(bad.items())))  # every rank has read its share
     if torchutils.rank() == 0:
         save_json(Path(args.work_dir) / "bad_images.json", dataset.bad_images)

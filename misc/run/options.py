@@ -5,12 +5,12 @@ Precedence: the command line, then `--config`, then the dataset's PRESET, then t
 
 import argparse
 import math
-import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from data import DATASETS, DatasetNames, data_module
 from data.errors import UserError
+from data.process import cores
 
 RIB, IRN, DEEPLAB = "RIB, section 5.1", "IRN, run_sample.py", "DeepLab-v2"
 RIB_STEP, RIB_RUN, AUTHORS = "RIB, step/make_rib_cam.py", "RIB, run_sample.py", "RIB, as its authors report"
@@ -89,12 +89,8 @@ def boolean(text: str) -> bool:
 
 
 POSITIVE, COUNT = number(int, 1), number(int, 0)
-FINITE, RATE, NOT_NEGATIVE, FRACTION = (
-    number(float),
-    number(float, 0, True),
-    number(float, 0),
-    number(float, 0, True, 1),
-)
+FINITE, RATE, NOT_NEGATIVE = number(float), number(float, 0, True), number(float, 0)
+FRACTION = number(float, 0, True, 1)
 FLOATS, FLOATS2, INTS2 = listed(FINITE), listed(FINITE, 2), listed(int, 2)
 FLAG = "flag"  # in place of a type: no value follows
 
@@ -129,7 +125,7 @@ OPTIONS: dict[str, list[Option]] = {
         Option("precision", "fp32", None, None, "numeric precision of the networks", choices=("fp32", "tf32", "bf16")),
         _more("deterministic", False, FLAG, None, "on a GPU, RIB gives the same bits in every run; slower in fp32"),
         Option("seed", 0, number(int, 0, high=2**63), "N", "seed of every random draw, and of the images of shapes"),
-        Option("num_workers", min(8, os.cpu_count() or 1), COUNT, "N", "processes that read images; 0: none"),
+        Option("num_workers", min(8, cores()), COUNT, "N", "processes that read images; 0: none"),
     ],
     "data": [
         Option("train_list", "train", None, "LIST", "images to train the classifier on: a split or a list file",
@@ -157,8 +153,7 @@ OPTIONS: dict[str, list[Option]] = {
         _more("cam_optimizer", "sgd", None, None, "sgd: as published; adamw: one-cycle schedule",
               "IRN, misc/torchutils.py: PolyOptimizer", choices=("sgd", "adamw")),
         _more("cam_crop_size", 512, POSITIVE, "PX", "side of the training crops", IRN),
-        _more("cam_resize_long", (320, 640), INTS2, "LO,HI", "range of the long side, pixels",
-              "IRN, step/train_cam.py"),
+        _more("cam_resize_long", (320, 640), INTS2, "LO,HI", "range of the long side", "IRN, step/train_cam.py"),
         Option("cam_batch_size", 16, POSITIVE, "N", "images per step, over all ranks", IRN),
         _more("cam_accumulate", 1, POSITIVE, "N", "parts in which a step is computed, to save memory; the same step, "
               "except that --cam_init scratch normalises every part by itself"),
@@ -166,6 +161,7 @@ OPTIONS: dict[str, list[Option]] = {
         Option("cam_learning_rate", 0.1, RATE, "LR", "learning rate of the backbone; sgd: head 10x", IRN),
         _more("cam_weight_decay", 1e-4, NOT_NEGATIVE, "W", "weight decay", IRN),
         _more("cam_scales", (1.0, 0.5, 1.5, 2.0), FLOATS, "S,...", "image scales; the first 1.0, the second 0.5", IRN),
+        _more("cam_dtype", "float32", None, None, "of CAM files; float16 halves them", choices=("float32", "float16")),
         _more("cam_eval_thres", 0.15, FINITE, "T", "fixed background threshold that is reported", IRN),
         _more("cam_eval_sweep", (0.20, 0.49, 0.01), listed(FINITE, 3), "LO,HI,STEP", "background thresholds to sweep",
               "RIB, step/eval_cam.py"),

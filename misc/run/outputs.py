@@ -41,7 +41,7 @@ class Output(NamedTuple):
     seg_labels: str | None = None
 
 
-NETWORK = ("cam_network", "precision")
+NETWORK, CAM_FILES = ("cam_network", "precision"), ("cam_scales", "cam_dtype")
 SCHEDULE = ("crop_size", "batch_size", "accumulate", "num_epoches", "learning_rate", "weight_decay")
 WALK = (*NETWORK, "irn_infer_pad", "walk_radius", "beta", "exp_times")
 MASK = (*WALK, "cam_power", "sem_seg_bg_thres")
@@ -83,10 +83,10 @@ OUTPUTS = {
         ("infer",), ("ir_label_out_dir", "irn_backbone"),
     ),
     "cam_out_dir": Output(
-        "cam", "make_cam", (*NETWORK, "cam_scales"), (), ("cam_weights_name",), labels=True, scored_by="eval_cam"
+        "cam", "make_cam", (*NETWORK, *CAM_FILES), (), ("cam_weights_name",), labels=True, scored_by="eval_cam"
     ),
     "cam_rib_out_dir": Output(
-        "cam_rib", "make_rib_cam", (*NETWORK, "cam_scales", *RIB), ("train",), ("cam_weights_name",),
+        "cam_rib", "make_rib_cam", (*NETWORK, *CAM_FILES, *RIB), ("train",), ("cam_weights_name",),
         labels=True, scored_by="eval_rib_cam",
     ),
     "ir_label_out_dir": Output("ir_label", "cam_to_ir_label", ("seeds", "conf_*"), (), ("seeds",)),

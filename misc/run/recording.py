@@ -56,7 +56,7 @@ def _companions(
     n_iter: int,
 ) -> CompanionStream | CompanionPool:  # fmt: skip
     """Where the companions of every image to be made come from, by `--RIB_companions`."""
-    names = image_names(args, dataset, "train")
+    names = image_names(args, dataset, "train") if dataset.has_labels else []
     crops = RawCrops(dataset, args.RIB_resize_long, args.RIB_crop_size, args.seed)
 
     def batches_of(names: Sequence, labels: np.ndarray) -> CompanionBatches:

@@ -30,7 +30,8 @@ class Step:
     """One step: its number and name, the module whose run(args, dataset, **options) does it, what it reads and writes.
 
     number: None for a step that stands apart from the chain and runs only where it is asked for by its name.
-    needs_masks: it is left out for a dataset without ground truth. needs_dataset: without it, run(args) is called.
+    needs_masks, needs_labels: it is left out for a dataset without ground truth, without labels. needs_dataset:
+    without it, run(args) is called.
     """
 
     number: int | None
@@ -40,6 +41,7 @@ class Step:
     writes: str
     options: dict = field(default_factory=dict)
     needs_masks: bool = False
+    needs_labels: bool = True
     needs_dataset: bool = True
 
     @property
@@ -122,7 +124,7 @@ def _run(args: argparse.Namespace, sources: dict[str, str], chosen: Sequence[Ste
         print(f"dataset {args.dataset}, results in {args.work_dir}\n{table(chosen)}")
         return
     from misc import torchutils
-    from misc.run.beforehand import possible, remark, skip_bad_images
+    from misc.run.beforehand import check_disk, possible, remark, skip_bad_images
     from misc.run.outputs import remove_results
     from misc.run.trainloop import check_batches
 
@@ -147,6 +149,8 @@ def _run(args: argparse.Namespace, sources: dict[str, str], chosen: Sequence[Ste
         names = [step.name for step in chosen]
         told = remark(args, dataset, names) if dataset else {}
         torchutils.on_first_rank(lambda: check_batches(args, names))
+        if dataset is not None:
+            torchutils.on_first_rank(lambda: check_disk(args, dataset, names))
         if args.overwrite:
             torchutils.on_first_rank(lambda: remove_results(args, names))
         for step in chosen:

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import inspect
 import logging
+import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
@@ -74,6 +75,8 @@ def fit(
                 batches += 1
                 _show(progress, f"epoch {epoch + 1}/{loader.n_epochs}, loss {total.item() / (i + 1):.4f}", batch)
             losses.append(total.item() / max(1, n_batches))
+            if not sys.stderr.isatty():  # where the bar shows it
+                logging.info("%s: epoch %d of %d, loss %.4f", title, epoch + 1, loader.n_epochs, losses[-1])
             state = {
                 "model": model.state_dict(),
                 "optimizer": optimizer.state_dict(),
