@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data.base import plain, read_lines
+from data.classes import BACKGROUND, IGNORED
 from data.errors import DataError
 from data.images import image_size, voc_palette
 from data.regions import CLASS_FILES, coco_region, is_box, labelme_region, paint, read_class_file, read_indices
@@ -24,8 +25,7 @@ from data.results import load_dict
 from data.sources import FORMATS, SPLITS, Tree, is_coco, read_json, read_xml
 
 LISTS = (*SPLITS, "trainval", "train_aug", "trainaug")
-BACKGROUND = ("background", "_background_", "__background__")
-IGNORED = ("__ignore__", "_ignore_", "ignore", "ignored", "void")
+LISTS = (*SPLITS, "trainval", "train_aug", "trainaug")
 
 
 class Item(NamedTuple):

@@ -150,7 +150,7 @@ REFUSED = [
     (unnamed, r"has 10 masks, but nothing that says what their values mean; add --classes NAME,NAME"),
     (no_images, r"source holds COCO labels, but no image; add --images DIR, where they lie"),
     (other_images, r"no image has a label that can be used: 10 images of result\.json that are not there, or twice "),
-    (damaged_json, r"result\.json is not valid JSON \(Expecting value.*\); export it again or take it away"),
+    (damaged_json, r"result\.json is not valid JSON \(Expecting value.*\); export it again or remove it"),
     (no_category, r"result\.json is damaged \(KeyError: '1'\)"),
     (damaged_xml, r"a\.xml cannot be read \(no element found"),
     (damaged_embedding, r"a\.json holds an image that cannot be read"),
