@@ -226,9 +226,9 @@ def test_exif_orientation_is_followed_only_on_request(tmp_path):
 
 
 def test_read_image_of_other_modes(tmp_path):
-    Image.fromarray(np.array([[0, 65535, 0x8000]], np.uint16)).save(tmp_path / "g16.png")
+    Image.fromarray(np.array([[0, 65535, 0x8000]] * 2, np.uint16)).save(tmp_path / "g16.png")
     assert read_image(tmp_path / "g16.png")[0].tolist() == [[0] * 3, [255] * 3, [128] * 3]
-    Image.new("RGBA", (1, 1), (10, 20, 30, 0)).save(tmp_path / "a.png")
+    Image.new("RGBA", (2, 2), (10, 20, 30, 0)).save(tmp_path / "a.png")
     assert read_image(tmp_path / "a.png")[0, 0].tolist() == [10, 20, 30]
     Image.new("CMYK", (8, 8), (0, 0, 0, 255)).save(tmp_path / "c.jpg")
     assert read_image(tmp_path / "c.jpg").max() < 8
