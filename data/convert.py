@@ -9,7 +9,6 @@ import csv
 import io
 import logging
 import os
-import re
 import shlex
 import shutil
 from collections import Counter, defaultdict
@@ -22,8 +21,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from data.base import read_lines, shortened
+from data.classes import BACKGROUND, IGNORED, doubts, joined
 from data.errors import DataError
-from data.exports import BACKGROUND, IGNORED, Export, Item, read
+from data.exports import Export, Item, read
 from data.failures import one_line
 from data.files import write_atomic
 from data.folder import CLASSES, IMAGES, LABELS, MASKS, SPLITS
@@ -33,7 +33,6 @@ from data.progress import progress_map
 from data.regions import embedded_image
 from data.sources import FORMATS, Tree, kinds
 
-NOTHING = ("none", "nan", "null", "normal", "negative", "nothing", "empty", "no_object", "unlabeled", "unlabelled")
 WANTED = (
     "VOC (XML files, or masks in SegmentationClass or masks), COCO (JSON with images, annotations and categories), "
     "labelme (JSON with shapes), cls_labels.npy, or one folder of images per class"
@@ -139,15 +138,15 @@ def _classes(
     words = [name for name in export.names if counts[name]]
     if absent := [name for name in given if name not in export.names]:
         raise DataError(f"--classes names {', '.join(absent)}; the labels have {', '.join(words)}")
-    if not given and (doubt := _doubt(words)):
-        why, word = doubt
+    if doubt := None if given else next(doubts(words), None):
+        word, why, *_ = doubt
         those, rest = (shlex.quote(",".join(names)) for names in (words, [name for name in words if name != word]))
         raise DataError(f"{why}. If so add --classes {rest}, else --classes {those}")
     small = {name.lower(): name for name in given or words}
     meaning = {}
     for word in words:
         one = [word] if word in (given or words) else [small[word.lower()]] if word.lower() in small else []
-        meaning[word] = tuple(one or _joined(word, given))
+        meaning[word] = tuple(one or joined(word, given))
         if not meaning[word]:
             export.left_out["classes that --classes does not name"].append(f"{word} ({counts[word]} images)")
     taken = {name for names in meaning.values() for name in names}
@@ -158,25 +157,6 @@ def _classes(
     if bad := [name for name in taken if ";" in name or "\n" in name]:
         raise DataError(f"class {bad[0]!r} has a semicolon, which separates classes in {LABELS}; rename it")
     return meaning, [name for name in given or words if name in taken]
-
-
-def _doubt(words: Sequence[str]) -> tuple[str, str] | None:
-    """A class that may be none, and why."""
-    for word in words:
-        same = [other for other in words if other != word and other.lower() == word.lower()]
-        if same:
-            return f"{same[0]!r} and {word!r} may be one class", same[0]
-        if word.lower() in NOTHING or set(words) == {"0", "1"}:
-            return f"{word!r} may mean that an image has no object", word if word != "1" else "0"
-        if parts := _joined(word, words):
-            return f"{word!r} may mean {' and '.join(parts)} together", word
-    return None
-
-
-def _joined(word: str, words: Sequence[str]) -> list[str]:
-    """The classes that a name puts together, such as `apple+leaf`; empty if it does not."""
-    parts = [part for part in re.split(r"[\s+&,;|/_-]+(?:and\s+)?", word) if part]
-    return parts if len(parts) > 1 and set(parts) <= set(words) else []
 
 
 def _values(item: Item) -> list[int] | str:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data.base import read_lines
+from data.classes import BACKGROUND, IGNORED
 from data.errors import DataError
 from data.images import image_size, voc_palette
 from data.regions import Region, coco_region, is_box, labelme_region, paint, read_indices
@@ -26,8 +27,6 @@ from data.sources import FORMATS, SPLITS, Tree, is_coco, mask_files, published, 
 
 LISTS = (*SPLITS, "trainval", "train_aug", "trainaug")
 CLASS_FILES = ("labelmap.txt", "class_names.txt", "_classes.csv", "classes.txt", "labels.txt")
-BACKGROUND = ("background", "_background_", "__background__")
-IGNORED = ("__ignore__", "_ignore_", "ignore", "ignored", "void")
 
 
 class Item(NamedTuple):

@@ -162,7 +162,7 @@ def read_json(path: Path) -> dict:
     try:
         value = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not valid JSON ({error}); export it again or take it away") from error
+        raise DataError(f"{path} is not valid JSON ({error}); export it again or remove it") from error
     return value if isinstance(value, dict) else {}
 
 
@@ -171,7 +171,7 @@ def read_xml(path: Path) -> tuple[str, ...] | None:
     try:
         root = ElementTree.parse(path).getroot()
     except (ElementTree.ParseError, ValueError) as error:
-        raise DataError(f"annotation {path} cannot be read ({error}); export it again or take it away") from error
+        raise DataError(f"annotation {path} cannot be read ({error}); export it again or remove it") from error
     if root.tag != "annotation":
         return None
     words = [(item.findtext("name") or "").strip() for item in root.findall("object")]

@@ -137,7 +137,7 @@ DOUBTS = [
      [{"apple"}, {"leaf"}, {"leaf"}]),
     (("apple", "leaf", "apple + leaf"), r"'apple \+ leaf' may mean apple and leaf together", "apple,leaf",
      [{"apple"}, {"leaf"}, {"apple", "leaf"}]),
-    (("0", "1"), r"'0' may mean that an image has no object. If so add --classes 1, else --classes 0,1", "1",
+    (("0", "1"), r"'0' may only say whether an object is there. If so add --classes 1, else --classes 0,1", "1",
      [set(), {"1"}]),
     (("apple", "leaf", "none"), r"'none' may mean", "leaf,none,apple", [{"apple"}, {"leaf"}, {"none"}]),
 ]  # fmt: skip

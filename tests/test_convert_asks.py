@@ -144,7 +144,7 @@ REFUSED = [
     (several, r"several formats: Pascal VOC \(Segm.*\.png, --format voc\) and COCO \(train\.json, --form"),
     (unnamed, r"has 10 masks, but nothing that says what their values mean; add --classes NAME,NAME"),
     (no_images, r"no image has a label that can be used: 10 images of result\.json that are not there, or twice "),
-    (damaged_json, r"result\.json is not valid JSON \(Expecting value.*\); export it again or take it away"),
+    (damaged_json, r"result\.json is not valid JSON \(Expecting value.*\); export it again or remove it"),
     (no_category, r"result\.json is damaged \(KeyError: '1'\)"),
     (damaged_xml, r"a\.xml cannot be read \(no element found"),
     (damaged_embedding, r"a\.json holds an image that cannot be read"),

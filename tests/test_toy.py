@@ -299,7 +299,7 @@ def test_seeds_of_other_settings_stop_and_of_other_code_are_kept(tmp_path, witho
     before = json.loads(file.read_text())
     assert run(tmp_path, *ONE, "--toy_rib_lr", "0.002") == 2
     told = capsys.readouterr().err.splitlines()[-1]
-    assert "created with toy_rib_lr 0.001, now 0.002; " in told and "--overwrite" in told
+    assert "created with toy_rib_lr 0.001, now 0.002. " in told and "--overwrite" in told
     assert json.loads(file.read_text()) == before
     assert run(tmp_path, *ONE, "--toy_rib_lr", "0.002", "--overwrite") == 0
     after = json.loads(file.read_text())
