@@ -1,4 +1,4 @@
-# make sample: from a clean clone to a finished report on the embedded dataset. make test: lint and tests.
+# make sample: from a clean clone to finished reports on photographs and the embedded dataset. make test: lint and tests.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -7,6 +7,7 @@ ARGS ?=
 .PHONY: sample test slow lint format seeds bench clean
 
 sample: $(VENV)/.installed
+	$(RUN) run_sample.py --dataset photos
 	$(RUN) run_sample.py $(ARGS)
 
 # Two processes of one thread each: half the time on two cores.

@@ -28,6 +28,7 @@ STEPS = (
         "seg/NAME.png, metrics.json",
         needs_labels=False,
     ),
+    Step(None, "strips", "step.strips", "images, labels, sess/res50_cam.pth", "strips/NAME.png, strips.jpg"),
     Step(
         14,
         "report",
@@ -37,7 +38,6 @@ STEPS = (
         needs_labels=False,
     ),
     Step(None, "ablate", "step.ablate", "images, masks, sess/res50_cam.pth", "ablate/STUDY.png", needs_masks=True),
-    Step(None, "strips", "step.strips", "images, labels, sess/res50_cam.pth", "strips/NAME.png"),
     Step(None, "toy", "step.toy", "nothing, or --mnist_root", "toy/table.txt, three figures", needs_dataset=False),
 )
 

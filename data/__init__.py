@@ -15,6 +15,7 @@ LABELLED = PURPOSES[:3]  # a segmentation network needs no labels; the classifie
 # name -> (module, one line). A module offers PRESET and open_dataset(args); see docs/adding_a_dataset.md.
 DATASETS = {
     "shapes": ("data.shapes", "embedded, generated images; the whole method in minutes"),
+    "photos": ("data.photos", "photographs of scikit-image and a ready ImageNet classifier; no training"),
     "voc12": ("voc12", "PASCAL VOC 2012; needs --data_root"),
     "coco14": ("coco14", "MS COCO 2014; needs --data_root and python -m coco14.prepare"),
     "folder": ("data.folder", "your own images; needs --data_root with images/ and labels.csv"),

@@ -32,6 +32,8 @@ class Dataset:
     bad_images: Mapping[str, str] = MappingProxyType({})
     # Folder below that of the masks for those of images without ground truth, as the dataset's test server wants it.
     submission = ""
+    # The run beside this one that its report shows too, by the name of its folder.
+    beside = ""
     has_labels = True  # whether there are any; without them a trained network is all that can be used
     max_side: int | None = None  # see data/scaled.py
 

@@ -74,6 +74,7 @@ class Shapes(Dataset):
 
     name = "shapes"
     classes = CLASSES
+    beside = "photos"
 
     def __init__(self, n_train: int = 320, n_val: int = 80, size: int = REFERENCE_PX, seed: int = 0):
         if size < 32:

@@ -4,6 +4,7 @@ import argparse
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from data.images import read_mask
 from data.loaders import Pyramids, iterate_images
 from data.progress import bar
 from misc import torchutils
-from misc.report.pictures import save, shown_steps, strip
+from misc.report.pictures import grid, maps_of, save, strip, strip_note, strip_rows
 from misc.run.masks import pseudo_mask
 from misc.run.networks import load_cam, load_irn
 from misc.run.outputs import path_of, require, result_file
@@ -23,14 +24,30 @@ from misc.run.recording import record
 from net.weights import find_doubled
 
 
+class Drawn(NamedTuple):
+    """A strip: its file, and what `grid` takes."""
+
+    path: Path
+    captions: list[str]
+    rows: list[tuple[str, list[np.ndarray]]]
+
+
 def run(args: argparse.Namespace, dataset: Dataset) -> dict:
-    """Writes `strips/NAME.png` for the images of `--strips_images`: names, or so many of the inference list.
+    """Writes `strips/NAME.png` for the images of `--strips_images`, names or so many of the inference list, and all of
+    them in one picture, `strips.jpg`.
 
     They are few and always drawn again: existing ones may be of other weights or settings, or of `--preview`.
     """
     require(args, "cam_weights_name")
-    paths = list(_draw(args, dataset, torchutils.shard(_chosen(args, dataset)), "strips", with_masks=False))
-    return {"images": len(torchutils.gather(paths))}
+    drawn = _draw(args, dataset, torchutils.shard(_chosen(args, dataset)), "strips", with_masks=False)
+    drawn = torchutils.gather(list(drawn))
+    if torchutils.rank() == 0:
+        captions = list(dict.fromkeys(caption for strip in drawn for caption in strip.captions))
+        rows = [(name, dict(zip(strip.captions, row, strict=True))) for strip in drawn for name, row in strip.rows]
+        rows = [(name, [row.get(caption) for caption in captions]) for name, row in rows]
+        picture = grid(captions, rows, strip_note(args.cam_eval_thres), kind="JPEG")
+        save(Path(args.work_dir) / "strips.jpg", picture)
+    return {"images": len(drawn)}
 
 
 def _chosen(args: argparse.Namespace, dataset: Dataset) -> list[str]:
@@ -48,15 +65,15 @@ def _chosen(args: argparse.Namespace, dataset: Dataset) -> list[str]:
 def preview(args: argparse.Namespace, dataset: Dataset) -> list[Path]:
     """Makes the strips of the images of `--preview`, whether they are in a list or not, and returns their paths.
 
-    They also have the IRN label, if there is a file of it, and the pseudo mask, if there is an IRN. An image without
-    label has the classes that the classifier sees in it.
+    They also have the pseudo mask, if there is an IRN. An image without label has the classes that the classifier
+    sees in it.
     """
     require(args, "cam_weights_name")
     names = find_names(dataset, args.preview, "--preview", labelled=False)
     unlabelled = [name for name in names if not dataset.has_label(name)]
     if unlabelled:
         dataset = Classified(dataset, _classify(args, dataset, unlabelled))
-    return list(_draw(args, dataset, names, "preview", with_masks=True))
+    return [drawn.path for drawn in _draw(args, dataset, names, "preview", with_masks=True)]
 
 
 class Classified(Wrapped):
@@ -114,8 +131,8 @@ def _known(dataset: Dataset, text: str, labelled: bool) -> str:
 
 def _draw(
     args: argparse.Namespace, dataset: Dataset, names: Sequence[str], title: str, with_masks: bool
-) -> Iterator[Path]:
-    """Writes the strips of `names` and yields their paths."""
+) -> Iterator[Drawn]:
+    """Writes the strips of `names`; the IRN label is in them where there is a file of it."""
     if not names:
         return
     device = torchutils.resolve_device(args.device)
@@ -125,12 +142,9 @@ def _draw(
     with bar(len(names), title) as progress:
         for recording in record(args, dataset, names, device):
             name, written = recording.name, args.RIB_iter - 1
-            maps = {"CAM": recording.maps(0)[1]}
-            for k in shown_steps(args.RIB_iter):
-                maps[f"RIB, k = {k}"] = recording.maps(k)[1]
-            masks = {}
+            image, maps, masks = dataset.image(name), maps_of(recording, args.RIB_iter), {}
             label_file = result_file(args, "ir_label_out_dir", name, ".png")
-            if with_masks and label_file.is_file():
+            if label_file.is_file():
                 masks["IRN label"] = read_mask(label_file)
             if irn is not None:
                 cam = recording.maps(0 if args.seeds == "cam" else written)[0]
@@ -145,11 +159,8 @@ def _draw(
             note = f", ended after k = {ended}" if ended < args.RIB_iter and classes else ""
             note += ", classes as the classifier sees them" if name in getattr(dataset, "classified", ()) else ""
             note += "" if dataset.has_labels else ", no disjoint images"
-            picture = strip(f"{dataset.name}: {name}{note}", dataset.image(name), classes, maps, masks)
-            save(_file(args, name), picture)
-            yield _file(args, name)
+            path = Path(args.work_dir) / "strips" / f"{name}.png"
+            shown = (image, classes, maps, masks, args.cam_eval_thres)
+            save(path, strip(f"{dataset.name}: {name}{note}", *shown))
+            yield Drawn(path, ["image", *maps, *masks], strip_rows(*shown))
             progress.update()
-
-
-def _file(args: argparse.Namespace, name: str) -> Path:
-    return Path(args.work_dir) / "strips" / f"{name}.png"

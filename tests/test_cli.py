@@ -200,7 +200,7 @@ MISTAKES = [
     ),
     (["--pooling", "max"], "argument --pooling: invalid choice: 'max'"),
     (["--train_cam_pass", "maybe"], "'maybe' is neither True nor False"),
-    (["--dataset", "imagenet"], "there are shapes, voc12"),
+    (["--dataset", "imagenet"], "there are shapes, photos, voc12"),
     (["--no_such", "1"], "unrecognized arguments: --no_such 1"),
     (["--prec", "bf16"], "unrecognized arguments: --prec bf16"),  # nothing is guessed
     (["--config", "no.yaml"], "--config no.yaml cannot be read"),

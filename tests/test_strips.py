@@ -36,9 +36,9 @@ def drawn(monkeypatch):
     seen = {}
     plain = step.strips.strip
 
-    def draw(title, image, classes, maps, masks):
+    def draw(title, image, classes, maps, masks, *look):
         seen[title] = (classes, maps, masks)
-        return plain(title, image, classes, maps, masks)
+        return plain(title, image, classes, maps, masks, *look)
 
     monkeypatch.setattr(step.strips, "strip", draw)
     return seen
@@ -52,7 +52,7 @@ def test_a_strip_has_a_row_per_class_and_a_column_per_picture():
     assert [shown_steps(k) for k in (1, 5, 15)] == [[1], [1, 3, 5], [1, 3, 5, 10, 15]]
     image = np.zeros((40, 60, 3), np.uint8)
     maps = {"CAM": np.zeros((2, 40, 60), np.float32), "RIB": np.stack([np.ones((40, 60)), np.zeros((40, 60))])}
-    picture = Image.open(io.BytesIO(strip("$odd_{name}", image, ["cat", "hot dog"], maps, {})))
+    picture = Image.open(io.BytesIO(strip("$odd_{name}", image, ["cat", "hot dog"], maps, {}, 0.3)))
     pixels = np.asarray(picture.convert("RGB")).astype(int)
     heat = pixels.max(2) - pixels.min(2) > 60  # all else is grey
     columns = np.flatnonzero(heat.any(0))

@@ -29,7 +29,8 @@ ELSEWHERE = (
 )  # fmt: skip
 TABLE_CLASSES = 26  # up to here a confusion is a table of numbers, beyond it a picture and its largest entries
 LARGEST = 20
-LARGEST_FIGURE = 260_000  # bytes of a plot that is put into the page
+LARGEST_FIGURE = 600_000  # bytes of a plot that is put into the page
+STRIPS = "The CAM, and RIB's maps after some updates of the weights. The line is the seed at the fixed threshold."
 
 
 def build(args: argparse.Namespace, dataset: Dataset, measured: dict, names: Sequence[str]) -> str:
@@ -52,7 +53,7 @@ def build(args: argparse.Namespace, dataset: Dataset, measured: dict, names: Seq
         scored=scored(measured),
         classes=class_table(measured),
         confusions=[_confusion(measured, stage) for stage in reversed(scored(measured))],
-        experiments=_experiments(work_dir, measured),
+        experiments=[*_photographs(work_dir, dataset), *_experiments(work_dir, measured)],
         gallery=gallery(args, measured, dataset, names),
         steps=_steps(measured, steps),
         calls=calls(work_dir),
@@ -165,9 +166,23 @@ def _confusion(measured: dict, stage) -> dict:
     return {**content, "picture": confusion_picture(fraction), "largest": Table("Largest confusions", head, rows)}
 
 
+def _photographs(work_dir: Path, dataset: Dataset) -> list[dict]:
+    """The scores and strips of the run on photographs that lies beside this one."""
+    beside = work_dir.parent / dataset.beside
+    if not dataset.beside or not (beside / "metrics.json").is_file():
+        return []
+    text = f"CAM and RIB of a classifier that was trained already. ../{dataset.beside}/report.html has more. {STRIPS}"
+    table = stage_table(load_json(beside / "metrics.json"), "Scores (%)")
+    parts = [{"table": table}, _plot(beside, "strips.jpg", STRIPS)]
+    return [{"id": dataset.beside, "title": "Photographs", "text": text, "parts": parts}]
+
+
 def _experiments(work_dir: Path, measured: dict) -> list[dict]:
     """The toy experiment and the ablations, where metrics.json has something of them."""
     out = []
+    if "strips" in measured:
+        parts = [_plot(work_dir, "strips.jpg", STRIPS)]
+        out.append({"id": "strips", "title": "Step by step", "text": STRIPS, "parts": parts})
     if "toy" in measured:
         values = measured["toy"]
         text = (
@@ -190,11 +205,11 @@ def _experiments(work_dir: Path, measured: dict) -> list[dict]:
 
 
 def _plot(work_dir: Path, path: str, words: str) -> dict:
-    """A PNG of the run for the page; its path alone where it is too large."""
+    """A picture of the run for the page; its path alone where it is too large."""
     if not (work_dir / path).is_file():
         return {}
-    data = (work_dir / path).read_bytes()
-    return {"words": words, "path": path, "picture": data_uri("png", data) if len(data) <= LARGEST_FIGURE else ""}
+    data, kind = (work_dir / path).read_bytes(), "jpeg" if path.endswith(".jpg") else "png"
+    return {"words": words, "path": path, "picture": data_uri(kind, data) if len(data) <= LARGEST_FIGURE else ""}
 
 
 def _steps(measured: dict, steps: dict[str, dict]) -> Table:

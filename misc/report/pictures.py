@@ -29,6 +29,7 @@ COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114
 IGNORED, STROKE = 254, 255  # palette entries
 KEYS = ("truth", "cam", "rib", "label", "edge", "mask", "instances", "seg")  # of what is shown, in this order
 SHOWN_STEPS = (1, 3, 5, 10)  # of the paper's figure 3
+LOW = 0.2  # thresholds below which a linear scale of a map would show nothing but the peak
 
 
 class Layer(NamedTuple):
@@ -121,16 +122,16 @@ def mask_layer(mask: np.ndarray, colours: dict[int, tuple[int, int, int]] | None
     return Layer(np.where(small == 255, np.where(strokes, STROKE, IGNORED), small).astype(np.uint8), palette)
 
 
-def heat_layer(cams: np.ndarray) -> Layer:
-    """The strongest of CAMs float32 [n, h, w] as heat.
+def heat_layer(cams: np.ndarray, power: float = 0.5) -> Layer:
+    """The strongest of CAMs float32 [n, h, w] as heat, to the given power.
 
-    The square root is drawn: seeds are cut at low thresholds, where a linear scale shows nothing but the peak.
+    By default the square root, for seeds are often cut at low thresholds (LOW).
     """
     strength = np.arange(64) / 63
     palette = np.zeros((256, 4), np.uint8)
     palette[:64, :3] = cv2.applyColorMap((255 * strength).astype(np.uint8)[:, None], cv2.COLORMAP_INFERNO)[:, 0, ::-1]
     palette[:64, 3] = 255 * (0.45 + 0.55 * strength)
-    levels = (np.sqrt(np.clip(cams.max(0, initial=0), 0, 1)) * 63).round().astype(np.uint8)
+    levels = (np.clip(cams.max(0, initial=0), 0, 1) ** power * 63).round().astype(np.uint8)
     return Layer(_resize(levels, fit(levels.shape, SIDE // 2)), palette)  # smooth, and enlarged smoothly
 
 
@@ -167,27 +168,33 @@ def over(image: np.ndarray, layer: Layer, opacity: float = 0.75) -> np.ndarray:
     return (rgba[..., :3] * alpha + grey * (1 - alpha)).astype(np.uint8)
 
 
-def grid(captions: Sequence[str], rows: Sequence[tuple[str, Sequence[np.ndarray | None]]], title: str = "") -> bytes:
-    """A PNG: a title, captions, then per row a name and its pictures; what is None is left grey."""
-    sizes = [fit(next(p for p in row if p is not None).shape, TILE, enlarge=True) for _, row in rows]
+def grid(
+    captions: Sequence[str], rows: Sequence[tuple[str, Sequence[np.ndarray | None]]], title: str = "", tile: int = TILE,
+    kind: str = "PNG",
+) -> bytes:  # fmt: skip
+    """A PNG or JPEG: a title, captions, then per row a name and its pictures; what is None is left grey.
+
+    tile: long side of a picture.
+    """
+    sizes = [fit(next(p for p in row if p is not None).shape, tile, enlarge=True) for _, row in rows]
     heights = [height + GAP for height, _ in sizes]
     top, left = 26 + 22 * bool(title), 24 * any(name for name, _ in rows)
-    sheet = Image.new("RGB", (left + len(captions) * (TILE + GAP), top + sum(heights)), "white")
+    sheet = Image.new("RGB", (left + len(captions) * (tile + GAP), top + sum(heights)), "white")
     draw = ImageDraw.Draw(sheet)
     draw.text((left, 3), title, "black", font("DejaVuSans", 14))
     for i, caption in enumerate(captions):
-        draw.text((left + i * (TILE + GAP), top - 20), caption, "black", font("DejaVuSans", 13))
+        draw.text((left + i * (tile + GAP), top - 20), caption, "black", font("DejaVuSans", 13))
     for (name, pictures), size, height in zip(rows, sizes, heights, strict=True):
         for i, picture in enumerate(pictures):
-            tile = np.full((*size, 3), 225, np.uint8) if picture is None else picture
-            small = _resize(tile, size, cv2.INTER_AREA if len(tile) > size[0] else cv2.INTER_NEAREST)
-            sheet.paste(Image.fromarray(small), (left + i * (TILE + GAP), top))
+            full = np.full((*size, 3), 225, np.uint8) if picture is None else picture
+            small = _resize(full, size, cv2.INTER_AREA if len(full) > size[0] else cv2.INTER_NEAREST)
+            sheet.paste(Image.fromarray(small), (left + i * (tile + GAP), top))
         label = Image.new("RGB", (height, left or 1), "white")
         ImageDraw.Draw(label).text((height / 2, 10), name, "black", font("DejaVuSans", 13), anchor="mm")
         sheet.paste(label.rotate(90, expand=True), (0, top))
         top += height
     data = io.BytesIO()
-    sheet.save(data, format="PNG")
+    sheet.save(data, format=kind, quality=88)
     return data.getvalue()
 
 
@@ -209,19 +216,43 @@ def spread(length: int, n: int) -> list[int]:
 
 
 def strip(
-    title: str, image: np.ndarray, classes: Sequence[str], maps: dict[str, np.ndarray], masks: dict[str, np.ndarray]
-) -> bytes:
-    """A PNG as the paper's figure 3: a row per class, the columns image, maps, masks.
+    title: str, image: np.ndarray, classes: Sequence[str], maps: dict[str, np.ndarray], masks: dict[str, np.ndarray],
+    threshold: float, tile: int = TILE,
+) -> bytes:  # fmt: skip
+    """A PNG as the paper's figure 3, of `strip_rows`. tile: long side of a picture."""
+    rows = strip_rows(image, classes, maps, masks, threshold)
+    return grid(["image", *maps, *masks], rows, f"{title} ({strip_note(threshold)})", tile)
+
+
+def strip_note(threshold: float) -> str:
+    """What a strip shows, in words."""
+    return f"k: updates of the weights; line: {threshold:g} of the maximum" + "; maps: square root" * (threshold < LOW)
+
+
+def strip_rows(
+    image: np.ndarray, classes: Sequence[str], maps: dict[str, np.ndarray], masks: dict[str, np.ndarray],
+    threshold: float,
+) -> list[tuple[str, list[np.ndarray]]]:  # fmt: skip
+    """A row per class, the columns image, maps, masks, for `grid`.
 
     classes: names of the n classes of the image; none gives one row with empty maps. maps: title -> [n, H, W] in
-    [0, 1]. masks: title -> uint8 [H, W] (0 background, c + 1 class, 255 ignored).
+    [0, 1], drawn with the outline of what exceeds the threshold. masks: title -> uint8 [H, W] (0 background, c + 1
+    class, 255 ignored).
     """
     rows = []
     for r in range(max(1, len(classes))):
-        heats = [over(image, heat_layer(cams[r : r + 1])) for cams in maps.values()]
+        heats = [over(image, heat_layer(cams[r : r + 1], 0.5 if threshold < LOW else 1.0)) for cams in maps.values()]
+        for heat, cams in zip(heats, maps.values(), strict=True):
+            exceeds = (_resize(cams[r : r + 1].max(0, initial=0), heat.shape[:2]) > threshold).astype(np.uint8)
+            heat[cv2.morphologyEx(exceeds, cv2.MORPH_GRADIENT, np.ones((3, 3))) > 0] = 255
         drawn = [over(image, mask_layer(mask)) for mask in masks.values()]
         rows.append((classes[r] if len(classes) else "no class", [image, *heats, *drawn]))
-    return grid(["image", *maps, *masks], rows, f"{title} (maps: square root; k: updates of the weights)")
+    return rows
+
+
+def maps_of(recording: Any, n_iter: int) -> dict[str, np.ndarray]:
+    """title -> high_res of a `misc.run.recording.Recording`: the CAM, and RIB after the steps that a strip shows."""
+    return {"CAM": recording.maps(0)[1], **{f"RIB, k = {k}": recording.maps(k)[1] for k in shown_steps(n_iter)}}
 
 
 def shown_steps(k_max: int) -> list[int]:

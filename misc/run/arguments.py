@@ -15,6 +15,8 @@ DESCRIPTION = """\
 RIB: weakly supervised semantic segmentation by reducing the information bottleneck.
 
   python run_sample.py                                   every step on the embedded dataset `shapes`
+  python run_sample.py --dataset photos                  photographs, with a classifier that is trained already
+  python run_sample.py --photo FILE --label tabby        a photograph of your own
   python run_sample.py --dataset voc12 --data_root DIR   every step on PASCAL VOC 2012 (coco14 likewise)
   python run_sample.py --dataset folder --data_root DIR  every step on your own images; add --check_data first
   python run_sample.py --steps 4-6                       steps by number or name: make_cam,eval_cam or 8-report
@@ -90,8 +92,11 @@ def parse(steps: Sequence, argv: Sequence[str]) -> tuple[argparse.Namespace, dic
     first.error = parser.error
     first.add_argument("--dataset")
     first.add_argument("--config")
+    first.add_argument("--photo")
     early, _ = first.parse_known_args(argv)
     config = _read_config(early.config, parser) if early.config else {}
+    if early.photo is not None:
+        parser.set_defaults(dataset="photos")
     values = preset(early.dataset or config.get("dataset") or parser.get_default("dataset"))
     sources = {name: source for name, (_, source) in values.items()}
     parser.set_defaults(**{name: value for name, (value, _) in values.items()})
@@ -104,6 +109,9 @@ def parse(steps: Sequence, argv: Sequence[str]) -> tuple[argparse.Namespace, dic
     for action in parser._actions:
         if any(word.split("=")[0] in action.option_strings for word in argv):
             sources[action.dest] = "command line"
+    if sources.get("steps") != "command line" and "steps" not in config:  # those of the preset
+        asked = any(getattr(args, f"{step.name}_pass") for step in steps)
+        args.steps = None if asked else args.steps
     args.work_dir = args.work_dir or str(Path("result") / Path(args.dataset).stem)
     _check(args)
     return args, {name: sources.get(name, "default") for name in vars(args)}

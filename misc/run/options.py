@@ -100,16 +100,15 @@ def _more(*row: Any, **others: Any) -> Option:
     return Option(*row, **others)._replace(basic=False)
 
 
-def _datasets() -> str:
-    return "; ".join(f"{name}: {text}" for name, (_, text) in DATASETS.items()) + "; or a Python file that offers one"
-
-
 OPTIONS: dict[str, list[Option]] = {
     "what to run": [
-        Option("dataset", "shapes", None, "NAME", _datasets(), choices=DatasetNames(DATASETS)),
+        Option("dataset", "shapes", None, "NAME", "; ".join(f"{name}: {text}" for name, (_, text) in DATASETS.items())
+               + "; or a Python file that offers one", choices=DatasetNames(DATASETS)),
         Option("data_root", None, None, "DIR", "folder of the dataset", also=("voc12_root",)),
         Option("work_dir", None, None, "DIR", "folder of all results (default: result/DATASET)"),
         Option("config", None, None, "FILE.yaml", "values by argument name; the command line wins over them"),
+        Option("photo", None, None, "FILE", "write FILE.rib.png (CAM, RIB, IRN label) of one photograph, and exit"),
+        Option("label", None, listed(str), "NAME,...", "what --photo shows, in ImageNet's words (default: as seen)"),
         Option("steps", None, None, "LIST", "steps by number or name, with ranges: 3-6 or train_cam,eval_cam"),
         Option("list_steps", False, FLAG, None, "list number, name, input and output of every step, and exit"),
         Option("dry_run", False, FLAG, None, "print the plan and exit"),
@@ -139,6 +138,7 @@ OPTIONS: dict[str, list[Option]] = {
         Option("limit", None, POSITIVE, "N", "use only the first N images of every list"),
         Option("max_side", None, POSITIVE, "PX", "work on images scaled down to this long side; masks are stored and "
                "scored at the images' own size, CAM files stay small"),
+        _more("photos_size", 320, POSITIVE, "PX", "photos and --photo: long side of the images", "this program"),
         _more("shapes_train", 320, POSITIVE, "N", "shapes: training images"),
         _more("shapes_val", 80, POSITIVE, "N", "shapes: validation images"),
         _more("shapes_size", 96, POSITIVE, "PX", "shapes: side of the images"),
@@ -291,10 +291,10 @@ OPTIONS: dict[str, list[Option]] = {
 
 
 def preset(dataset: str) -> dict[str, tuple[object, str]]:
-    """The values of the method for a dataset: argument -> (value, source); UserError if its PRESET has others."""
+    """The values of the method, and its own steps, for a dataset: name -> (value, source); UserError for others."""
     known = {o.name: (o.default, o.source) for options in OPTIONS.values() for o in options if o.source}
     own = data_module(dataset).PRESET
-    unknown = sorted(set(own) - set(known))
+    unknown = sorted(set(own) - set(known) - {"steps"})
     if unknown:
         raise UserError(f"the PRESET of dataset {dataset} has {', '.join(unknown)}; there are {', '.join(known)}")
     return {**known, **own}

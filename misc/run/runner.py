@@ -65,7 +65,7 @@ def main(steps: Sequence[Step], argv: Sequence[str] | None = None) -> int:
             return 0
         again = GO_ON.replace("command", "command without --overwrite") if args.overwrite else GO_ON
         with on_signals(rank() == 0, again):
-            if args.check_data or args.compare or args.preview is not None:
+            if args.check_data or args.compare or args.preview is not None or args.photo is not None:
                 return _look(args, sources)
             _run(args, sources, choose(steps, args), argv)
         code = 0
@@ -98,11 +98,12 @@ def _look(args: argparse.Namespace, sources: dict[str, str]) -> int:
         compare(args, Path(args.work_dir if sources["work_dir"] != "default" else "."))
         return 0
     from misc.run.advice import within_memory
+    from step.photo import photo
     from step.strips import preview
 
     _set_device(args)
     with within_memory(args, "strips"):
-        for path in preview(args, open_dataset(args)):
+        for path in preview(args, open_dataset(args)) if args.photo is None else [photo(args)]:
             print(path)
     return 0
 
@@ -261,7 +262,7 @@ def _select(steps: Sequence[Step], text: str) -> set[str]:
             raise UserError(f"--steps: {part} runs backwards; steps always run in their own order")
         if dash and None in (steps[begin].number, steps[end].number):
             raise UserError(f"--steps: {part} is no range; a step without a number is asked for by its name alone")
-        chosen |= {step.name for step in steps[begin : end + 1]}
+        chosen |= {step.name for step in steps[begin : end + 1] if not dash or step.number is not None}
     if not chosen:
         raise UserError("--steps names no step; see --list_steps")
     return chosen
