@@ -92,27 +92,31 @@ def environment() -> dict:
 
 
 class Budget:
-    """Whether there is time for one more row, as long as it takes no longer than the slowest one before it."""
+    """Whether there is time for one more row: for what it takes at least, and for the slowest one before it.
+
+    image: seconds of one image by precision, as far as measured.
+    """
 
     def __init__(self, seconds: float):
         self.begin = self.last = time.perf_counter()
         self.seconds, self.slowest = seconds, 0.0
         self.skipped: list[str] = []
+        self.image: dict[str, float] = {}
 
-    def allows(self, what: str) -> bool:
-        """Asked before each row; where the answer is no, its name is kept in `skipped`."""
+    def allows(self, what: str, least: float = 0.0) -> bool:
+        """Asked before each row that takes `least` seconds or more; where it is refused, `skipped` keeps its name."""
         now = time.perf_counter()
         self.slowest, self.last = max(self.slowest, now - self.last), now
-        if now - self.begin + self.slowest > self.seconds:
+        if now - self.begin + max(self.slowest, least) > self.seconds:
             self.skipped.append(what)
-        return not self.skipped
+        return what not in self.skipped
 
 
 def write(rows: list[Row], folder: Path, name: str, skipped: Sequence[str] = ()) -> str:
     """Writes NAME.json and NAME.md below `folder` and returns the table; skipped: rows that there was no time for."""
-    where = environment()
+    machine = environment()
     lines = [
-        f"{where['cpu']}, {where['cores']} cores; " + ", ".join(f"{k} {v}" for k, v in list(where.items())[2:]),
+        f"{machine['cpu']}, {machine['cores']} cores; " + ", ".join(f"{k} {v}" for k, v in list(machine.items())[2:]),
         "",
         "| what | median s | IQR | runs | times faster than | agreement |",
         "|---|---|---|---|---|---|",
@@ -123,6 +127,8 @@ def write(rows: list[Row], folder: Path, name: str, skipped: Sequence[str] = ())
     if skipped:
         lines += ["", f"Not measured, for lack of time: {'; '.join(skipped)}."]
     text = "\n".join(lines) + "\n"
-    save_json(folder / f"{name}.json", {"environment": where, "rows": [asdict(r) for r in rows]})
+    save_json(
+        folder / f"{name}.json", {"environment": machine, "rows": [asdict(r) for r in rows], "skipped": list(skipped)}
+    )
     write_atomic(folder / f"{name}.md", lambda file: file.write(text.encode()))
     return text

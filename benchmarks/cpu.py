@@ -141,7 +141,7 @@ def bench_rib() -> list[Row]:
 
     def plain_form() -> list[torch.Tensor]:
         contiguous = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
-        return reference.plain_rib(contiguous, levels, label, companions, **settings)
+        return reference.plain_rib(contiguous, levels, label, companions, **settings).cams
 
     plain, wanted = measure(plain_form, runs=3)
     rows = [row("RIB, plain form, float32", plain)]
@@ -158,9 +158,9 @@ def objects(size: tuple[int, int], n: int = 6, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     grid = np.indices(size)
     centres = rng.uniform((0, 0), size, (n, 2))
-    way = centres[:, :, None, None] - grid  # (n, 2, h, w)
-    nearest = (way**2).sum(1).argmin(0)
-    field = 0.7 * np.take_along_axis(way, nearest[None, None], 0)[0]
+    offset = centres[:, :, None, None] - grid  # (n, 2, h, w)
+    nearest = (offset**2).sum(1).argmin(0)
+    field = 0.7 * np.take_along_axis(offset, nearest[None, None], 0)[0]
     return (gaussian_filter(field, (0, 2, 2)) + rng.normal(0, 0.3, field.shape)).astype(np.float32)
 
 

@@ -1,6 +1,10 @@
 """The plain forms that the fast ones are measured against: the method as it is described, nothing saved."""
 
-from collections.abc import Sequence
+import copy
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
+from itertools import islice
 
 import numpy as np
 import torch
@@ -29,53 +33,72 @@ def dense_walk(x: torch.Tensor, edge: torch.Tensor, radius: int, beta: float, ex
     return ((x * (1 - edge)).reshape(-1, n) @ transition).reshape(-1, 1, height, width)
 
 
+@dataclasses.dataclass
+class Plain:
+    """What `plain_rib` gives."""
+
+    cams: list[torch.Tensor]  # per scale [C, h, w], summed over the steps
+    entered: int  # steps
+    totals: list[float]  # per step the sum of the six rows' target logits
+    coverage: list[float]  # per step the fraction of the map that the explosion guard looks at
+
+
 def plain_rib(
     model: CAM,
     pyramid: Sequence[torch.Tensor],
     label: torch.Tensor,
-    companions: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    companions: Iterable[tuple[torch.Tensor, torch.Tensor]],
     lr: float,
     n_iter: int,
-    score_th: float,
+    pooling: str = "gndp",
+    score_th: float = 0.4,
+    stop_th: float = math.inf,
+    explode_th: float = 0.3,
+    explode_ratio: float = math.inf,
     weight_decay: float = 1e-4,
-) -> list[torch.Tensor]:
-    """RIB with GNDRP straight from the description: CAMs and logits from separate passes over the pixels in every step.
+    upper: tuple[str, ...] = ("layer3", "layer4"),
+) -> Plain:
+    """RIB straight from the description: CAMs and logits from separate passes over the pixels in every step.
 
-    No stop and no explosion guard; the model is changed.
+    Arguments as of misc.rib.RIB and its `run`. upper: beginnings of the names of the backbone's layers that learn.
     """
-    head = list(model.classifier.parameters())
-    rest = [p for name, p in model.named_parameters() if not name.startswith(("classifier.", "conv1.", "bn1."))]
-    optimizer = torch.optim.SGD(
-        [{"params": rest, "lr": lr}, {"params": head, "lr": 10 * lr}],
-        lr,
-        momentum=weight_decay,
-        weight_decay=weight_decay,
-    )  # weight decay in the momentum slot, as published
-    sums = [0.0] * len(pyramid)
+    net = copy.deepcopy(model).eval().requires_grad_(False)
+    head = list(net.classifier.requires_grad_(True).parameters())
+    rest = [p.requires_grad_(True) for name, p in net.named_parameters() if name.startswith(upper)]
+    groups, companions = [{"params": rest}, {"params": head}], iter(companions)
+    # Weight decay in the momentum slot, as published.
+    optimizer = torch.optim.SGD(groups, lr, momentum=weight_decay, weight_decay=weight_decay)
+    out = Plain([0.0] * len(pyramid), 0, [], [])
+
+    def target(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The sum of the logits of the rows' classes, which are all that the loss and the criteria look at."""
+        cam = net(images)
+        mask = cam.detach() / cam.detach().amax((2, 3), keepdim=True) < score_th if pooling == "gndp" else 1
+        return ((cam * mask).mean((2, 3)) * labels).sum()
+
     for k in range(n_iter):
-        with torch.no_grad():
-            for i, images in enumerate(pyramid):
-                cam = F.relu(model(images))
-                sums[i] = sums[i] + cam[0] + cam[1].flip(-1)
-        loss = 0.0
-        for i, images in enumerate(pyramid):
-            if i != 1:
-                loss = loss - (_pooled(model(images), label.expand(2, -1), score_th) * label).sum()
-        images, labels = companions[k]
-        loss = loss - (_pooled(model(images), labels, score_th) * labels).sum()
-        for group, factor in zip(optimizer.param_groups, (1, 10), strict=True):
-            group["lr"] = lr * factor * (1 - k / n_iter) ** 0.9
+        out.entered = k + 1
+        for scale, images in enumerate(pyramid):
+            with torch.no_grad():
+                cam = F.relu(net(images))
+            added = cam[0] + cam[1].flip(-1)
+            out.cams[scale] = out.cams[scale] + added
+            if scale == 0:
+                normalised = added / (added.amax((1, 2), keepdim=True) + 1e-5)
+                out.coverage.append((normalised[label > 0] > explode_th).any(0).float().mean().item())
+                if k > 0 and out.coverage[-1] > explode_ratio:
+                    return out
+        total = sum(target(images, label) for scale, images in enumerate(pyramid) if scale != 1)
+        loss = -total - sum(target(*batch) for batch in islice(companions, 1))
         optimizer.zero_grad()
         loss.backward()
+        for group, base in zip(optimizer.param_groups, (lr, 10 * lr), strict=True):
+            group["lr"] = base * (1 - k / n_iter) ** 0.9
         optimizer.step()
-    return sums
-
-
-def _pooled(cam: torch.Tensor, labels: torch.Tensor, score_th: float) -> torch.Tensor:
-    """[B, C, h, w] -> [B, C]: GNDRP for the classes of a row, average pooling for the others."""
-    mask = (cam / cam.amax((2, 3), keepdim=True) < score_th).float().detach()
-    chosen = labels[:, :, None, None] > 0
-    return torch.where(chosen, cam * mask, cam).mean((2, 3))
+        out.totals.append(total.item())
+        if abs(out.totals[-1]) > stop_th:
+            break
+    return out
 
 
 def confusions_by_threshold(images: Sequence[tuple], thresholds: Sequence[float], n_classes: int) -> np.ndarray:

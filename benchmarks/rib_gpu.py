@@ -11,13 +11,12 @@ What does not fit into --minutes is left out, and the table says so.
 """
 
 import argparse
-import copy
 import gc
 import json
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -49,8 +48,7 @@ SIZES = [
 ]  # fmt: skip
 # Dense bfloat16 peaks in TFLOP/s as the makers give them, by a part of the device's name.
 PEAKS = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362, "RTX 4090": 165}
-Allows = Callable[[str], bool]  # whether there is time for a row
-SHARE = {"fp32": 6, "tf32": 2, "bf16": 1}  # slower precisions get so many times fewer images
+FEWER_IMAGES = {"fp32": 6, "tf32": 2, "bf16": 1}  # slower precisions get so many times fewer images
 
 
 def main() -> int:
@@ -60,7 +58,7 @@ def main() -> int:
     torch.backends.cudnn.benchmark = False  # as in the program: every image has another size
     budget, rows = Budget(60 * args.minutes), []
     for part in (bench_compute, bench_sizes, bench_memory, bench_step):
-        for made in part(args, device, budget.allows):
+        for made in part(args, device, budget):
             rows.append(made)
             write(rows, args.out, "rib_gpu")  # after each: what has been measured is not lost
     print(write(rows, args.out, "rib_gpu", budget.skipped))
@@ -86,16 +84,14 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def bench_compute(args: argparse.Namespace, device: torch.device, allows: Allows) -> Iterator[Row]:
+def bench_compute(args: argparse.Namespace, device: torch.device, budget: Budget) -> Iterator[Row]:
     """One image with companions on the device: the plain form, then RIB in every precision."""
     size = _size(args, 0)
     levels, label, companions = _inputs(args, size, device)
     model = _model(args, device)
-    trained = copy.deepcopy(model.state_dict())
 
     def plain() -> list[torch.Tensor]:
-        model.load_state_dict(trained)
-        return reference.plain_rib(model, levels, label, companions, lr=LEARNING_RATE, n_iter=args.steps, score_th=0.4)
+        return reference.plain_rib(model, levels, label, companions, lr=LEARNING_RATE, n_iter=args.steps).cams
 
     set_precision("tf32")  # as PyTorch computes convolutions where nothing is said
     fast, _ = measure(_finished(plain, device), runs=2)
@@ -105,39 +101,40 @@ def bench_compute(args: argparse.Namespace, device: torch.device, allows: Allows
     slow, wanted = measure(_finished(plain, device), runs=1)
     yield row("RIB, plain form, fp32", slow)
     teraflop = _teraflop(_rib(args, device, "fp32", False), levels, label, companions)
-    for what, precision, graph in _forms(args, device, allows):
+    for what, precision, graph in _forms(args, device, budget):
         against = ("plain form, fp32", slow) if precision == "fp32" else ("plain form, tf32", fast)
         rib = _rib(args, device, precision, graph)
         work = _finished(lambda rib=rib: rib.run(levels, label, companions), device)
         seconds, (got, _) = measure(work, args.runs if graph else min(args.runs, 3), warm_up=2)
         error = max(float((g[3] - w[3]).abs().max() / w[3].abs().max()) for g, w in zip(got, wanted, strict=True))
-        middle = float(np.median(seconds))
+        middle = budget.image[precision] = float(np.median(seconds))
         note = f"error {error:.1e}; {_pace(middle)}; {_arithmetic(teraflop, middle, device)}"
         yield row(what, seconds, *against, note)
 
 
-def bench_sizes(args: argparse.Namespace, device: torch.device, allows: Allows) -> Iterator[Row]:
+def bench_sizes(args: argparse.Namespace, device: torch.device, budget: Budget) -> Iterator[Row]:
     """Images of many sizes for the first time, so that recording their graphs counts too; seconds per image."""
     inputs = [_inputs(args, _size(args, i), device) for i in range(len(SIZES))]
-    for what, precision, graph in _forms(args, device, allows, ", images of many sizes, each"):
-        count = len(SIZES) // SHARE[precision]
+    for what, precision, graph in _forms(args, device, budget, ", images of many sizes, each"):
+        count = len(SIZES) // FEWER_IMAGES[precision]
         rib = _rib(args, device, precision, graph)
         rib.run(*_inputs(args, (args.long // 2, args.long // 2), device))  # libraries are loaded
+        rib.graphs.recorded = 0
         work = _finished(lambda rib=rib, count=count: [rib.run(*x) for x in inputs[:count]], device)
         seconds, _ = measure(work, runs=1, warm_up=0)
         note = f"{count} images of {len(set(SIZES[:count]))} sizes; {_pace(seconds[0] / count)}"
-        note += f"; {len(rib.graphs.graphs) - 2} graphs recorded" if rib.graphs.graphs else ""
+        note += f"; {rib.graphs.recorded} graphs recorded" if rib.graphs.recorded else ""
         yield row(what, seconds / count, agreement=note)
 
 
-def bench_memory(args: argparse.Namespace, device: torch.device, allows: Allows) -> Iterator[Row]:
+def bench_memory(args: argparse.Namespace, device: torch.device, budget: Budget) -> Iterator[Row]:
     """GPU memory that the process holds for images of several sizes, the largest of VOC among them, weights and all."""
     if device.type != "cuda":
         return
     sizes = [_size(args, 0), (args.long, args.long), _size(args, 3)]
     for precision in args.precisions:
         what = f"RIB, {precision}, {args.long} x {args.long}, the largest image"
-        if not allows(what):
+        if not budget.allows(what):
             continue
         gc.collect()  # of what was measured before
         torch.cuda.empty_cache()
@@ -151,7 +148,7 @@ def bench_memory(args: argparse.Namespace, device: torch.device, allows: Allows)
         del rib
 
 
-def bench_step(args: argparse.Namespace, device: torch.device, allows: Allows) -> Iterator[Row]:
+def bench_step(args: argparse.Namespace, device: torch.device, budget: Budget) -> Iterator[Row]:
     """The whole step with files, loaders and results; seconds per image once a quarter of the images is done."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -161,15 +158,15 @@ def bench_step(args: argparse.Namespace, device: torch.device, allows: Allows) -
         for precision in args.precisions[::-1]:
             for companions in ("pool", "fresh"):
                 what = f"step make_rib_cam, {precision}, {companions}"
-                if not allows(what):
+                count = max(4, args.images // FEWER_IMAGES[precision])
+                if not budget.allows(what, count * budget.image.get(precision, 0.0)):
                     continue
-                count = max(4, args.images // SHARE[precision])
                 values, times = _step(args, root, device, precision, companions, count)
                 begin = count // 4
                 seconds = (times[-1] - times[begin]) / (count - 1 - begin)
                 note = f"{_pace(seconds)}; {values['waiting_share']:.1%} waiting for images; {args.workers} workers"
                 yield row(what, np.array([seconds]), agreement=note)
-        if allows("companions alone"):
+        if budget.allows("companions alone"):
             yield _companions_alone(args, root, device)
 
 
@@ -216,13 +213,13 @@ def _rib(args: argparse.Namespace, device: torch.device, precision: str, graph: 
 
 
 def _forms(
-    args: argparse.Namespace, device: torch.device, allows: Allows, suffix: str = ""
+    args: argparse.Namespace, device: torch.device, budget: Budget, suffix: str = ""
 ) -> Iterator[tuple[str, str, bool]]:
     """(name of the row, precision, whether with CUDA graphs) of what there is time for."""
     for precision in args.precisions:
         for graph in (False, True) if device.type == "cuda" else (False,):
             what = f"RIB, {precision}, {'CUDA graphs' if graph else 'ordinary calls'}{suffix}"
-            if allows(what):
+            if budget.allows(what):
                 yield what, precision, graph
 
 
@@ -274,11 +271,11 @@ def _teraflop(rib: RIB, levels: list, label: torch.Tensor, companions: list) -> 
 
 
 def _arithmetic(teraflop: float, seconds: float, device: torch.device) -> str:
-    """The work and its rate, as a share of the device's bfloat16 peak where that is known."""
+    """The work and its rate, as a fraction of the device's bfloat16 peak where that is known."""
     name = torch.cuda.get_device_name() if device.type == "cuda" else ""
     peak = next((peak for part, peak in PEAKS.items() if part in name), None)
-    share = f", {teraflop / seconds / peak:.0%} of the bf16 peak of {peak}" if peak else ""
-    return f"{teraflop:.1f} TFLOP, {teraflop / seconds:.0f} TFLOP/s{share}"
+    fraction = f", {teraflop / seconds / peak:.0%} of the bf16 peak of {peak}" if peak else ""
+    return f"{teraflop:.1f} TFLOP, {teraflop / seconds:.0f} TFLOP/s{fraction}"
 
 
 def _write_images(args: argparse.Namespace, root: Path) -> None:

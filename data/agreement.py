@@ -1,12 +1,14 @@
 """Labels against masks: whether they belong together, and what it looks like where they do not."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from data.base import shortened
-from data.images import IGNORE
+from data.base import Dataset, shortened
+from data.errors import DataError, UnknownValue
+from data.images import IGNORE, read_mask
 
 BORDER = IGNORE + 1  # an entry of `contents`
 TOO_MANY = 0.2  # fraction of images that may disagree
@@ -21,6 +23,29 @@ def contents(mask: np.ndarray) -> np.ndarray:
     return found
 
 
+def black_and_white(paths: Iterable[Path]) -> bool:
+    """Whether masks hold nothing but 0 and 255, and both of them. One that cannot be read does not count."""
+    black = white = False
+    for path in paths:
+        try:
+            mask = read_mask(path)
+        except DataError:  # named where it is used
+            continue
+        if ((mask != 0) & (mask != IGNORE)).any():
+            return False
+        black, white = black or not mask.all(), white or bool(mask.any())
+    return black and white
+
+
+def mask_contents(dataset: Dataset, name: str) -> np.ndarray | None:
+    """The `contents` of an image's mask, also where it holds values that are no class; None without a mask."""
+    try:
+        mask = dataset.mask(name)
+    except UnknownValue as error:
+        mask = error.mask
+    return None if mask is None else contents(mask)
+
+
 def disagreement(
     names: Sequence[str], labels: Sequence[np.ndarray], values: Sequence[np.ndarray], classes: Sequence[str]
 ) -> tuple[list[str], bool]:
@@ -32,7 +57,8 @@ def disagreement(
         return [], False
     labels, values = np.array(labels) > 0, np.array(values)
     shown = values[:, 1 : len(classes) + 1]
-    wrong, objects = _wrong(labels, shown, values[:, IGNORE]), shown.any(1)
+    wrong = _wrong(labels, shown, values[:, IGNORE]) | values[:, len(classes) + 1 : IGNORE].any(1)
+    objects = shown.any(1)
     if not wrong.any():
         texts = [] if objects.any() else [f"no object in any of {len(names)} masks: no score"]
         if len(classes) == 1 and objects.sum() > 2 and values[objects, BORDER].mean() > 0.5:
@@ -59,23 +85,32 @@ def _wrong(labels: np.ndarray, shown: np.ndarray, ignored: np.ndarray) -> np.nda
 def _explained(labels: np.ndarray, values: np.ndarray, classes: Sequence[str]) -> str:
     """What mistake it looks like, and how to mend it."""
     n, shown, ignored = len(classes), values[:, 1 : len(classes) + 1], values[:, IGNORE]
-    if not shown.any():
+    unknown = values[:, n + 1 : IGNORE].any(1)
+    values_of = ", ".join(f"{c} for {name}" for c, name in enumerate(("background", *classes[:2])))
+    wanted = f"store {values_of}{' and so on' * (n > 2)}"
+    if not (shown.any() or unknown.any()):
         if ignored.any():
-            return f"the masks hold nothing but 0 and {IGNORE}, which is ignored; store 1 for {classes[0]} and so on"
+            return f"the masks hold nothing but 0 and {IGNORE}, which is ignored; {wanted}"
         return "the masks hold no object; are they those of these images?"
-    good = min(UNEXPLAINED, _wrong(labels, shown, ignored).mean() / 4)
+    good = min(UNEXPLAINED, (_wrong(labels, shown, ignored) | unknown).mean() / 4)
+    beyond = values[:, n + 2 : IGNORE].any(1)
+    if n < IGNORE - 1 and (_wrong(labels, values[:, 2 : n + 2], ignored) | beyond).mean() <= good:
+        return "the masks count the classes from 2; subtract 1"
     empty = ~labels.any(1)
     if n == 1 and empty.any() and (shown & ~values[:, :1])[empty].mean() > 1 - TOO_MANY:
         return f"the masks are inverse, all {classes[0]} where the label is empty; swap {classes[0]} and background"
     named, held = labels.astype(np.float32), shown.astype(np.float32)
     misses = named.T @ (1 - held) + (1 - named).T @ held  # (class, value): images where one is without the other
     _, order = linear_sum_assignment(misses - 0.5 * np.eye(n))
-    if _wrong(labels, shown[:, order], ignored).mean() <= good:
+    if (_wrong(labels, shown[:, order], ignored) | unknown).mean() <= good:
         listed = [classes[c] for c in np.argsort(order)]
         return f"the classes are in another order; list them in classes.txt as the masks do: {shortened(listed, 20)}"
-    for mask, label, what in ((shown[:, :-1], labels[:, 1:], "0; add"), (shown[:, 1:], labels[:, :-1], "2; subtract")):
-        if n > 1 and _wrong(label, mask, ignored).mean() <= good:
-            return f"the masks count the classes from {what} 1"
+    if n > 1 and (_wrong(labels[:, 1:], shown[:, :-1], ignored) | unknown).mean() <= good:
+        return "the masks count the classes from 0; add 1"
+    if unknown.mean() > TOO_MANY:
+        return f"{wanted}; other values come from JPEG, smooth resizing, counted objects or classes that are not listed"
+    if n > 1 and not shown[:, 1:].any():
+        return f"the masks do not tell the classes apart; {wanted}"
     absent, unnamed = (labels & ~shown).any(1).sum(), (shown & ~labels).any(1).sum()
     return (
         f"the mask lacks a class of the label in {absent} and has one that is not in the label in {unnamed}; correct "

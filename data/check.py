@@ -10,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from data.agreement import contents, disagreement
+from data.agreement import TOO_MANY, contents, disagreement
 from data.base import Dataset, alike
-from data.errors import DataError, MissingFile, UserError
+from data.errors import DataError, MissingFile, UnknownValue, UserError
 from data.progress import progress_map
 from data.remarks import BATCHES, remarks
 
@@ -53,14 +53,15 @@ def check_data(args: argparse.Namespace, dataset: Dataset) -> bool:
     from data import LABELLED, PURPOSES
 
     lists: dict[str, list[str]] = {}
-    problems: list[str] = []
+    refused: dict[str, list[str]] = {}  # problem -> the lists that have it
     for purpose in PURPOSES:
         source = getattr(args, f"{purpose}_list")
         try:
             lists[purpose] = dataset.names_of(source)[: args.limit]
         except DataError as error:
             lists[purpose] = []
-            problems.append(f"--{purpose}_list {source}: {error}")
+            refused.setdefault(str(error), []).append(f"--{purpose}_list {source}")
+    problems = [f"{', '.join(of)}: {problem}" for problem, of in refused.items()]
     listed = set().union(*lists.values())
     labelled = set().union(*(lists[purpose] for purpose in LABELLED if dataset.has_labels))
     others = [] if args.limit else dataset.all_names()
@@ -68,18 +69,23 @@ def check_data(args: argparse.Namespace, dataset: Dataset) -> bool:
     problems += dataset.problems
     # An image without a label does no harm as long as none of these lists names it.
     bad = [f for f in found if f.kind and (f.kind != UNLABELLED or f.name in labelled)]
+    compared = [f for f in found if f.label is not None and f.mask is not None]
+    unknown = {f.name for f in compared if f.kind == BAD_MASK}
+    if len(unknown) > TOO_MANY * len(compared):  # one diagnosis for all
+        bad = [f for f in bad if f.name not in unknown]
+    else:
+        compared = [f for f in compared if f.name not in unknown]
+    columns = ([getattr(f, key) for f in compared] for key in ("name", "label", "mask"))
+    texts, too_many = disagreement(*columns, dataset.classes)
     kinds: dict[tuple[str, str], list[str]] = {}  # what is wrong with many images is one problem
     for f in bad:
-        text = re.sub(r"line \d+", "", f.problem.replace(f.name, ""))
+        text = re.sub(r"(line|value) \d+", "", f.problem.replace(f.name, ""))
         kinds.setdefault((f.kind, text), []).append(f.problem)
     problems += [alike(problems) for problems in kinds.values()]
-    both = [f for f in found if f.label is not None and f.mask is not None]
-    columns = ([getattr(f, key) for f in both] for key in ("name", "label", "mask"))
-    texts, too_many = disagreement(*columns, dataset.classes)
     problems, warnings = [*problems, *texts[: int(too_many)]], texts[int(too_many) :]
-    unusable = {f.name for f in bad}
+    unusable = {f.name for f in bad if f.kind != BAD_MASK}
     usable = {purpose: [name for name in names if name not in unusable] for purpose, names in lists.items()}
-    if dataset.has_labels and all(usable.values()):
+    if dataset.has_labels and all(usable.values()) and not (dataset.problems or too_many):  # else consequences
         told = remarks(args, dataset, usable.__getitem__, [*BATCHES, "make_rib_cam", "eval_seg"], masks_too=False)
         warnings += [text for texts in told.values() for text in texts]
     warnings += _too_large(args, [f for f in found if f.size])
@@ -162,6 +168,7 @@ def _read_one(dataset: Dataset, name: str) -> Finding:
         found = found._replace(kind=UNLABELLED, problem=str(error))
     try:
         mask = dataset.mask(name)
-        return found if mask is None else found._replace(mask=contents(mask))
     except UserError as error:
-        return found._replace(kind=found.kind or BAD_MASK, problem=found.problem or str(error))
+        mask = error.mask if isinstance(error, UnknownValue) else None
+        found = found._replace(kind=found.kind or BAD_MASK, problem=found.problem or str(error))
+    return found if mask is None else found._replace(mask=contents(mask))

@@ -1,17 +1,18 @@
 """Class names: the list of classes.txt, and names that may be no class."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from data.base import plain, read_lines
 
 YES, NO = {"1", "1.0", "true", "yes", "y", "x"}, {"0", "0.0", "false", "no", "n"}
-BACKGROUND = {"background", "_background_", "__background__", "__ignore__", "_ignore_"}
-NOTHING = {
-    "none", "nan", "null", "nil", "na", "n/a", "normal", "healthy", "negative", "nothing", "empty", "no object",
-    "no_object", "no finding", "unlabeled", "unlabelled", "unknown", "-", "?",
-}  # fmt: skip
-JOINTS = (" ", "/", "+", "&", " and ", ",", "|", ";", "_", "-")  # between classes that are written as one
+BACKGROUND = ("background", "_background_", "__background__")
+IGNORED = ("__ignore__", "_ignore_", "ignore", "ignored", "void")
+NOTHING = re.compile(
+    r"none|nan|null|nil|n/?a|normal|healthy|negative|nothing|empty|unlabell?ed|unknown|notumou?r|[-?]|"
+    r"(no|non|not|without)[ _-].+", re.IGNORECASE,
+)  # fmt: skip
 
 
 def read_classes(path: Path) -> tuple[tuple[str, ...], list[str], list[str]]:
@@ -29,9 +30,9 @@ def read_classes(path: Path) -> tuple[tuple[str, ...], list[str], list[str]]:
         where = f"{path} line {number}"
         if not name:
             problems.append(f"{where} is empty; line k is the class with the mask value k")
-        elif name.lower() in BACKGROUND and not classes:
+        elif name.lower() in (*BACKGROUND, *IGNORED) and not classes:
             notes.append(f"{where}: {name} is no class; the line after it counts as the first")
-        elif name.lower() in BACKGROUND:
+        elif name.lower() in (*BACKGROUND, *IGNORED):
             problems.append(f"{where}: {name} is no class, it is the mask value 0 or 255; remove the line")
         elif name in classes:
             problems.append(f"{where}: class {name!r} is also in line {classes[name]}")
@@ -42,26 +43,30 @@ def read_classes(path: Path) -> tuple[tuple[str, ...], list[str], list[str]]:
     return tuple(classes), problems, notes
 
 
-def doubts(names: set[str]) -> Iterator[tuple[str, str, str]]:
-    """(name, question, kind of question) of every class whose name may mean something else."""
-    cases: dict[str, str] = {}
+def doubts(names: Collection[str]) -> Iterator[tuple[str, str, str, str]]:
+    """(class, what it may mean, what to write if so, kind) of every class whose name may mean something else."""
+    first: dict[str, str] = {}
     for name in sorted(names):
-        twin = cases.setdefault(name.lower(), name)
-        parts = next((p for p in map(name.split, JOINTS) if len(p) > 1 and set(p) <= names), None)
-        if name.lower() in YES | NO:
-            yield name, f"{name!r} tells no class: name the column as the class that 1 stands for", "number"
-        elif name.lower() in NOTHING:
-            yield name, f"is {name!r} a class? Write nothing where there is no object", "nothing"
+        twin = first.setdefault(name.lower(), name)
+        parts = joined(name, names)
+        if set(re.split(r"\W+", name.lower())) <= YES | NO:
+            yield name, f"{name!r} may only say whether an object is there", "name the column as its class", "number"
+        elif NOTHING.fullmatch(name):
+            yield name, f"{name!r} may mean that an image has no object", "write nothing there", "nothing"
         elif twin != name:
-            yield name, f"{name!r} and {twin!r} differ by case only; use one of them", "case"
+            yield name, f"{name!r} and {twin!r} may be one class", "use one spelling", "case"
         elif parts:
-            yield name, f"{name!r} is made of other classes; write {';'.join(parts)}", "joined"
-    for joint in JOINTS[:-2]:
-        joined = sorted(name for name in names if joint in name)
+            yield name, f"{name!r} may mean {' and '.join(parts)} together", f"write {';'.join(parts)}", "joined"
+    for joint in " ,;|/+&" if any(map(str.isalpha, "".join(names))) else "":
         words = {word for name in names for word in name.split(joint)}
-        if len(words) < len(names) and not words <= names:  # few words in many combinations
-            yield (
-                joined[0],
-                f"{joined[0]!r} looks like several classes; write {';'.join(joined[0].split(joint))}",
-                "joined",
-            )
+        if len(words) < len(names) and not words <= set(names):  # few words in many combinations
+            name = min(name for name in names if joint in name)
+            yield name, f"{name!r} may be several classes", f"write {';'.join(name.split(joint))}", "joined"
+
+
+def joined(name: str, names: Collection[str]) -> list[str]:
+    """The classes that a name puts together, such as `apple+leaf`; empty if it does not."""
+    joints = {letter for letter in name if not letter.isalnum()}
+    ways = [re.split(r"[\W_]+(?:and[\W_]+)?", name), *(name.split(joint) for joint in sorted(joints))]
+    ways = [[part.strip() for part in way if part.strip()] for way in ways]
+    return next((parts for parts in ways if len(parts) > 1 and set(parts) <= set(names)), [])

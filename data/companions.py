@@ -10,7 +10,6 @@ from data.loaders import Loader, TrainingCrops
 from data.progress import Stopwatch, bar
 
 POOL_BATCH = 16  # crops that go through the lower layers at once
-LONG_LIST = 20_000  # names from which on companions are drawn without going through all of them
 
 
 class CompanionBatches:
@@ -32,26 +31,14 @@ class CompanionBatches:
         need = self.n_iter * self.batch_size
         if not need:
             return []
+        disjoint = np.flatnonzero(~(self.labels[:, self.target_labels[i]].any(1)))
+        if not len(disjoint):
+            return []
         draw = rng(self.seed, "companions", self.targets[i])
-        order = self._draw_some(draw, i, need) if len(self.names) > LONG_LIST else None
-        if order is None:
-            disjoint = np.flatnonzero(~(self.labels[:, self.target_labels[i]].any(1)))
-            if not len(disjoint):
-                return []
-            # FIDELITY: where the list runs out the published loop ends; here it is reshuffled.
-            order = np.concatenate([draw.permutation(disjoint) for _ in range(-(-need // len(disjoint)))])[:need]
+        # FIDELITY: where the list runs out the published loop ends; here it is reshuffled.
+        order = np.concatenate([draw.permutation(disjoint) for _ in range(-(-need // len(disjoint)))])[:need]
         rows = order.reshape(self.n_iter, self.batch_size)
         return [[(self.names[j], self.targets[i], k) for j in row] for k, row in enumerate(rows)]
-
-    def _draw_some(self, draw: np.random.Generator, i: int, need: int) -> np.ndarray | None:
-        """The first `need` of a random order of the disjoint images, without looking at all; None if they are rare."""
-        chosen: dict[int, None] = {}
-        for _ in range(8):
-            some = draw.integers(len(self.names), size=4 * need)
-            chosen |= dict.fromkeys(some[~self.labels[some][:, self.target_labels[i]].any(1)].tolist())
-            if len(chosen) >= need:
-                return np.array(list(chosen)[:need])
-        return None
 
     def __iter__(self) -> Iterator[list[tuple]]:
         for i in range(len(self.targets)):

@@ -9,43 +9,36 @@ import csv
 import io
 import logging
 import os
-import re
 import shlex
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from data.base import read_lines, shortened
+from data.base import plain, read_lines, shortened
+from data.classes import BACKGROUND, IGNORED, doubts, joined
 from data.errors import DataError
-from data.exports import BACKGROUND, IGNORED, Export, Item, read
+from data.exports import Export, Item, read
 from data.failures import one_line
 from data.files import write_atomic
 from data.folder import CLASSES, IMAGES, LABELS, MASKS, SPLITS
-from data.images import EXIF_ORIENTATION, IGNORE, check_size, image_size, save_mask, voc_palette
+from data.images import IGNORE, check_size, image_size, save_mask, voc_palette
 from data.process import cores
 from data.progress import progress_map
 from data.regions import embedded_image
 from data.sources import FORMATS, Tree, kinds
 
-NOTHING = ("none", "nan", "null", "normal", "negative", "nothing", "empty", "no_object", "unlabeled", "unlabelled")
 WANTED = (
     "VOC (XML files, or masks in SegmentationClass or masks), COCO (JSON with images, annotations and categories), "
     "labelme (JSON with shapes), cls_labels.npy, or one folder of images per class"
 )
 
 
-class Done(NamedTuple):
-    """What became of an image: its path below images/, empty if it is left out; why it or its mask is left out."""
-
-    path: str
-    has_mask: bool = False
-    problem: str = ""
+Done = tuple[str, bool, str]  # path below images/, empty if left out; whether there is a mask; why one is left out
 
 
 def convert(
@@ -65,6 +58,8 @@ def convert(
     tree = Tree(source, images) if source.is_dir() else Tree(source.parent, images, source)
     kind = kind or _recognised(tree)
     export = read(tree, kind, given)
+    if not (tree.images or export.items):
+        raise DataError(f"{tree.root} holds {FORMATS[kind]} labels, but no image; add --images DIR, where they lie")
     items = _labelled(export, num_workers)
     meaning, classes = _classes(export, items, given)
     value = {words: classes.index(words[0]) + 1 for words in meaning.values() if len(words) == 1} | {(): 0}
@@ -75,27 +70,12 @@ def convert(
     try:
         make = partial(_make, unfinished, copy, np.array(values, np.uint8))
         results = list(progress_map(make, items, "images", num_workers))
-        done = [(result.path, item, result) for item, result in zip(items, results, strict=True) if result.path]
-        for result in results:
-            if result.problem:
-                export.left_out["masks" if result.path else "images"].append(result.problem)
-        if not done:
-            raise DataError(f"no image can be used: {_reasons(export)}")
-        splits = _splits({path: item.splits for path, item, _ in done})
-        for split, paths in splits.items():
-            _save(unfinished / SPLITS / f"{split}.txt", "".join(f"{path}\n" for path in paths))
-        _save(unfinished / CLASSES, "".join(f"{name}\n" for name in classes))
-        table = io.StringIO()
-        labels = {path: list(dict.fromkeys(c for word in item.words for c in meaning[word])) for path, item, _ in done}
-        csv.writer(table, lineterminator="\n").writerows(
-            [("image", "labels"), *((path, ";".join(words)) for path, words in labels.items())]
-        )
-        _save(unfinished / LABELS, table.getvalue())
+        table = _write(unfinished, export, meaning, classes, list(zip(items, results, strict=True)))
         unfinished.rename(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    n_masks = sum(result.has_mask for *_, result in done)
-    return _table(tree.root, root, kind, export, classes, labels, splits, n_masks)
+    following = f"next: python run_sample.py --dataset folder --data_root {shlex.quote(str(root))} --check_data"
+    return "\n".join([f"{tree.root}: {FORMATS[kind]}", f"written to {root}", *table, following])
 
 
 def _recognised(tree: Tree) -> str:
@@ -115,20 +95,26 @@ def _recognised(tree: Tree) -> str:
 def _labelled(export: Export, num_workers: int) -> list[Item]:
     """The images, each under a name of its own and with its classes, those of its mask if nothing else has them."""
     blank = [item for item in export.items if item.words is None]
-    read_off = progress_map(_values, blank, "masks", num_workers)
-    of_mask = {id(item): values for item, values in zip(blank, read_off, strict=True)}
-    items: list[Item] = []
-    seen: Counter[str] = Counter()
+    values = dict(zip((item.image for item in blank), progress_map(_values, blank, "masks", num_workers), strict=True))
+    readable = {value for of_mask in values.values() if not isinstance(of_mask, str) for value in of_mask}
+    white = len(export.names) == 2 and -1 in readable and 1 not in readable
+    if white:
+        export.notes.append(f"the masks hold nothing but 0 and 255: 255 is read as {export.names[1]}")
+    items: dict[str, Item] = {}
     for item in export.items:
-        values = of_mask.get(id(item), ())
-        if isinstance(values, str):
-            export.left_out["images, whose mask is their only label"].append(values)
-            continue
-        words = [export.names[i] for i in values] if item.words is None else item.words
+        words = item.words
+        if words is None:
+            of_mask = values[item.image]
+            if isinstance(of_mask, str):
+                export.left_out["images, whose mask is their only label"].append(of_mask)
+                continue
+            words = [export.names[abs(i)] for i in of_mask if i > 0 or (white and i < 0)]
         words = tuple(word for word in dict.fromkeys(words) if word.lower() not in (*BACKGROUND, *IGNORED))
-        seen[item.name] += 1
-        items.append(item._replace(name=item.name + f"_{seen[item.name]}" * (seen[item.name] > 1), words=words))
-    return items
+        name = plain(item.name)
+        while name in items:
+            name += "_2"
+        items[name] = item._replace(name=name, words=words)
+    return list(items.values())
 
 
 def _classes(
@@ -139,15 +125,15 @@ def _classes(
     words = [name for name in export.names if counts[name]]
     if absent := [name for name in given if name not in export.names]:
         raise DataError(f"--classes names {', '.join(absent)}; the labels have {', '.join(words)}")
-    if not given and (doubt := _doubt(words)):
-        why, word = doubt
+    if doubt := None if given else next(doubts(words), None):
+        word, why, *_ = doubt
         those, rest = (shlex.quote(",".join(names)) for names in (words, [name for name in words if name != word]))
         raise DataError(f"{why}. If so add --classes {rest}, else --classes {those}")
     small = {name.lower(): name for name in given or words}
     meaning = {}
     for word in words:
         one = [word] if word in (given or words) else [small[word.lower()]] if word.lower() in small else []
-        meaning[word] = tuple(one or _joined(word, given))
+        meaning[word] = tuple(one or joined(word, given))
         if not meaning[word]:
             export.left_out["classes that --classes does not name"].append(f"{word} ({counts[word]} images)")
     taken = {name for names in meaning.values() for name in names}
@@ -160,29 +146,10 @@ def _classes(
     return meaning, [name for name in given or words if name in taken]
 
 
-def _doubt(words: Sequence[str]) -> tuple[str, str] | None:
-    """A class that may be none, and why."""
-    for word in words:
-        same = [other for other in words if other != word and other.lower() == word.lower()]
-        if same:
-            return f"{same[0]!r} and {word!r} may be one class", same[0]
-        if word.lower() in NOTHING or set(words) == {"0", "1"}:
-            return f"{word!r} may mean that an image has no object", word if word != "1" else "0"
-        if parts := _joined(word, words):
-            return f"{word!r} may mean {' and '.join(parts)} together", word
-    return None
-
-
-def _joined(word: str, words: Sequence[str]) -> list[str]:
-    """The classes that a name puts together, such as `apple+leaf`; empty if it does not."""
-    parts = [part for part in re.split(r"[\s+&,;|/_-]+(?:and\s+)?", word) if part]
-    return parts if len(parts) > 1 and set(parts) <= set(words) else []
-
-
 def _values(item: Item) -> list[int] | str:
     """The values in the mask of an image, or what is wrong with it."""
     try:
-        return [int(value) for value in np.unique(item.mask()) if value > 0]
+        return np.unique(item.mask()).tolist()
     except DataError as error:
         return str(error)
 
@@ -190,7 +157,8 @@ def _values(item: Item) -> list[int] | str:
 def _make(root: Path, copy: bool, values: np.ndarray, item: Item) -> Done:
     """Links or copies an image and writes its mask."""
     data, ending = embedded_image(item.image) if item.image.suffix == ".json" else (b"", item.image.suffix)
-    target = root / IMAGES / f"{item.name}{ending}"
+    path = f"{item.name}{ending}"
+    target = root / IMAGES / path
     target.parent.mkdir(parents=True, exist_ok=True)
     if data:
         write_atomic(target, lambda file: file.write(data))
@@ -201,75 +169,72 @@ def _make(root: Path, copy: bool, values: np.ndarray, item: Item) -> Done:
             os.link(item.image.resolve(), target)
         except OSError:  # another disk, or one without hard links
             os.symlink(item.image.resolve(), target)
-    path = f"{item.name}{ending}"
     try:
         size = image_size(target, exif=True)
     except DataError as error:
         target.unlink()
-        return Done("", False, str(error).replace(str(target), str(item.image)))
+        return "", False, str(error).replace(str(target), str(item.image))
     if item.mask is None:
-        return Done(path)
+        return path, False, ""
     try:
         mask = values[item.mask()]
         if mask.shape == image_size(target) != size:  # drawn on the image as it lies in its file
-            mask = _turned(mask, target)
+            picture = Image.fromarray(mask)
+            with Image.open(target) as image:
+                picture.info["exif"] = image.info["exif"]
+            mask = np.array(ImageOps.exif_transpose(picture))
         check_size(f"the mask of {item.image}", mask.shape, size)
     except DataError as error:
-        return Done(path, False, str(error))
+        return path, False, str(error)
     save_mask(root / MASKS / f"{item.name}.png", mask, voc_palette())
-    return Done(path, True)
+    return path, True, ""
 
 
-def _turned(mask: np.ndarray, path: Path) -> np.ndarray:
-    """A mask as its image is shown, rotated as the EXIF orientation of the image says."""
-    picture = Image.fromarray(mask)
-    with Image.open(path) as image:
-        picture.getexif()[EXIF_ORIENTATION] = image.getexif()[EXIF_ORIENTATION]
-    return np.array(ImageOps.exif_transpose(picture))
-
-
-def _splits(of_path: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    """Split -> paths; without a list for training, the images of trainval or of no list are for that."""
+def _write(
+    root: Path, export: Export, meaning: Mapping[str, Sequence[str]], classes: Sequence[str],
+    results: Sequence[tuple[Item, Done]],
+) -> list[str]:  # fmt: skip
+    """Writes labels, classes and splits, and says what there is."""
+    labels: dict[str, list[str]] = {}
     splits: dict[str, list[str]] = defaultdict(list)
-    for path, names in of_path.items():
-        for name in names:
-            splits[name].append(path)
-    if splits and "train" not in splits:
+    for item, (path, _, problem) in results:
+        if problem:
+            export.left_out["masks" if path else "images"].append(problem)
+        if path:
+            labels[path] = list(dict.fromkeys(name for word in item.words for name in meaning[word]))
+            for split in item.splits:
+                splits[split].append(path)
+    if not labels:
+        raise DataError(f"no image can be used: {_reasons(export)}")
+    if splits and "train" not in splits:  # the images of trainval, or of no list
         held_out = {*splits.get("val", ()), *splits.get("test", ())}
-        if rest := [path for path in splits.get("trainval", of_path) if path not in held_out]:
-            splits["train"] = rest
-    return splits
-
-
-def _save(path: Path, text: str) -> None:
-    write_atomic(path, lambda file: file.write(text.encode()))
+        splits["train"] = [path for path in splits.get("trainval", labels) if path not in held_out]
+    texts = {
+        f"{SPLITS}/{split}.txt": "".join(f"{path}\n" for path in paths) for split, paths in splits.items() if paths
+    }
+    table = io.StringIO()
+    rows = [("image", "labels"), *((path, ";".join(words)) for path, words in labels.items())]
+    csv.writer(table, lineterminator="\n").writerows(rows)
+    for path, text in (texts | {CLASSES: "\n".join([*classes, ""]), LABELS: table.getvalue()}).items():
+        write_atomic(root / path, lambda file, text=text: file.write(text.encode()))
+    n_masks = sum(has_mask for _, (_, has_mask, _) in results)
+    rest = "the other images have none, or an object without an area" if 0 < n_masks < len(labels) else ""
+    counts = Counter(name for names in labels.values() for name in names)
+    both = len({*splits["train"]} & {*splits["val"]})
+    return [
+        f"images{len(labels):>27,}  {sum(not names for names in labels.values())} of them without any class",
+        f"masks{n_masks:>28,}  {rest}".rstrip(),
+        *(f"{path:<24}{text.count(chr(10)):>9,}" for path, text in texts.items()),
+        "", f"{'mask value':>10}  {'images':>9}  class",
+        *(f"{c:>10}  {counts[name]:>9,}  {name}" for c, name in enumerate(classes, 1)),
+        "", *(f"note: {note}" for note in export.notes),
+        *([f"note: {both} images are in train and in val"] if both else []),
+        *(f"left out: {len(what)} {why}: {shortened(what, 3)}" for why, what in export.left_out.items()),
+    ]  # fmt: skip
 
 
 def _reasons(export: Export) -> str:
     return "; ".join(f"{len(what)} {why} ({shortened(what, 3)})" for why, what in export.left_out.items())
-
-
-def _table(
-    source: Path, root: Path, kind: str, export: Export, classes: Sequence[str], labels: Mapping[str, Sequence[str]],
-    splits: Mapping[str, Sequence[str]], n_masks: int,
-) -> str:  # fmt: skip
-    counts = Counter(name for names in labels.values() for name in names)
-    both = len(set(splits.get("train", ())) & set(splits.get("val", ())))
-    rest = "" if n_masks in (0, len(labels)) else "the other images have none, or an object without an area"
-    rows = [
-        ("images", len(labels), f"{sum(not names for names in labels.values())} of them without any class"),
-        ("masks", n_masks, rest),
-        *((f"splits/{split}.txt", len(paths), "") for split, paths in splits.items()),
-    ]
-    lines = [f"{source}: {FORMATS[kind]}", f"written to {root}"]
-    lines += [f"{name:<24}{n:>9,}  {text}".rstrip() for name, n, text in rows]
-    lines += ["", f"{'mask value':>10}  {'images':>9}  class"]
-    lines += [f"{c + 1:>10}  {counts[name]:>9,}  {name}" for c, name in enumerate(classes)]
-    lines += ["", *(f"note: {note}" for note in export.notes)]
-    lines += [f"note: {both} images are in train and in val"] if both else []
-    lines += [f"left out: {len(what)} {why}: {shortened(what, 3)}" for why, what in export.left_out.items()]
-    lines += [f"next: python run_sample.py --dataset folder --data_root {shlex.quote(str(root))} --check_data"]
-    return "\n".join(lines)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -277,22 +242,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m data.convert", description=__doc__.splitlines()[0])
     parser.add_argument("source", type=Path, help="folder of the export, or its JSON file")
     parser.add_argument("--data_root", type=Path, required=True, help="new folder for the dataset")
-    how = parser.add_mutually_exclusive_group()
-    how.add_argument("--link", action="store_true", help="link the images, hard where possible (the default)")
-    how.add_argument("--copy", action="store_true", help="copy the images")
+    parser.add_argument("--copy", action="store_true", help="copy the images (default: link them, hard where possible)")
     parser.add_argument("--classes", default="", help="A,B,C or a file with one a line: the classes to take, in order")
     parser.add_argument("--format", choices=FORMATS, default="", help="where the source holds several")
     parser.add_argument("--images", type=Path, help="where the images lie if not below the source")
     parser.add_argument("--num_workers", type=int, default=cores(), help="processes (default: all cores)")
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    return one_line("data.convert", lambda: _run(args))
 
+    def work() -> None:
+        words = read_lines(Path(args.classes)) if os.path.isfile(args.classes) else args.classes.split(",")
+        words = [plain(word.strip()) for word in words]
+        given = [word for word in words if word and word.lower() not in (*BACKGROUND, *IGNORED)]
+        print(convert(args.source, args.data_root, args.copy, given, args.format, args.images, args.num_workers))
 
-def _run(args: argparse.Namespace) -> None:
-    words = read_lines(Path(args.classes)) if os.path.isfile(args.classes) else args.classes.split(",")
-    given = [word.strip() for word in words if word.strip() and word.strip().lower() not in (*BACKGROUND, *IGNORED)]
-    print(convert(args.source, args.data_root, args.copy, given, args.format, args.images, args.num_workers))
+    return one_line("data.convert", work)
 
 
 if __name__ == "__main__":

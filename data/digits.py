@@ -194,7 +194,7 @@ def _open_mnist(root: str, split: str, download: bool):
     except Exception as error:  # the network and damaged files raise all kinds
         reason = str(error).partition("\n")[0].rstrip(":")
         raise DataError(
-            f"--mnist_root {root}: MNIST is not there whole and could not be fetched ({reason}); "
+            f"--mnist_root {root}: MNIST is incomplete and could not be fetched ({reason}); "
             f"put its four idx files into {Path(root, 'MNIST', 'raw')}, or leave --mnist_root out to draw digits"
         ) from error
 

@@ -1,5 +1,7 @@
 """Errors that the user can fix: shown as one line, without a traceback."""
 
+from typing import Any
+
 
 class UserError(Exception):
     """A mistake in arguments, data or the order of steps; the message says what to do."""
@@ -14,6 +16,14 @@ class DataError(UserError):
 
 class MissingFile(DataError):
     """An image or mask that a list names does not exist."""
+
+
+class UnknownValue(DataError):
+    """A mask, uint8 [H, W], holds a value that is no class."""
+
+    def __init__(self, message: str = "", mask: Any = None):
+        super().__init__(message)
+        self.mask = mask
 
 
 def without_traceback(message: str) -> str:

@@ -12,7 +12,7 @@ from data.process import GO_ON, on_signals, rank, world_size
 
 _KILLED = re.compile(r"DataLoader worker .*?(killed by signal: [\w ]+|exited unexpectedly)", re.DOTALL)
 _NCCL = re.compile(r"NCCL error.*?(?=\s*\Z|\s*Exception raised from)", re.DOTALL)
-_LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|peer|store|socket", re.IGNORECASE)
+_LOST = re.compile(r"NCCL error|\bgloo\b|\bconnection (closed|reset|refused)", re.IGNORECASE)
 
 
 def explain(error: BaseException) -> tuple[str, int] | None:
@@ -28,19 +28,18 @@ def explain(error: BaseException) -> tuple[str, int] | None:
     if isinstance(error, FloatingPointError):
         return text, 1
     if isinstance(error, BrokenPipeError):
-        return f"what read the output has ended; {GO_ON}", 1
+        return f"the output was closed (broken pipe); {GO_ON}", 1
     if isinstance(error, OSError):
         return _of_system(error), 2
     if isinstance(error, MemoryError):
-        first = text.splitlines()[0] if text else "out of memory"
-        less = "raise --cam_accumulate, --irn_accumulate or --seg_accumulate, lower the crop size or --num_workers"
-        return f"{first}; {less}, then {GO_ON}", 1
+        return f"out of memory; {GO_ON}", 1
     if isinstance(error, RuntimeError) and _KILLED.search(text):
         return f"a worker process ended: {_KILLED.search(text)[0]}; {GO_ON}", 1
-    if isinstance(error, RuntimeError) and world_size() > 1 and _LOST.search(text):
+    lost = isinstance(error, getattr(sys.modules.get("torch.distributed"), "DistError", ()))  # where torch is loaded
+    if world_size() > 1 and (lost or (isinstance(error, RuntimeError) and _LOST.search(text))):
         nccl = _NCCL.search(text)  # its last lines say what happened
         what = "; ".join(nccl[0].splitlines()) if nccl else f"lost the other ranks ({text.splitlines()[0]})"
-        return f"rank {rank()}: {what}; if another one failed, see its message; {GO_ON}", 1
+        return f"rank {rank()}: {what}; see the message of the rank that failed first; {GO_ON}", 1
     return None
 
 
@@ -80,7 +79,7 @@ def one_line(program: str, work: Callable[[], None]) -> int:
 
 def _of_system(error: OSError) -> str:
     """The line of an error of the system, also of one that a worker process had and of which the text alone is left."""
-    found = re.search(r"\[Errno (\d+)\] (.*?)(?:: '(.*)')?$", without_traceback(str(error)))
-    if error.errno is None and found:
-        error = OSError(int(found[1]), found[2], found[3])
+    match = re.search(r"\[Errno (\d+)\] (.*?)(?:: '(.*)')?$", without_traceback(str(error)))
+    if error.errno is None and match:
+        error = OSError(int(match[1]), match[2], match[3])
     return refusal(error, "used")

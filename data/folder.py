@@ -4,7 +4,7 @@
                  says; more than 8 bits are scaled by the range of an even sample of the set
     labels.csv   name,class1;class2   with or without a header; nothing after the comma: no object in the image;
                  a column per class (0/1), a line per class and other separators are read too (data/tables.py)
-    masks/       palette or 8-bit grey PNG of class indices named as the image: 0 background, 1.. classes, 255 ignore;
+    masks/       palette or grey PNG of class indices named as the image: 0 background, 1.. classes, 255 ignore;
                  of one class also masks that hold nothing but 0 and 255, which is the class then
     classes.txt  one class per line, line k is the mask value k; default: the classes of labels.csv, alphabetically
     splits/      train.txt and val.txt, one image per line; default: every labelled image that is not in val.txt is a
@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data.agreement import black_and_white
 from data.base import Dataset, alike, check_names, plain, read_lines, shortened
 from data.classes import read_classes
 from data.errors import DataError, MissingFile
@@ -36,6 +37,7 @@ DEEP_ENDINGS = (".png", ".tif", ".tiff")  # of files that may hold more than 8 b
 MASK_ENDINGS = (*ENDINGS, ".gif")  # anything but a PNG is refused when it is read
 MAX_CLASSES = 254  # mask values are bytes, 0 is background and 255 ignored
 SHOWN = 5
+SAMPLE = 200  # masks that tell whether white is the class
 _LAYOUT = f"images in {IMAGES}/ and a {LABELS} with lines like: name,class1;class2"
 
 # What differs from misc/run/options.py, whose values are those of VOC 2012.
@@ -94,6 +96,7 @@ class Folder(Dataset):
             raise DataError(f"{self.root} has no {' and no '.join(missing)}; {wanted}")
         self._listing, masks = list_files(self.root / IMAGES, ENDINGS), list_files(self.root / MASKS, MASK_ENDINGS)
         self._images, self._masks = self._listing.files, masks.files
+        self._mask_files = sorted({*masks.files.values(), *masks.others.values()})
         self.problems += self._listing.problems + masks.problems
         self._names = {plain(path): name for name, path in self._images.items()}  # path with ending -> name
         if not self._images:
@@ -125,7 +128,11 @@ class Folder(Dataset):
         for kind, white in self.whites.items():
             what = "floating-point images" if kind == "f" else "images of more than 8 bits"
             self.notes.append(f"{what}: {white:.0f} is read as white, by the largest value of a sample")
-        self._white_is_class = len(self.classes) == 1 and self._only_black_and_white()
+        masks = sorted(self._masks.keys() & self._listed.keys(), key=lambda name: (not self._rows.get(name), name))
+        paths = [self.root / MASKS / self._masks[name] for name in masks[:SAMPLE]]
+        self._white_is_class = len(self.classes) == 1 and black_and_white(paths)
+        if self._white_is_class:
+            self.notes.append(f"{MASKS}/ holds nothing but 0 and 255: 255 is read as {self.classes[0]}")
 
     @property
     def has_masks(self) -> bool:
@@ -145,9 +152,8 @@ class Folder(Dataset):
         if split in ("train", "all"):
             held_out = set(self.names("val")) if split == "train" and (lists / "val.txt").is_file() else set()
             names = sorted(name for name in self._listed if name not in held_out)
-            if not names:
-                why = f"{lists / 'val.txt'} has them all" if held_out else f"{self.root / LABELS} names none"
-                raise DataError(f"no labelled image is left for split {split}: {why}")
+            if not names and held_out:
+                raise DataError(f"no labelled image is left for split {split}: {lists / 'val.txt'} has them all")
             return names
         splits = sorted({path.stem for path in lists.glob("*.txt")} | {"train", "val", "all"})
         raise DataError(f"{lists / split}.txt does not exist; splits are {', '.join(splits)}, or name a list file")
@@ -198,8 +204,13 @@ class Folder(Dataset):
         if name not in self._masks:
             return None
         size = image_size(self._image_path(name), exif=True)
-        mask = read_mask(self.root / MASKS / self._masks[name], self.n_classes, size)
-        return (mask == IGNORE).astype(np.uint8) if self._white_is_class else mask
+        path = self.root / MASKS / self._masks[name]
+        mask = read_mask(path, self.n_classes, size)
+        if not self._white_is_class:
+            return mask
+        if (mask == 1).any():
+            raise DataError(f"mask {path} holds the value 1, others hold 255 for {self.classes[0]}; use one of them")
+        return (mask == IGNORE).astype(np.uint8)
 
     def has_mask(self, name: str) -> bool:
         return name in self._masks
@@ -254,24 +265,8 @@ class Folder(Dataset):
         self.notes += notes
         return classes
 
-    def _only_black_and_white(self) -> bool:
-        """Whether the masks hold nothing but 0 and 255, both of them: then 255 is the class. Usually one is read."""
-        names = sorted(self._masks.keys() & self._listed.keys(), key=lambda name: not self._rows.get(name))
-        white = False
-        for name in names:
-            try:
-                mask = read_mask(self.root / MASKS / self._masks[name])
-            except DataError:  # named where it is used
-                continue
-            if ((mask != 0) & (mask != IGNORE)).any():
-                return False
-            white = white or bool((mask == IGNORE).any())
-        if white:
-            self.notes.append(f"{MASKS}/ holds nothing but 0 and 255: 255 is read as {self.classes[0]}")
-        return white
-
     def _note_what_is_left_out(self, listed: Sequence[str]) -> None:
-        unlabelled = sorted(self._images.keys() - self._listed.keys())
+        unlabelled = sorted(self._images.keys() - self._listed.keys()) if self._listed else ()
         if unlabelled:
             self.notes.append(
                 f"{len(unlabelled)} images have no line in {LABELS} and are not used unless --val_list names them: "
@@ -279,7 +274,13 @@ class Folder(Dataset):
             )
         self.notes += self._listing.other_formats(self._absent)
         orphans = sorted(self._masks.keys() - self._images.keys())
-        if orphans:
+        files = self._mask_files
+        if files and len(orphans) == len(self._masks):
+            self._complain(
+                f"none of the {len(files)} files in {self.root / MASKS} is named as an image: {shortened(files, 2)}; "
+                f"wanted {next(iter(self._images))}.png and so on"
+            )
+        elif orphans:
             self.notes.append(f"{len(orphans)} files in {MASKS}/ belong to no image: {shortened(orphans)}")
         if self._masks and not listed:
             self.notes.append(f"no {CLASSES}: mask values are the classes in alphabetical order")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from data.errors import DataError, MissingFile
+from data.errors import DataError, MissingFile, UnknownValue
 from data.files import write_atomic
 from data.formats import EXIF_ORIENTATION, FULL, deep_header, not_read, read_deep, to_bytes
 
@@ -64,25 +64,32 @@ def image_size(path: Path, exif: bool = False) -> tuple[int, int]:
 
 
 def read_mask(path: Path, n_classes: int = IGNORE - 1, size: tuple[int, int] | None = None) -> np.ndarray:
-    """A palette or grey PNG as uint8 [H, W]: 0 background, 1..n_classes, 255 ignore.
+    """A palette or grey PNG as uint8 [H, W]: 0 background, 1..n_classes, 255 ignore. White of one bit is 1.
 
-    size: (H, W) of its image. DataError if the file is missing or damaged, in colour, of another size, or holds any
+    size: (H, W) of its image. DataError if the file is missing or damaged, in colours, of another size, or holds any
     other value.
     """
     wanted = f"a palette or 8-bit grey PNG of class indices (0 background, 1..{n_classes} classes, {IGNORE} ignore)"
     with _opened(path, MASK_FORMATS) as image:
         image.verify()  # checksums, which decoding ignores; the file must be opened again afterwards
     with _opened(path, MASK_FORMATS) as image:
-        # Grey of 1, 2 or 4 bits is ambiguous: 1 may be the index 1 or, as PNG defines it, a fraction of white.
-        if image.mode not in ("P", "L", "I", "I;16") or (image.mode == "L" and image.tile[0][3] != "L"):
-            kind = "grey with fewer than 8 bits" if image.mode == "L" else f"of mode {image.mode}"
+        if image.mode in ("LA", "RGB", "RGBA"):
+            channels = np.array(image.convert("RGBA"))
+            if (channels[..., 3] < IGNORE).any() or (channels[..., :1] != channels[..., :3]).any():
+                how = "python -m data.convert reads colours by a labelmap.txt"
+                raise DataError(f"mask {path} is of mode {image.mode}, in colours; wanted {wanted}, or {how}")
+            image = image.convert("L")
+        # Grey of 2 or 4 bits is ambiguous: 1 may be the index 1 or, as PNG defines it, a fraction of white.
+        elif image.mode not in ("P", "L", "I", "I;16", "1") or (image.mode == "L" and image.tile[0][3] != "L"):
+            kind = "grey of 2 or 4 bits" if image.mode == "L" else f"of mode {image.mode}"
             raise DataError(f"mask {path} is {kind}; wanted {wanted}")
         if size is not None:
             check_size(f"mask {path}", (image.height, image.width), size)
         mask = np.array(image)
     unknown = np.unique(mask[(mask > n_classes) & (mask != IGNORE)])
     if len(unknown):
-        raise DataError(f"mask {path} holds the value {unknown[0]}; wanted {wanted}")
+        seen = np.where(mask > IGNORE, IGNORE - 1, mask).astype(np.uint8)
+        raise UnknownValue(f"mask {path} holds the value {unknown[0]}; wanted {wanted}", seen)
     return mask.astype(np.uint8)
 
 
@@ -173,7 +180,7 @@ def _explained(path: Path, formats: Sequence[str]) -> Iterator[None]:
         raise MissingFile(f"{path} does not exist") from error
     except Image.DecompressionBombError as error:
         limit = f"the limit is {MAX_PIXELS // 10**6} megapixels"
-        raise DataError(f"{path} is too large ({error}); {limit}: scale it down or take it off the list") from error
+        raise DataError(f"{path} is too large ({error}); {limit}: scale it down or remove it") from error
     except (DataError, MemoryError):
         raise
     except Exception as error:  # a damaged file can raise anything

@@ -4,9 +4,10 @@ A painted mask is int16 [H, W]: the index of a name, 0 background, -1 ignored.
 """
 
 import base64
+import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +15,23 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as rle
 
+from data.base import read_lines
 from data.errors import DataError
 
+CLASS_FILES = ("labelmap.txt", "class_names.txt", "_classes.csv", "classes.txt", "labels.txt")
 Region = list | dict | tuple  # polygons [x, y, x, y, ...]; run lengths; (bool array, left, top)
 
 
 def coco_region(value: Any) -> Region | None:
-    """A `segmentation` of COCO that covers an area, else None."""
+    """A `segmentation` of COCO, None if it covers no area; polygons of fewer than three corners do not."""
     if isinstance(value, dict):
         return value if value.get("counts") else None
-    if not isinstance(value, list) or not value:
-        return None
-    polygons = value if isinstance(value[0], list) else [value]
-    return [corners for corners in polygons if len(corners) >= 6] or None  # fewer than three are no area
+    polygons = [value] if value and not isinstance(value[0], list) else value or []
+    return [corners for corners in polygons if len(corners) >= 6] or None
 
 
 def labelme_region(shape: dict) -> Region | None:
-    """A shape of labelme that covers an area, else None: points and lines."""
+    """A shape of labelme, None if it covers no area: points and lines."""
     kind, points = shape.get("shape_type") or "polygon", np.array(shape["points"], float).reshape(-1, 2)
     if kind == "mask" and shape.get("mask"):
         with Image.open(io.BytesIO(base64.b64decode(shape["mask"]))) as image:
@@ -43,17 +44,7 @@ def labelme_region(shape: dict) -> Region | None:
     elif kind == "circle" and len(points) == 2:
         turn = np.linspace(0, 2 * np.pi, 129)[:-1, None]
         points = points[0] + np.linalg.norm(points[1] - points[0]) * np.hstack([np.cos(turn), np.sin(turn)])
-    return coco_region([points.ravel().tolist()])
-
-
-def embedded_image(path: Path) -> tuple[bytes, str]:
-    """The file that a JSON of labelme holds, and the ending for its format; DataError if it holds none."""
-    try:
-        data = base64.b64decode(json.loads(path.read_bytes())["imageData"])
-        with Image.open(io.BytesIO(data)) as image:
-            return data, f".{image.format.lower()}"
-    except Exception as error:  # a damaged image can raise anything
-        raise DataError(f"{path} holds an image that cannot be read ({error}); save it again") from error
+    return coco_region(points.ravel().tolist())
 
 
 def is_box(region: Region) -> bool:
@@ -66,7 +57,7 @@ def is_box(region: Region) -> bool:
 def paint(size: tuple[int, int], regions: Sequence[tuple[int, Region]], by_area: bool) -> np.ndarray:
     """Paints (index, region) in their order, or with `by_area` the smaller on top. size: (H, W)."""
     mask = np.zeros(size, np.int16)
-    layers = [(index, _encode(shape, size)) for index, shape in regions]
+    layers = [(index, _encode(region, size)) for index, region in regions]
     if by_area:
         layers.sort(key=lambda layer: -int(rle.area(layer[1])))
     for index, runs in layers:
@@ -88,29 +79,52 @@ def _encode(region: Region, size: tuple[int, int]) -> dict:
     return rle.frPyObjects(region, *size) if isinstance(region["counts"], list) else region
 
 
+def embedded_image(path: Path) -> tuple[bytes, str]:
+    """The file that a JSON of labelme holds, and the ending for its format; DataError if it holds none."""
+    try:
+        data = base64.b64decode(json.loads(path.read_bytes())["imageData"])
+        with Image.open(io.BytesIO(data)) as image:
+            return data, f".{image.format.lower()}"
+    except Exception as error:  # a damaged image can raise anything
+        raise DataError(f"{path} holds an image that cannot be read ({error}); save it again") from error
+
+
+def read_class_file(paths: Collection[Path]) -> list[tuple[str, tuple[int, ...] | None]]:
+    """Name and colour of every mask value, in order, from the first of CLASS_FILES; most have no colours."""
+    files = {path.name.lower(): path for path in reversed([*paths])}
+    for path in [files[name] for name in CLASS_FILES if name in files]:
+        rows = [line.strip() for line in read_lines(path) if line.strip() and not line.startswith("#")]
+        if path.name == "labelmap.txt" and all(":" in line for line in rows):
+            try:  # name:r,g,b:parts:actions
+                parts = [line.rsplit(":", 3) for line in rows]
+                return [(row[0].strip(), tuple(map(int, row[1].split(","))) if row[1] else None) for row in parts]
+            except ValueError as error:
+                raise DataError(f"{path} has {error}; wanted lines like apple:128,0,0::") from error
+        if path.name != "_classes.csv":
+            return [(word, None) for word in rows]
+        header, *cells = [[cell.strip() for cell in row] for row in csv.reader(rows)]
+        if header[0].lower() == "pixel value":  # Roboflow; that of classification has a column per class
+            return [("background" if value == "0" else word, None) for value, word in cells]
+    return []
+
+
 def read_indices(
-    path: Path, meaning: Sequence[int], of_colour: Mapping[tuple[int, ...], int], by_colour: bool
+    of_value: Mapping[int, int], of_colour: Mapping[tuple[int, ...], int], by_colour: bool, path: Path
 ) -> np.ndarray:
     """A mask PNG, int16 [H, W]. DataError names one that holds something without a meaning.
 
-    meaning: the index of every value. of_colour: that of every colour, for a PNG in colour; and with `by_colour` also
-    for one with a palette, unless its palette has other colours.
+    of_value, of_colour: the index of every value and colour; a palette tells colours if `by_colour`, else values.
     """
     try:
         with Image.open(path, formats=("PNG",)) as image:
-            mode, values = image.mode, np.array(image).astype(np.int64)
-            rgb = np.array(image.convert("RGB")).astype(np.int64) if mode in ("P", "RGB", "RGBA") else None
+            coloured = image.mode in ("RGB", "RGBA") or (by_colour and image.mode == "P")
+            values = np.array(image.convert("RGB") if coloured else image).astype(np.int64)
     except Exception as error:  # a damaged file can raise anything
         raise DataError(f"mask {path} cannot be read ({error})") from error
-    if rgb is not None and (by_colour or mode != "P"):
-        codes, places = np.unique(rgb @ (1 << 16, 1 << 8, 1), return_inverse=True)
-        colours = [(code >> 16, code >> 8 & 255, code & 255) for code in codes.tolist()]
-        unknown = [colour for colour in colours if colour not in of_colour]
-        if not unknown:
-            return np.array([of_colour[colour] for colour in colours], np.int16)[places].reshape(rgb.shape[:2])
-        if mode != "P":
-            raise DataError(f"mask {path} has the colour {unknown[0]}, which is that of no class")
-    highest = values[values != 255].max(initial=0)
-    if values.ndim > 2 or highest >= len(meaning):
-        raise DataError(f"mask {path} has the value {highest}; the last class has {len(meaning) - 1}")
-    return np.where(values == 255, -1, np.array(meaning, np.int16)[np.minimum(values, len(meaning) - 1)])
+    known = {r << 16 | g << 8 | b: index for (r, g, b), index in of_colour.items()} if coloured else of_value
+    codes, inverse = np.unique(values @ (1 << 16, 1 << 8, 1) if coloured else values, return_inverse=True)
+    for code in codes.tolist():
+        if code not in known:
+            what = f"colour {(code >> 16, code >> 8 & 255, code & 255)}" if coloured else f"value {code}"
+            raise DataError(f"mask {path} has the {what}, which is that of no class")
+    return np.array([known[code] for code in codes.tolist()], np.int16)[inverse].reshape(values.shape[:2])

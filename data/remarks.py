@@ -6,7 +6,7 @@ from functools import cache, partial
 
 import numpy as np
 
-from data.agreement import contents, disagreement
+from data.agreement import disagreement, mask_contents
 from data.base import Dataset, shortened
 from data.errors import DataError, UserError
 from data.process import world_size
@@ -52,7 +52,7 @@ def _compare(dataset: Dataset, names_of: Callable[[str], list[str]], purpose: st
     """What a sample of the masks says beside the labels."""
     names = [name for name in names_of(purpose) if dataset.has_mask(name)]
     names = [name for name in names[:: max(1, -(-len(names) // SAMPLE))] if dataset.has_label(name)]
-    values = [contents(mask) for mask in progress_map(dataset.mask, names, "compare labels with masks", 0)]
+    values = list(progress_map(partial(mask_contents, dataset), names, "compare labels with masks", 0))
     texts, too_many = disagreement(names, dataset.labels(names), values, dataset.classes)
     if too_many:
         raise Disagreement(f"--{purpose}_list: {texts[0]}; or leave out the steps that score")
@@ -71,14 +71,21 @@ def about_classes(labels: np.ndarray, classes: Sequence[str], in_rib: bool) -> l
         == n,
         "in no training image, so it is not learnt": counts == 0,
         "in one training image only, so it is hardly learnt": (counts == 1) & (n > 1),
+        "in no image without the other, so the classifier cannot tell them apart": _twins(labels) & (counts < n),
     }
     if in_rib:
         # An image without any class adds nothing to RIB's loss.
-        helpless = np.array([not labels[~labels[:, c]].any() for c in range(len(classes))])
+        helpless = np.array([not labels[~labels[:, c]].any() for c in range(len(classes))], bool)
         why = "no training image has a class but not this one, so disjoint images add nothing to RIB's loss"
         cases = {f"{why}; add images of other classes": helpless & (counts > 0)}
     named = {text: [name for name, yes in zip(classes, which, strict=True) if yes] for text, which in cases.items()}
     return [f"{shortened(names)}: {text}" for text, names in named.items() if names]
+
+
+def _twins(labels: np.ndarray) -> np.ndarray:
+    """bool [C]: the classes that occur in the very images in which another one does."""
+    _, inverse, counts = np.unique(labels, axis=1, return_inverse=True, return_counts=True)
+    return (counts[inverse.reshape(-1)] > 1) & labels.any(0)
 
 
 def about_validation(dataset: Dataset, train: Sequence[str], val: Sequence[str], by_label: bool) -> list[str]:

@@ -7,12 +7,12 @@ import os
 import re
 import shlex
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import unquote
 from xml.etree import ElementTree
 
-from data import data_module
+from data.base import plain
 from data.errors import DataError
 from data.folder import ENDINGS
 from data.listing import walk
@@ -23,11 +23,10 @@ FORMATS = {
 }  # fmt: skip
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
           "testing": "test"}  # fmt: skip
-MASKS = ("segmentationclassaug", "segmentationclass", "segmentationclasspng", "masks")  # the first wins
+MASKS = ("segmentationclassaug", "segmentationclass", "segmentationclasspng", "masks", "mask")  # the first wins
 PARTS = ("jpegimages", "images", "image", "imgs", "annotations", "xmls", "labels", *MASKS)  # hold one kind of file
-NOT_IMAGES = re.compile(r"(?i)segmentation\w*|masks|\w*visuali[sz]ation|trimaps")  # folders
-# dataset -> its image names, which alone tell that labels without names are of its classes
-PUBLISHED = {"voc12": r"20(0[7-9]|1[0-2])_\d{6}", "coco14": r"(COCO_(train|val)2014_)?\d{12}"}
+NOT_IMAGES = re.compile(r"(?i)segmentation\w*|masks?|\w*visuali[sz]ation|trimaps")  # folders
+PUBLISHED = re.compile(r"20(0[7-9]|1[0-2])_\d{6}|(COCO_\w+_)?\d{12}")  # names of the images of VOC and COCO
 MANY = 100_000  # files; a folder of more is not searched to word an error
 
 
@@ -35,37 +34,40 @@ class Tree:
     """The files below a folder. images: where else images lie; only: the one JSON file to read."""
 
     def __init__(self, root: Path, images: Path | None = None, only: Path | None = None):
-        self.root = root
-        paths = sorted({folder / path for folder in (root, images) if folder for path in walk(folder)})
-        pictures = {path for path in paths if path.suffix.lower() in ENDINGS and not self._is_mask(path)}
-        self.images = [path for path in paths if path in pictures]
-        self.others = [path for path in paths if path not in pictures and only in (None, path)]
+        self.root, self.only = root, only
+        folders = [folder for folder in (images, root) if folder]
+        self.parts = {folder / path: Path(path).parts for folder in folders for path in sorted(walk(folder))}
+        self.masks = self._mask_files()
+        drawn = {path for path, parts in self.parts.items() if any(map(NOT_IMAGES.fullmatch, parts[:-1]))}
+        drawn.update(self.masks)
+        self.images = [path for path in self.parts if path.suffix.lower() in ENDINGS and path not in drawn]
         self._named: dict[str, list[Path]] = defaultdict(list)
         for path in self.images:
             for word in {path.name, path.stem}:
                 self._named[word].append(path)
 
-    def _is_mask(self, path: Path) -> bool:
-        beside = path.stem.endswith("_mask") and (path.parent / "_classes.csv").is_file()  # Roboflow
-        return beside or any(NOT_IMAGES.fullmatch(part) for part in self.parts(path)[:-1])
-
-    def parts(self, path: Path) -> tuple[str, ...]:
-        """The parts of a path below the root."""
-        return path.relative_to(self.root).parts if path.is_relative_to(self.root) else (path.name,)
+    def _mask_files(self) -> list[Path]:
+        """PNGs in one of the MASKS folders, those of the first last; NAME_mask.png beside NAME.jpg (Roboflow)."""
+        ranks = {}
+        for path in self.ending(".png"):
+            ranked = [-MASKS.index(part.lower()) for part in self.parts[path][:-1] if part.lower() in MASKS]
+            if ranked or (path.stem.endswith("_mask") and path.with_name("_classes.csv") in self.parts):
+                ranks[path] = max(ranked, default=0)
+        return sorted(ranks, key=ranks.get)
 
     def ending(self, ending: str) -> list[Path]:
-        """The files with an ending, without the images."""
-        return [path for path in self.others if path.suffix.lower() == ending]
+        """The files with an ending."""
+        return [path for path in self.parts if path.suffix.lower() == ending and self.only in (None, path)]
 
     def key(self, path: Path) -> str:
         """The path without ending and without folders of one kind of file: equal for an image, its XML and its mask."""
-        parts = self.parts(path)
+        parts = self.parts.get(path, ())
         return "/".join([part for part in parts[:-1] if part.lower() not in PARTS] + [path.stem])
 
     def splits(self, path: Path, name: bool = False) -> tuple[str, ...]:
         """The split that a file's folders tell, and with `name` its name: valid/x.jpg, instances_train2017.json."""
         words = re.split(r"[^a-z]+", path.stem.lower()) if name else []
-        words += [re.sub(r"_?\d+$", "", part.lower()) for part in self.parts(path)[-2::-1]]
+        words += [re.sub(r"_?\d+$", "", part.lower()) for part in self.parts.get(path, ())[-2::-1]]
         return tuple(SPLITS[word] for word in words if word in SPLITS)[:1]
 
     def find(self, text: str, near: Path, splits: tuple[str, ...] = ()) -> Path | None:
@@ -76,46 +78,66 @@ class Tree:
         text = text.strip().replace("\\", "/")
         if "://" in text or "?d=" in text:  # an address; a local file of Label Studio
             text = text.rpartition("?d=")[2].partition("?")[0]
-        for word in dict.fromkeys((text, unquote(text))):
-            path = Path(os.path.normpath(near / word))
+        original = re.sub(r"(^|.*/)[0-9a-f]{8}-", "", text)  # before Label Studio put a number before the name
+        for word in dict.fromkeys((text, unquote(text), original)):
+            path, wanted = Path(os.path.normpath(near / word)), Path(word)
             if path.suffix.lower() in ENDINGS and os.path.isfile(path):
                 return path
-            wanted = Path(word)
             paths = self._named.get(wanted.name) or self._named.get(wanted.stem if wanted.suffix else "", [])
             ranks = sorted(((*_rank(path, wanted, near), self.splits(path) == splits), path) for path in paths)
             if ranks and (len(ranks) == 1 or ranks[-1][0] > ranks[-2][0]):
                 return ranks[-1][1]
         return None
 
+    def images_of(self, files: Mapping[Path, str]) -> dict[Path, Path | None]:
+        """File -> its image: of its name in the same or a parallel folder, else anywhere, else of the name given."""
+        by_key = {self.key(path): path for path in self.images}
+        keys = {path: self.key(path) for path in files}
+        images = {path: by_key.get(key) or by_key.get(key.removesuffix("_mask")) for path, key in keys.items()}
+        taken = {*images.values()}
+        for path in [path for path, image in images.items() if image is None]:
+            other = self.find(path.stem.removesuffix("_mask"), path.parent) or self.find(files[path], path.parent)
+            images[path] = None if other in taken else other
+        return images
+
     def class_folders(self) -> dict[Path, tuple[tuple[str, ...], str]]:
         """Image -> (split, class), where images lie as CLASS/x.jpg or SPLIT/CLASS/x.jpg; empty if they do not."""
-        paths = [path for path in self.images if path.is_relative_to(self.root)]
-        top = Path(os.path.commonpath([path.parent for path in paths])) if paths else self.root
-        parts = {path: path.relative_to(top).parts for path in paths}
+        folders = [self.parts[path][:-1] for path in self.images]
+        same = itertools.takewhile(lambda names: len(set(names)) == 1, zip(*folders, strict=False))
+        top = min([len(list(same)), *(len(parts) - 1 for parts in folders if len(set(folders)) == 1)])
+        parts = {path: self.parts[path][max(top, 0) :] for path in self.images}
         split = {words[0].lower() for words in parts.values()} <= SPLITS.keys()
         inside = {path: words[split:-1] for path, words in parts.items() if len(words) > split + 1}
-        if any(words[0].lower() in PARTS for words in inside.values()) or 2 * len(inside) < len(paths):
+        if any(words[0].lower() in PARTS for words in inside.values()) or 2 * len(inside) < len(parts):
             return {}
-        return {path: (self.splits(path) if split else (), words[0]) for path, words in inside.items()}
+        return {path: (self.splits(path) if split else (), plain(words[0])) for path, words in inside.items()}
+
+    def vectors(self) -> list[Path]:
+        """Files such as cls_labels.npy."""
+        return [path for path in self.ending(".npy") if re.search(r"(?i)cls.?label", path.stem)]
+
+
+def _rank(path: Path, wanted: Path, near: Path) -> tuple[int, int]:
+    """How well an image fits a path that a file in `near` has: parts equal at the end, then closeness to that file."""
+    pairs = zip((path.stem, *path.parts[-2::-1]), (wanted.stem, *wanted.parts[-2::-1]), strict=False)
+    equal = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+    return equal, len(os.path.commonpath([os.path.abspath(path), os.path.abspath(near)]))
 
 
 def kinds(tree: Tree) -> dict[str, str]:
     """The formats of a source, each with the file that shows it."""
-    shown: dict[str, Path] = {}
-    vectors, masks = vector_files(tree), mask_files(tree)
-    xml = next((path for path in tree.ending(".xml") if read_xml(path) is not None), None)
-    if vectors:
-        shown["cls_labels"] = vectors[0]
-    if xml or (masks and not vectors):
-        shown["voc"] = xml or next(iter(masks.values()))
-    for path in _largest(tree.ending(".json")):
-        value = read_json(path)
-        if is_coco(value) or isinstance(value.get("shapes"), list):
-            shown.setdefault("coco" if is_coco(value) else "labelme", path)
-    folders = tree.class_folders()
-    if not shown and len({word for _, word in folders.values()}) > 1:
-        shown["folders"] = next(iter(folders)).parent
-    return {kind: "/".join(tree.parts(path)) for kind, path in shown.items()}
+    largest = sorted(tree.ending(".json"), key=lambda path: -path.stat().st_size)[:50]
+    contents = {path: read_json(path) for path in largest}
+    paths = {
+        "cls_labels": tree.vectors(),
+        "voc": [*filter(read_xml, tree.ending(".xml")[:50]), *(() if tree.vectors() else tree.masks)],
+        "coco": [path for path, value in contents.items() if is_coco(value)],
+        "labelme": [path for path, value in contents.items() if "shapes" in value],
+    }
+    folders = {} if any(paths.values()) else tree.class_folders()
+    if len({word for _, word in folders.values()}) > 1:
+        paths["folders"] = [next(iter(folders)).parent]
+    return {kind: os.path.relpath(files[0], tree.root) for kind, files in paths.items() if files}
 
 
 def hint(root: Path, known: Collection[str] = ()) -> str:
@@ -130,7 +152,8 @@ def hint(root: Path, known: Collection[str] = ()) -> str:
     if "coco" in shown:
         values = filter(is_coco, map(read_json, tree.ending(".json")))
         words |= {str(entry.get("name")) for value in values for entry in value["categories"]}
-    if not shown or (known and ("folders" in shown or (words <= set(known) if words else published(tree, ())))):
+    published = words <= set(known) if words else all(PUBLISHED.fullmatch(path.stem) for path in tree.images)
+    if not shown or (known and (published or "folders" in shown)):
         return ""
     source, target = (shlex.quote(path) for path in (str(root), f"{os.path.abspath(root)}_folder"))
     return (
@@ -148,21 +171,12 @@ def xml_classes(paths: Sequence[Path]) -> set[str]:
     return words
 
 
-def published(tree: Tree, words: Collection[str]) -> Sequence[str]:
-    """The classes of the published dataset whose image names these are, if `words` are among them; else ()."""
-    for name, pattern in PUBLISHED.items():
-        if tree.images and all(re.fullmatch(pattern, path.stem) for path in tree.images):
-            classes = data_module(name).CLASSES
-            return classes if set(words) <= set(classes) else ()
-    return ()
-
-
 def read_json(path: Path) -> dict:
     """The mapping in a JSON file, {} if it holds anything else; DataError if it is damaged."""
     try:
         value = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not valid JSON ({error}); export it again or take it away") from error
+        raise DataError(f"{path} is not valid JSON ({error}); export it again or remove it") from error
     return value if isinstance(value, dict) else {}
 
 
@@ -171,10 +185,10 @@ def read_xml(path: Path) -> tuple[str, ...] | None:
     try:
         root = ElementTree.parse(path).getroot()
     except (ElementTree.ParseError, ValueError) as error:
-        raise DataError(f"annotation {path} cannot be read ({error}); export it again or take it away") from error
+        raise DataError(f"annotation {path} cannot be read ({error}); export it again or remove it") from error
     if root.tag != "annotation":
         return None
-    words = [(item.findtext("name") or "").strip() for item in root.findall("object")]
+    words = [plain((item.findtext("name") or "").strip()) for item in root.findall("object")]
     return ((root.findtext("filename") or "").strip(), *dict.fromkeys(filter(None, words)))
 
 
@@ -182,35 +196,3 @@ def is_coco(value: dict) -> bool:
     """Whether a JSON file holds instances, not captions or panoptic segments."""
     lists = all(isinstance(value.get(key), list) for key in ("images", "annotations", "categories"))
     return lists and all("category_id" in annotation for annotation in value["annotations"][:1])
-
-
-def mask_files(tree: Tree) -> dict[str, Path]:
-    """Key -> mask PNG, of the first of the MASKS folders that has one; NAME_mask.png beside NAME.jpg (Roboflow)."""
-    files: dict[str, tuple[int, Path]] = {}
-    for path in tree.ending(".png"):
-        ranks = [MASKS.index(part.lower()) for part in tree.parts(path)[:-1] if part.lower() in MASKS]
-        if ranks or path.stem.endswith("_mask"):
-            key = tree.key(path) if ranks else tree.key(path).removesuffix("_mask")
-            files[key] = min(files.get(key, (len(MASKS), path)), (min(ranks, default=0), path))
-    return {key: path for key, (_, path) in files.items()}
-
-
-def vector_files(tree: Tree) -> list[Path]:
-    """Files such as cls_labels.npy."""
-    return [path for path in tree.ending(".npy") if re.search(r"(?i)cls.?label", path.stem)]
-
-
-def _largest(paths: Sequence[Path]) -> Iterator[Path]:
-    """The 20 largest files of each folder."""
-    by_folder = defaultdict(list)
-    for path in paths:
-        by_folder[path.parent].append(path)
-    for files in by_folder.values():
-        yield from sorted(files, key=lambda path: -path.stat().st_size)[:20]
-
-
-def _rank(path: Path, wanted: Path, near: Path) -> tuple[int, int]:
-    """How well an image fits a path that a file in `near` has: parts equal at the end, then closeness to that file."""
-    pairs = zip((path.stem, *path.parts[-2::-1]), (wanted.stem, *wanted.parts[-2::-1]), strict=False)
-    equal = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
-    return equal, len(os.path.commonpath([os.path.abspath(path), os.path.abspath(near)]))

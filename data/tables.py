@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data.base import alike, plain, read_lines, shortened
-from data.classes import BACKGROUND, NO, YES, doubts
+from data.classes import BACKGROUND, IGNORED, NO, YES, doubts
 from data.errors import DataError
 
-SEPARATORS = ",;\t|"  # of columns, the likeliest first
-FLAG = re.compile(r"is_.*|train|val|valid|validation|test|difficult|truncated|occluded|verified", re.IGNORECASE)
+SEPARATORS = ",;\t| "  # of columns, the likeliest first
+FLAG = re.compile(
+    r"is_.*|train|val|valid|validation|test|difficult|truncated|occluded|verified|.*[ _](id|count)", re.IGNORECASE
+)
 IMAGE_HEADER = re.compile(r"(image|img|file|path|name|picture|photo).*", re.IGNORECASE)
 LABEL_HEADER = re.compile(
-    r"(.*[ _-])?(label|class|classe|category|categorie|tag|target|object|annotation)s?([ _-]?names?)?[ _-]?\d*",
+    r"(.*[ _-])?(label|class|[ck]lasse|[ck]ategor(y|ie)|tag|target|object|annotation)[ns]?([ _-]?names?)?[ _-]?\d*",
     re.IGNORECASE,
 )
 INDEX_HEADERS = {"", "index", "idx", "id", "no", "nr", "#"}
@@ -90,10 +92,14 @@ class _Reader:
             tables.values(), key=lambda rows: sum(len(r) > 1 and any(map(self.find, r)) for _, r in rows[:SAMPLE])
         )
         separator = next(key for key, value in tables.items() if value is rows)
+        widest = max((len(cells) for _, cells in rows), default=0)
+        while rows and rows[0][1][0].startswith("#") and len(rows[0][1]) < widest:  # a comment
+            del rows[0]
         if rows and self._is_header(rows):
             self.header_line, cells = rows.pop(0)
             self.header = list(map(plain, cells))
-        width = len(self.header) or max(2, min((len(cells) for _, cells in rows), default=2))
+        image = next((j for _, cells in rows for j, cell in enumerate(cells) if self.find(cell)), 0)
+        width = len(self.header) or max(image + 2, min((len(cells) for _, cells in rows), default=0))
         for _, cells in rows:  # what goes beyond is of the last column: classes that are joined by the separator
             cells[width - 1 :] = [separator.join(cells[width - 1 :])]
             cells += [""] * (width - len(cells))
@@ -125,7 +131,9 @@ class _Reader:
             below and all(c[j : j + 1] in ([], [""]) or c[j].lower() in YES | NO for c in below)
             for j in range(len(first))
         ]
-        return bool(words) and not any(w in known or (w in self.classes and not one_hot[j]) for j, w in words)
+        return (bool(words) or len(first) == 1) and not any(
+            w in known or (w in self.classes and not one_hot[j]) for j, w in words
+        )
 
     # columns
 
@@ -148,7 +156,8 @@ class _Reader:
         others = [j for j in values if not self._is_index(header[j], values[j], len(rows))]
         binary = [j for j in others if values[j] and values[j] <= YES | NO]
         named = [j for j in others if LABEL_HEADER.fullmatch(header[j].split(";")[0])]
-        named = [j for j in named if j not in binary] or named[: len(named) * (len(binary) <= len(named))]
+        words = [j for j in named if j not in binary and not (len(binary) > 1 and all(map(str.isdecimal, values[j])))]
+        named = words or (named if len(binary) <= len(named) else [])
         by_class = [j for j in others if header[j] in self.classes]
         known = self.classes and all(values[j] <= {name.lower() for name in self.classes} for j in others)
         chosen, one_hot = others, False
@@ -158,15 +167,23 @@ class _Reader:
             self._ask_about(rows, chosen, others)
         elif named:
             chosen = [j for j in named if header[j].lower().rstrip("s").endswith("name")] or named
-        elif len(others) != 1 and not known:
+        elif len(others) > 1 and not known:
+            which = shortened([repr(header[j] or str(j + 1)) for j in others], 10)
             self._complain(
-                f"{self.path} line {rows[0][0]} has {len(header)} columns, wanted 2: {WANTED} (a name with a comma in "
-                "double quotes), or a header that says which hold classes, such as image,label"
+                f"{self.path} line {rows[0][0]}: which of the columns {which} hold classes? Wanted {WANTED}, or a "
+                "header with one of them called label, or columns of 1 and 0 that are called as their class"
             )
             return None
         unused = [header[j] for j in others if j not in chosen]
         if unused:
             self.notes.append(f"{self.path.name}: columns that are not used: {shortened(unused, 10)}")
+        several = len({cells[image] for _, cells in rows}) < len(rows)  # lines per image
+        for j in binary if several and not one_hot else ():
+            if j not in chosen and values[j] & YES and values[j] & NO and not FLAG.fullmatch(header[j]):
+                self._complain(
+                    f"{self.path}: where column {header[j]!r} says no, does the class not occur? Then remove these "
+                    "lines, and else the column", "where",
+                )  # fmt: skip
         return image, chosen, one_hot
 
     def _is_index(self, header: str, values: set[str], n_rows: int) -> bool:
@@ -219,7 +236,7 @@ class _Reader:
     def _settle(self, labels: dict[str, list[str]]) -> None:
         """Takes words that are no class out of the labels, and asks about those that may be none."""
         listed = self.classes or self.lines.keys()
-        background = [name for name in self.lines if name.lower() in BACKGROUND]
+        background = [name for name in self.lines if name.lower() in (*BACKGROUND, *IGNORED)]
         unknown = [name for name in self.lines if name not in listed and name not in background]
         where = {name: f"{self.path} line {line}" for name, line in self.lines.items()}
         for name in background:
@@ -231,8 +248,8 @@ class _Reader:
             self._complain(f"{where[unknown[0]]}: class {unknown[0]!r} is not in {known}{more}")
         for image, words in labels.items():
             labels[image] = [word for word in words if word in self.lines and word in listed]
-        for name, doubt, kind in () if self.classes else doubts(set(self.lines)):
-            self._complain(f"{where[name]}: {doubt}, or list all classes in classes.txt if it is a class", kind)
+        for name, doubt, remedy, kind in () if self.classes else doubts(self.lines):
+            self._complain(f"{where[name]}: {doubt}; if so {remedy}, else list all classes in classes.txt", kind)
 
     def _complain(self, problem: str, kind: str = "") -> None:
         self.problems.setdefault(kind or problem, []).append(problem)

@@ -21,14 +21,14 @@ class Graphs:
     besides (weights) has to keep its place in memory, and nothing in it may wait for the device. What it returns is
     overwritten by later calls.
     most: graphs that are kept; the least recently used one goes. They share the memory that they work in.
-    enabled: set it to False for ordinary calls.
+    enabled: set it to False for ordinary calls. recorded: how many graphs have been made.
     """
 
     def __init__(self, most: int = 16):
         self.most = most
         self.graphs: OrderedDict[Any, tuple] = OrderedDict()
         self.inputs: WeakValueDictionary[Any, torch.Tensor] = WeakValueDictionary()
-        self.warm, self.enabled = False, True
+        self.warm, self.enabled, self.recorded = False, True, 0
 
     def __call__(self, function: Callable, *args: Any) -> Any:
         """function(*args)."""
@@ -41,14 +41,18 @@ class Graphs:
             return function(*args)
         key = (structure, *(_kind(leaf) for leaf in leaves))
         if key not in self.graphs:
+            if len(self.graphs) >= self.most:
+                torch.cuda.synchronize()
+                self.graphs.popitem(last=False)
             try:
                 self.graphs[key] = self._record(function, leaves, structure)
+                self.recorded += 1
             except RuntimeError as error:
                 self.clear()
                 if out_of_memory(error) or out_of_memory(error.__context__):  # the end of a recording hides the reason
                     raise torch.OutOfMemoryError("CUDA out of memory while recording a graph") from error
                 self.enabled = False
-                logging.warning("no CUDA graph could be recorded, going on without, which is slower: %s", error)
+                logging.warning("CUDA graph capture failed, running without graphs (slower): %s", error)
                 return function(*args)
         self.graphs.move_to_end(key)
         graph, inputs, outputs = self.graphs[key]
@@ -65,9 +69,6 @@ class Graphs:
 
     def _record(self, function: Callable, leaves: list, structure: Any) -> tuple[torch.cuda.CUDAGraph, list, Any]:
         """(graph, what it reads its arguments from, what it returns)."""
-        if len(self.graphs) >= self.most:
-            torch.cuda.synchronize()
-            self.graphs.popitem(last=False)
         inputs = [self._input(i, leaf) if isinstance(leaf, torch.Tensor) else leaf for i, leaf in enumerate(leaves)]
         pool = next(iter(self.graphs.values()))[0].pool() if self.graphs else None
         graph, stream, collects = torch.cuda.CUDAGraph(), torch.cuda.current_stream(), gc.isenabled()
@@ -107,5 +108,8 @@ def read_later(numbers: torch.Tensor) -> Callable[[], list[float]]:
 
 
 def _kind(leaf: Any) -> Any:
-    """What has to be equal for one graph to serve two arguments: constants themselves, of tensors the layout."""
+    """The part of a graph's key that one argument makes: shape, type and strides of a tensor, a constant itself.
+
+    Arguments of equal parts are served by the same graph.
+    """
     return (leaf.shape, leaf.dtype, leaf.stride()) if isinstance(leaf, torch.Tensor) else leaf

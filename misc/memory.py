@@ -10,7 +10,7 @@ import torch
 T = TypeVar("T")
 # As PyTorch, CUDA, cuDNN and cuBLAS say it, and PyTorch on a CPU; not all of them raise torch.OutOfMemoryError.
 _OUT_OF_MEMORY = re.compile(
-    r"CUDA out of memory|CUDA error: out of memory|CU(DNN|BLAS)_STATUS_ALLOC_FAILED|DefaultCPUAllocator"
+    r"CUDA out of memory|CUDA (driver )?error: out of memory|CU(DNN|BLAS)_STATUS_\w*ALLOC\w*_FAILED|DefaultCPUAllocator"
 )
 
 
@@ -48,7 +48,7 @@ class Rows:
                 if self.most == 1 or not out_of_memory(error):
                     raise
             self.most = max(1, min(batch, self.most or batch) // 2)  # out of the handler: errors keep tensors alive
-            logging.warning("out of memory: going on with %d images at a time", self.most)
+            logging.warning("out of memory, retrying with %d images at a time", self.most)
             before()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()

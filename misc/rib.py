@@ -12,10 +12,10 @@ from misc.cam import EPSILON, merge_mirrors
 from misc.cuda_graph import Graphs, read_later
 from misc.memory import Rows, split
 from misc.torchutils import PolyOptimizer
-from net.folded import working_copy
+from net.folded import for_rib
 from net.resnet50_cam import CAM
 
-POOLINGS = ("gndp", "gap")
+POOLINGS, PRECISIONS = ("gndp", "gap"), ("fp32", "tf32", "bf16")
 # The final activation of the loss - sum label * f(logit); RIB is the one without, the others are for comparison.
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "none": lambda logits: logits,
@@ -43,23 +43,22 @@ class RIB:
     """Fine-tunes a classifier on one image at a time and collects the CAMs of every step.
 
     model: CAM network with the trained weights; every run starts from them and they are restored afterwards.
-    lr: learning rate of the backbone (head 10x). n_iter: steps K. pooling: "gndp" or "gap". score_th: tau of GNDRP.
-    stop_th: stop once |sum of the image's target logits| exceeds it. explode_th, explode_ratio: an image ends when the
-    normalised map exceeds explode_th on more than explode_ratio of its positions. weight_decay: of every group.
-    precision: "bf16" computes the network in bfloat16; weights, sums and pooling stay in float32.
-    activation: f in the loss, of every pooled logit by itself; what stops an image stays the logits themselves.
-    schedule: steps over which the learning rate falls, by default n_iter; with a fixed schedule the first steps do not
-    depend on n_iter.
+    lr: of the backbone (head 10x). pooling: "gndp" or "gap". stop_th: stop once |sum of the image's target logits|
+    exceeds it. explode_th, explode_ratio: an image ends when the normalised map exceeds explode_th on more than
+    explode_ratio of its positions. weight_decay: of every group. precision: "bf16" computes the network in bfloat16;
+    weights, sums and pooling stay in float32. activation: f in the loss, of every pooled logit by itself; what stops an
+    image stays the logits themselves. schedule: steps over which the learning rate falls, by default n_iter; with a
+    fixed schedule the first steps do not depend on n_iter. ValueError for a word that is none of the choices.
     """
 
     def __init__(
         self,
         model: CAM,
         lr: float,
-        n_iter: int,
+        n_iter: int,  # K
         pooling: str = "gndp",
-        score_th: float = 0.4,
-        stop_th: float = 600.0,
+        score_th: float = 0.4,  # tau of GNDRP
+        stop_th: float = 600.0,  # M
         explode_th: float = 0.3,
         explode_ratio: float = 0.7,
         weight_decay: float = 1e-4,
@@ -67,12 +66,10 @@ class RIB:
         activation: str = "none",
         schedule: int | None = None,
     ):
-        if pooling not in POOLINGS:
-            raise ValueError(f"pooling is {pooling!r}; there are {', '.join(POOLINGS)}")
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"activation is {activation!r}; there are {', '.join(ACTIVATIONS)}")
-        self.model = model.eval().requires_grad_(False)
-        self.n_iter, self.schedule = n_iter, schedule or n_iter
+        for word, choices in ((pooling, POOLINGS), (activation, ACTIVATIONS), (precision, PRECISIONS)):
+            if word not in choices:
+                raise ValueError(f"{word!r} is none of {', '.join(choices)}")
+        self.model, self.n_iter = model.eval().requires_grad_(False), n_iter
         self.pooling, self.score_th, self.activation = pooling, score_th, ACTIVATIONS[activation]
         self.stop_th, self.explode_th, self.explode_ratio = stop_th, explode_th, explode_ratio
         upper = [parameter for module in model.learned for parameter in module.parameters()]
@@ -83,8 +80,8 @@ class RIB:
             {"params": params, "lr": self.trained[0].new_tensor(rate), "weight_decay": weight_decay}
             for params, rate in ((upper, lr), (head, 10 * lr))
         ]
-        self.optimizer = PolyOptimizer(groups, lr, weight_decay, max_step=self.schedule, fused=True)
-        self.network = working_copy(model, torch.bfloat16 if precision == "bf16" else torch.float32)
+        self.optimizer = PolyOptimizer(groups, lr, weight_decay, max_step=schedule or n_iter, fused=True)
+        self.network = for_rib(model, torch.bfloat16 if precision == "bf16" else torch.float32)
         self.rows, self.graphs = Rows(), Graphs()
         self.restore()
 
@@ -94,7 +91,7 @@ class RIB:
         """The CAMs of one image, summed over the steps.
 
         pyramid: per scale [2, 3, h, w] (image, mirror); the first entry is scale 1.0, the second 0.5. label: [C].
-        companions: one (images [B, 3, H, W], labels [B, C]) per step; when it ends early, the image learns alone.
+        companions: per step B disjoint images [B, 3, H, W] and labels [B, C]; where they end the image learns alone.
         on_step: called as on_step(k, sums) once the CAMs of step k = 0, 1, ... are added (k = 0: the plain CAM); `sums`
         go on growing, so clone them. The last call has what is returned.
         Returns one [C, h', w'] per scale (relu, mirrors added, summed over steps) and the number of steps entered.
@@ -142,9 +139,7 @@ class RIB:
         for k in range(self.n_iter):
             last = k == self.n_iter - 1  # its update would never be used
             self.optimizer.set_rates(k)
-            step = partial(self.graphs, self._step, image, label, batch, not last)
-            cams, criteria = self.rows.retry(step, max(2, len(batch[0]) if batch else 0), self.graphs.clear)
-            read = read_later(criteria)
+            cams, read = self._call_step(image, label, batch, not last)
             batch = next(batches, None)  # goes through the lower layers before a GPU is waited for
             coverage, target, loss = read()
             exploded = k > 0 and coverage > self.explode_ratio
@@ -162,12 +157,18 @@ class RIB:
                 break
         return sums, k + 1
 
-    def _step(self, image: Sequence[torch.Tensor], label: torch.Tensor, companions, learns: bool, rows: int | None):
-        """The CAMs with the weights as they are, and one update of these; on a GPU it becomes a CUDA graph.
+    def _call_step(self, image, label, companions, learns: bool):
+        """`_step` as a CUDA graph (the last one as a call), in parts where memory runs out; its numbers on call."""
+        step = partial(*(self.graphs, self._step) if learns else (self._step,), image, label, companions, learns)
+        cams, criteria = self.rows.retry(step, max(2, len(companions[0]) if companions else 0), self.graphs.clear)
+        return cams, read_later(criteria)
 
-        image: features after layer2 of every scale [2, D, h, w]. companions: (features, labels) or None. rows: images
-        at a time. Returns the CAMs per scale [C, h', w'], and what the criteria look at: the share of the map that
-        exceeds explode_th, the sum of the image's target logits, the loss.
+    def _step(self, image: Sequence[torch.Tensor], label: torch.Tensor, companions, learns: bool, rows: int | None):
+        """The CAMs with the weights as they are, and one update of these.
+
+        image: features after layer2 of every scale [2, D, h, w]. companions: (features, labels) of B images or None.
+        rows: images at a time. Returns the CAMs per scale [C, h', w'], and what the criteria look at: the fraction of
+        the map that exceeds explode_th, the sum of the image's target logits, the loss.
         """
         self.optimizer.zero_grad()
         with torch.set_grad_enabled(learns):
@@ -175,21 +176,21 @@ class RIB:
         cams, target, loss = [], 0.0, 0.0
         for scale, features in enumerate(image):
             in_loss = scale != 1  # FIDELITY: scale 0.5 gives a CAM but no logit
-            raw, own, part = self._backward(features, label.expand(2, -1), learns and in_loss, rows)
+            raw, image_target, part_loss = self._backward(features, label.expand(2, -1), learns and in_loss, rows)
             cams.append(merge_mirrors(raw))
             if in_loss:
-                target, loss = target + own, loss + part
+                target, loss = target + image_target, loss + part_loss
         if companions is not None:
             loss = loss + self._backward(*companions, learns, rows)[2]
         if learns:
             self.network.push()
             self.optimizer.update()
-        over = cams[0] / (cams[0].amax((-2, -1), keepdim=True) + EPSILON) > self.explode_th
-        coverage = (over & (label > 0)[:, None, None]).any(0).float().mean()
+        covered = cams[0] / (cams[0].amax((-2, -1), keepdim=True) + EPSILON) > self.explode_th
+        coverage = (covered & (label > 0)[:, None, None]).any(0).float().mean()
         return cams, torch.stack((coverage, target, loss))
 
     def _backward(self, features: torch.Tensor, labels: torch.Tensor, learns: bool, rows: int | None):
-        """Adds the gradient of the loss - sum label * logit, the classification loss without its sigmoid.
+        """Adds the gradient of the loss - sum label * logit: the sigmoid is removed (RIB, section 4.1).
 
         features after layer2 [B, D, h, w], labels [B, C]. Returns the raw CAMs [B, C, h', w'], the sum of the target
         logits and the loss.
@@ -199,9 +200,9 @@ class RIB:
             with torch.set_grad_enabled(learns):
                 cam = self.network.cam(x)
                 logits = gndrp(cam, self.score_th) if self.pooling == "gndp" else cam.mean((-2, -1))
-                part = -(self.activation(logits) * y).sum()
+                part_loss = -(self.activation(logits) * y).sum()
             if learns:
-                part.backward()
+                part_loss.backward()
             cams.append(cam.detach())
-            target, loss = target + (logits.detach() * y).sum(), loss + part.detach()
+            target, loss = target + (logits.detach() * y).sum(), loss + part_loss.detach()
         return torch.cat(cams), target, loss

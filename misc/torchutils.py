@@ -112,14 +112,14 @@ def barrier() -> None:
 
 
 def on_first_rank(function: Callable[[], Any]) -> Any:
-    """What function() returns on rank 0, on every rank; an error ends rank 0, and with it the whole job.
+    """Calls function() on rank 0 alone and returns its value on every rank; an error on rank 0 ends the job.
 
-    For decisions that all ranks must take alike: over a network, a rank may see yesterday's folder.
+    For what all ranks must decide alike: on a network disk they may see different states of a folder.
     """
-    found = [function() if rank() == 0 else None]
+    values = [function() if rank() == 0 else None]
     if dist.is_initialized():
-        dist.broadcast_object_list(found)
-    return found[0]
+        dist.broadcast_object_list(values)
+    return values[0]
 
 
 def shard(items: Sequence) -> list:

@@ -1,8 +1,12 @@
-"""A ResNet with frozen batch normalisation folded into its convolutions, and the gradients carried back."""
+"""A CAM network as RIB computes in it: a ResNet with its frozen batch normalisation folded into the convolutions.
+
+Its gradients are carried back. Networks of timm stay as they are. In a CUDA graph folding takes 28 to 30% off a step
+(tf32 and bf16, ResNet-50, one H200).
+"""
 
 import copy
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 
 import torch
@@ -13,9 +17,9 @@ from net.backbones import Timm
 from net.resnet50_cam import CAM
 
 
-def working_copy(model: CAM, dtype: torch.dtype = torch.float32) -> "Folded | Plain":
+def for_rib(model: CAM, dtype: torch.dtype = torch.float32) -> "Folded | Plain":
     """The form of a CAM network in which RIB computes, in this precision."""
-    return Plain(model, dtype) if isinstance(model, Timm) else Folded(model, (*model.learned, model.classifier), dtype)
+    return (Plain if isinstance(model, Timm) else Folded)(model, dtype)
 
 
 class Plain:
@@ -27,7 +31,8 @@ class Plain:
     def pull(self) -> None:
         """Nothing to do: the weights are the network's own."""
 
-    push = pull
+    def push(self) -> None:
+        """Nothing to do: so are the gradients."""
 
     def _autocast(self, x: torch.Tensor) -> torch.autocast:
         # Without its cache, which would keep weights from before an update.
@@ -52,12 +57,12 @@ class Folded:
     function with fewer passes over the feature maps. The affine parameters learn all the same: `pull` computes the
     weights of the copy, `push` carries their gradients back.
 
-    model: in evaluation mode. learned: those of its modules whose parameters change. dtype: of the copy.
+    model: in evaluation mode. dtype: of the copy.
     """
 
-    def __init__(self, model: CAM, learned: Sequence[nn.Module], dtype: torch.dtype = torch.float32):
+    def __init__(self, model: CAM, dtype: torch.dtype = torch.float32):
         self.net = copy.deepcopy(model).requires_grad_(False).eval()
-        changing = {id(module) for part in learned for module in part.modules()}
+        changing = {id(module) for part in (*model.learned, model.classifier) for module in part.modules()}
         self.layers: list[tuple] = []  # (convolution, normalisation or None) of what learns
         self.weights: list[nn.Parameter] = []  # of the copy, for these
         self.values: list[torch.Tensor] = []  # what they are computed as, while gradients come in

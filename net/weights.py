@@ -110,10 +110,10 @@ def find_doubled(path: Path) -> Path | None:
 
 def find_file(path: Path | str) -> Path:
     """`path`, or the doubled `.pth.pth` that the published scripts write."""
-    found = find_doubled(path)
-    if found is None:
+    file = find_doubled(path)
+    if file is None:
         raise WeightsError(f"weights file {path} does not exist")
-    return found
+    return file
 
 
 def canonical(state: Mapping[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:

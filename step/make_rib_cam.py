@@ -3,7 +3,6 @@
 import argparse
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 
 import torch
 
@@ -37,8 +36,7 @@ def run(args: argparse.Namespace, dataset: Dataset) -> dict:
                 cams, n_steps = [levels[0].new_zeros((len(label), 1, 1))], 0
             keys = label.nonzero().flatten()
             written.result()
-            file = result_file(args, "cam_rib_out_dir", name, ".npy")
-            written = thread.submit(_write, file, keys, cams, size, args.cam_dtype)
+            written = thread.submit(_write, args, name, size, keys, cams)
             steps.append(n_steps)
             progress.set_postfix_str(
                 f"{sum(steps) / len(steps):.1f} RIB steps an image, {watch.fraction():.0%} waiting", refresh=False
@@ -50,6 +48,10 @@ def run(args: argparse.Namespace, dataset: Dataset) -> dict:
     return {**made(todo, names), "RIB_steps": counts, "waiting_share": round(watch.fraction(), 4)}
 
 
-def _write(path: Path, keys: torch.Tensor, cams: Sequence[torch.Tensor], size: tuple[int, int], dtype: str) -> None:
-    cam, high_res = combine_scales(cams, keys, size)
-    save_cam(path, keys.cpu().numpy(), cam.cpu().numpy(), high_res.cpu().numpy(), dtype)
+def _write(
+    args: argparse.Namespace, name: str, size: tuple[int, int], keys: torch.Tensor, cams: Sequence[torch.Tensor]
+) -> None:
+    with naming(name, size):
+        cam, high_res = combine_scales(cams, keys, size)
+        path = result_file(args, "cam_rib_out_dir", name, ".npy")
+        save_cam(path, keys.cpu().numpy(), cam.cpu().numpy(), high_res.cpu().numpy(), args.cam_dtype)

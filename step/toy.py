@@ -103,11 +103,12 @@ def _stored(file: Path, made: dict, net: ToyNet) -> dict:
         if not stored or not file.with_suffix(".pth").is_file():
             return {}
         changed = differences(stored["made_by"], made)
-        if changed:
-            raise UserError(f"{file} was created with {'; '.join(changed)}; use another --work_dir")
-        weights.load(net, file.with_suffix(".pth"))
+        if not changed:
+            weights.load(net, file.with_suffix(".pth"))
     except UserError as error:
         raise UserError(f"toy: {error}; or make the seeds again with --overwrite") from error
+    if changed:
+        raise UserError(f"toy: {file} was created with {'; '.join(changed)}. Use --overwrite or another --work_dir.")
     if stored["made_by"]["code"] != made["code"]:
         logging.warning("%s was created by another version of the code or of torch; it is kept", file)
     return stored

@@ -68,11 +68,11 @@ def _mean_displacement(
     args: argparse.Namespace, model: AffinityDisplacementLoss, dataset: Dataset, names: list[str], device: torch.device
 ) -> torch.Tensor:
     """float32 [2]: mean displacement over the top left corners of the inference images (IRN, step/train_irn.py)."""
-    mine = torchutils.shard(names)
+    own_names = torchutils.shard(names)
     model.eval()
     means = []
-    crops = TopLeftCrops(dataset, mine, args.irn_crop_size)
-    with bar(len(mine), "mean displacement") as progress:
+    crops = TopLeftCrops(dataset, own_names, args.irn_crop_size)
+    with bar(len(own_names), "mean displacement") as progress:
         for images in Loader(crops, args.num_workers, batch_size=args.irn_batch_size // args.irn_accumulate):
             with torchutils.autocast(device, args.precision):
                 _, displacement = model(images.to(device))

@@ -66,11 +66,12 @@ def _train(args: argparse.Namespace, dataset: Dataset, names: list[str], labels:
 
 def _network(args: argparse.Namespace, dataset: Dataset) -> DeepLab:
     """The network as training starts, with the backbone of `--seg_init`."""
-    share = args.seg_batch_size // (args.seg_accumulate * torchutils.world_size())
-    if args.seg_model.startswith("deeplabv3") and share < 2:
+    images_at_once = args.seg_batch_size // (args.seg_accumulate * torchutils.world_size())
+    if args.seg_model.startswith("deeplabv3") and images_at_once < 2:
         raise UserError(
-            f"{args.seg_model} normalises over at least 2 images at a time, --seg_batch_size {args.seg_batch_size} in "
-            f"{args.seg_accumulate} parts on {torchutils.world_size()} ranks leaves {share}; raise the batch size"
+            f"{args.seg_model} normalises over at least 2 images at a time, --seg_batch_size {args.seg_batch_size} "
+            f"in {args.seg_accumulate} parts on {torchutils.world_size()} ranks leaves "
+            f"{images_at_once}; raise the batch size"
         )
     torchutils.seed_everything(args.seed)
     model = build_seg(args, dataset)
@@ -104,9 +105,9 @@ def _labelled(args: argparse.Namespace, dataset: Dataset, names: list[str], labe
     if folder:
         require(args, folder, names, ".png")
         return names
-    there = [name for name in names if dataset.has_mask(name)]
-    if not there:
+    with_mask = [name for name in names if dataset.has_mask(name)]
+    if not with_mask:
         raise DataError(
             f"--seg_labels {labels}, but none of the {len(names)} images of --infer_list {args.infer_list} has a mask"
         )
-    return there
+    return with_mask

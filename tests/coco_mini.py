@@ -42,8 +42,8 @@ class Mini:
 
     def of(self, name: str) -> list[dict]:
         """The annotations of an image."""
-        found = [a for some in self.annotations.values() for a in some if a["image_id"] == int(name)]
-        return sorted(found, key=lambda a: a["id"])
+        chosen = [a for some in self.annotations.values() for a in some if a["image_id"] == int(name)]
+        return sorted(chosen, key=lambda a: a["id"])
 
     def change(self, split: str, edit) -> None:
         """edit(content) of a JSON file, in place."""
@@ -112,16 +112,16 @@ def _annotations(mini: Mini, name: str, size: tuple[int, int], rng: np.random.Ge
             for _ in range(int(rng.integers(1, 4)))
         ]
         kinds = [str(rng.choice(["polygon", "polygons", "compressed", "crowd"])) for _ in boxes]
-    found = []
+    annotations = []
     for box, kind in zip(boxes, kinds, strict=True):
         segmentation, area = _segmentation(kind, box, size, rng)
         crowd = int(kind == "crowd")
         x, y, w, h = box
-        found.append({
+        annotations.append({
             "category_id": int(rng.choice(USED)), "iscrowd": crowd, "segmentation": segmentation, "area": area,
             "bbox": [float(x), float(y), float(w), float(h)],
         })  # fmt: skip
-    return found
+    return annotations
 
 
 def _segmentation(kind: str, box: tuple, size: tuple[int, int], rng: np.random.Generator) -> tuple[object, float]:

@@ -56,15 +56,15 @@ def make_folder(root: Path, masks: bool = True, classes: bool = True, seed: int 
         size = SIZES[i % 2]
         image = rng.normal(120, 8, (*size, 3))
         mask = np.zeros(size, np.uint8)
-        found = [] if i == 1 else [i % 3, (i + 1) % 3][: 1 + i % 2]
-        for k, c in enumerate(found):
+        present = [] if i == 1 else [i % 3, (i + 1) % 3][: 1 + i % 2]
+        for k, c in enumerate(present):
             centre = (size[1] // 4 + k * size[1] // 2, size[0] // 2)
             body = cv2.ellipse(np.zeros(size, np.uint8), centre, (size[1] // 5, size[0] // 4), 0, 0, 360, 1, -1) > 0
             image[body] = voc_palette()[c + 1] * 0.8 + 40
             mask[body] = c + 1
         mask[:2] = 255
         mini.names.append(name)
-        mini.paths[name], mini.labels[name], mini.masks[name] = path, set(found), mask
+        mini.paths[name], mini.labels[name], mini.masks[name] = path, set(present), mask
         mini.images[name] = np.clip(image, 0, 255).astype(np.uint8)
         _write(mini.root / "images" / path, mini.images[name], turned=name == TURNED)
         if masks:

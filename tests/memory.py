@@ -51,8 +51,8 @@ def resident() -> int:
     """Bytes of this process, and of its worker processes by their share; what was freed goes back to the system."""
     if sys.platform == "linux":
         ctypes.CDLL(None).malloc_trim(0)
-    mine = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return mine + sum(_share(child.pid) for child in active_children())
+    own = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return own + sum(_share(child.pid) for child in active_children())
 
 
 def _share(pid: int) -> int:

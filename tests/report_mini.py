@@ -55,8 +55,8 @@ def write_image(args, dataset: Dataset, name, draw):
     for argument, drawn in (("ir_label_out_dir", label), ("sem_seg_out_dir", mask)):
         save_mask(outputs.result_file(args, argument, name, ".png"), drawn, voc_palette())
     save_grey(outputs.result_file(args, "edge_out_dir", name, ".png"), draw.random((8, 8)))
-    found = {"score": draw.random(len(keys)), "mask": right > 0, "class": keys}
-    save_instances(outputs.result_file(args, "ins_seg_out_dir", name, ".npy"), found)
+    detected = {"score": draw.random(len(keys)), "mask": right > 0, "class": keys}
+    save_instances(outputs.result_file(args, "ins_seg_out_dir", name, ".npy"), detected)
 
 
 class Page(HTMLParser):

@@ -261,7 +261,7 @@ def test_a_recording_equals_separate_runs_of_fewer_steps(work_dir):
     for k, got in enumerate(recording.sums):
         rib, items, _ = open_rib(args, dataset, [name], cpu, k + 1)
         ((_, _, levels, label, others),) = items
-        assert (rib.n_iter, rib.schedule) == (k + 1, 4)
+        assert (rib.n_iter, rib.optimizer.max_step) == (k + 1, 4)
         want, _ = rib.run_features(levels, label, others)
         assert all(relative_error(a, b[recording.keys]) < 1e-5 for a, b in zip(got, want, strict=True))
     rib, items, _ = open_rib(args, dataset, [name], cpu)  # as make_rib_cam

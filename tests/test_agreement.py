@@ -63,7 +63,7 @@ def spoil(n, value):
         (
             3,
             spoil(N, 255),
-            r"0, 255\): the masks hold nothing but 0 and 255, which is ignored; store 1 for apple",
+            r"0, 255\): the masks hold nothing but 0 and 255, which is ignored; store 0 for background, 1 for apple",
             True,
         ),
         (3, swapped([0, 0, 1, 2]), r"the masks count the classes from 0; add 1", True),
@@ -84,6 +84,15 @@ def spoil(n, value):
             r"the masks are inverse, all apple where the label is empty; swap apple and background",
             True,
         ),
+        (
+            3,
+            swapped([0, 2, 3, 9]),
+            r"store 0 for background, 1 for apple, 2 for leaf and so on; other values come",
+            True,
+        ),
+        (1, swapped([1, 2]), r"the masks count the classes from 2; subtract 1", True),
+        (1, swapped([0, 128]), r"values 0, 128\): store 0 for background, 1 for apple; other values", True),
+        (3, spoil(N, 1), r"the masks do not tell the classes apart; store 0 for", True),
         (3, spoil(N, 0), r"the masks hold no object; are they those of these images\?", True),
         (
             3,
@@ -148,6 +157,7 @@ def label(*rows):
         (label([1], [0], [1]), None, "apple: no training image has a class but not this one"),
         (label([1, 0], [1, 1], [1, 1], [1, 0]), "apple: in all 4 training images", "apple: no training image"),
         (label([1, 1], [1, 1]), "apple, leaf: in all 2 training", "apple, leaf: no training image"),
+        (label([1, 1, 0], [1, 1, 0], [0, 0, 1], [0, 0, 1]), "apple, leaf: in no image without the other", None),
         (label([1, 0, 0], [0, 1, 0], [0, 1, 0]), "plum: in no training image", None),
         (label([1, 0], [0, 1], [0, 1]), "apple: in one training image only", None),
         (label([1, 0], [1, 0], [0, 1], [0, 1], [0, 0]), None, None),

@@ -7,13 +7,14 @@ import timm
 import torch
 from torch import nn
 
+from benchmarks.reference import plain_rib
 from data.errors import UserError
 from net.backbones import Timm, build
 from net.resnet50_cam import CAM, Net
 from net.resnet50_irn import EdgeDisplacement
 from net.weights import WeightsError, load
 from tests.helpers import relative_error, run_cli, small_arguments
-from tests.test_rib import LABEL, N_CLASSES, SETTINGS, images, make_companions, plain_rib, run  # noqa: F401
+from tests.test_rib import LABEL, N_CLASSES, SETTINGS, images, make_companions, run  # noqa: F401
 
 # Name -> what has stride 2 in its last stage, and so stride 1 here; a pooling of 2 x 2 falls away.
 NETWORKS = {

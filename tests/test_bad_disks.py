@@ -1,6 +1,7 @@
 """Full, read-only, forbidden and vanished disks: one clear line, finished files whole, nothing else left."""
 
 import errno
+import importlib
 import os
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ from data.failures import explain
 from data.files import FileError, save_json, save_torch, write_atomic
 from data.images import save_mask, voc_palette
 from data.results import load_cam
+from misc.run.recording import naming
 from net.resnet50_cam import Net
 from tests.folder_mini import make_folder
 from tests.helpers import ROOT, said, small_command
@@ -139,7 +141,7 @@ def test_data_that_vanish_in_mid_run(tmp_path):
         (FloatingPointError("the loss is nan"), "the loss is nan", 1),
         (OSError(errno.ENOSPC, "No space left on device", "/a/b"), "/a/b cannot be used: No space left on device.", 2),
         (PermissionError(errno.EACCES, "Permission denied", "/a"), "/a cannot be used: Permission denied. Check", 2),
-        (MemoryError("CUDA out of memory.\nTried to"), "CUDA out of memory.; raise --cam_accumulate", 1),
+        (MemoryError(), "out of memory; to resume, run the same command again", 1),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), "a worker process ended: DataL", 1),
         (KeyboardInterrupt(), "interrupted; to resume, run the same command again", 130),
     ],
@@ -163,19 +165,45 @@ def test_bugs_keep_their_traceback(monkeypatch):
     line, code = explain(RuntimeError(f"{nccl}\nException raised from x at y.cpp:77\nframe #0: c10::Error"))
     assert line.startswith("rank 1: NCCL error in") and "Duplicate GPU detected : rank 1 and rank 0" in line
     assert "\n" not in line and "frame #0" not in line and code == 1
+    assert "(wait timeout" in explain(torch.distributed.DistStoreError("wait timeout after 9 ms"))[0]
+    assert explain(RuntimeError("the weights are not restored")) is None
+
+
+ANEW = "{} or a smaller --RIB_{} with --steps make_rib_cam-report --overwrite"
 
 
 @pytest.mark.parametrize(
-    "error",
+    ("argv", "advice"),
     [
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"),
-        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
-        RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory"),
+        (["train_cam"], "raise --cam_accumulate and use --steps train_cam-report --overwrite"),  # shapes: from scratch
+        (["train_cam", "--cam_init", "imagenet"], "raise --cam_accumulate and run the command again; it resumes"),
+        (["train_irn"], "raise --irn_accumulate and run the command again; it resumes"),
+        (["train_seg"], "raise --seg_accumulate and use --steps train_seg-report --overwrite"),
+        (["cam_to_ir_label"], "use --device cpu or fewer --num_workers and run the command again; it resumes"),
+        (
+            ["make_rib_cam", "--RIB_companions", "fresh"],
+            ANEW.format("or --max_side PX or --precision bf16", "crop_size"),
+        ),
+        (["make_rib_cam", "--RIB_companions", "pool"], ANEW.format("--RIB_crop_size", "pool_size")),
     ],
 )
-def test_memory_that_runs_out_is_one_line_in_every_form(tmp_path, monkeypatch, error):
+def test_memory_that_runs_out_is_one_line_with_what_the_step_can_save(tmp_path, monkeypatch, argv, advice):
     def run(*_):
-        raise error
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate.\nMore")
 
-    monkeypatch.setattr("misc.run.runner._run", run)
-    assert f"{error}; raise --cam_accumulate" in said("--work_dir", tmp_path, code=1)
+    monkeypatch.setattr(importlib.import_module(f"step.{argv[0]}"), "run", run)
+    line = said("--work_dir", tmp_path, "--steps", *argv, code=2).splitlines()[-1]
+    assert f"step {argv[0]}: CUDA out of memory. Tried to allocate; " in line and line.endswith(advice)
+
+
+def test_memory_that_runs_out_names_the_image(tmp_path, monkeypatch):
+    from step import make_rib_cam
+
+    def combine(*_):
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(make_rib_cam, "combine_scales", combine)
+    with pytest.raises(MemoryError, match=r"^image a \(40 x 30\): out of memory$"):
+        make_rib_cam._write(None, "a", (30, 40), None, None)
+    with pytest.raises(RuntimeError, match="index"), naming("a", (30, 40)):
+        raise RuntimeError("index out of range")

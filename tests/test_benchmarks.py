@@ -41,4 +41,6 @@ def test_rows_that_there_is_no_time_for_are_named(tmp_path):
             rows.append(row(what, np.array([seconds])))
     assert [r.what for r in rows] == ["a", "b"]  # 0.25 s are gone, and the slowest row took as long
     table = write(rows, tmp_path, "table", budget.skipped)
+    assert Budget(10).allows("long", least=9) and not Budget(10).allows("too long", least=11)
+    assert json.loads((tmp_path / "table.json").read_text())["skipped"] == ["c", "d"]
     assert table.endswith("Not measured, for lack of time: c; d.\n") and (tmp_path / "table.md").read_text() == table

@@ -182,7 +182,7 @@ MISTAKES = [
     (["--steps", "99"], "there is no step '99'"),
     (["--beta", "x"], "argument --beta: invalid number value: 'x'"),
     (["--beta", "0"], "0 is not above 0"),
-    (["--steps", "1", "--no-train_cam_pass"], "no step is left"),
+    (["--steps", "1", "--no-train_cam_pass"], "all selected steps are switched off"),
     (["--RIB_iter", "0"], "argument --RIB_iter: 0 is not at least 1"),
     (["--RIB_batch_size", "-1"], "argument --RIB_batch_size/--RIB_batch: -1 is not at least 0"),
     (["--cam_resize_long", "320"], "argument --cam_resize_long: '320' has 1 values, wanted 2 joined by commas"),
@@ -343,17 +343,6 @@ def test_a_step_that_stops_is_one_line_and_an_exit_code(ran, tmp_path, capsys, e
     assert run_made_up(tmp_path, two=error) == code
     assert [name for name, _ in ran] == ["one", "two"]
     assert message in capsys.readouterr().err.splitlines()[-1]
-
-
-def test_batches_that_ranks_cannot_share_are_refused_before_the_first_step(ran, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("misc.torchutils.world_size", lambda: 4)
-    steps = [*made_up(), Step(4, "train_seg", "made_up_step", "", "")]
-    argv = ["--work_dir", str(tmp_path / "out"), "--seg_batch_size", "6", "--seg_labels", "truth"]
-    assert main(steps, argv) == 2 and ran == []
-    assert "--seg_batch_size 6 cannot be shared equally by 4 ranks" in capsys.readouterr().err
-    (tmp_path / "out" / "sess").mkdir(parents=True)
-    (tmp_path / "out" / "sess" / "deeplabv2_truth.pth").write_bytes(b"x")  # nothing left to train
-    assert main(steps, argv) == 0 and len(ran) == 4
 
 
 def test_a_work_dir_that_cannot_be_written(ran, tmp_path, capsys):

@@ -13,7 +13,6 @@ from coco14 import CATEGORIES, CLASSES, COCO14, PRESET
 from coco14.dataset import N_IMAGES, Index, name_of
 from coco14.prepare import prepare
 from data.base import Dataset
-from data.companions import LONG_LIST, CompanionBatches
 from data.errors import DataError
 from misc.run.options import preset
 from tests.coco_mini import make_coco
@@ -159,19 +158,3 @@ def test_the_full_index_loads_in_seconds(full):
     assert np.array_equal(matrix, labels[splits == 0])
     chosen = int(np.flatnonzero(splits)[777])
     assert np.array_equal(coco.label(name_of(ids[chosen])), labels[chosen])
-
-
-def test_companions_of_a_long_list_are_disjoint_and_not_repeated(full):
-    _, _, _, labels = full
-    labels = labels.copy()
-    labels[:, 5] |= ~labels[:, 6]  # every image has class 5 or 6: for both together nothing is disjoint
-    labels[:7, 5:7] = False
-    names = [str(i) for i in range(len(labels))]
-    assert len(names) > LONG_LIST
-    targets = np.zeros((3, 80), bool)
-    targets[0, [0, 3]] = targets[1, [5, 6]] = True
-    batches = CompanionBatches(names, labels, ["a", "b", "c"], targets, n_iter=9, batch_size=15, seed=0)
-    drawn, rare, free = ([int(name) for batch in batches.of(i) for name, *_ in batch] for i in range(3))
-    assert len(drawn) == len(set(drawn)) == 135 and not labels[drawn][:, [0, 3]].any()
-    assert batches.of(0) == batches.of(0) and len(set(free)) == 135
-    assert set(rare) == set(range(7)) and len(rare) == 135  # where few are disjoint, the whole list is searched

@@ -1,7 +1,10 @@
 """Exports of annotation tools as folder datasets: labels, masks and splits, and questions instead of guesses."""
 
+import unicodedata
+
 import numpy as np
 import pytest
+from PIL import Image
 
 import data.convert
 from data.convert import main
@@ -16,11 +19,15 @@ from tests.exports_mini import (
     SIZE,
     SPLIT,
     coco,
+    cvat,
     labelme,
     png,
+    polygon,
     true_mask,
     write_image,
     write_json,
+    write_mask,
+    write_xml,
 )  # fmt: skip
 
 
@@ -96,18 +103,6 @@ def test_vectors_of_labels(tmp_path, capsys):
     assert [folder.names(k) for k in ("train", "val", "train_aug")] == [numbers[:6], numbers[6:], numbers[2:6]]
 
 
-@pytest.mark.parametrize(("form", "known"), [("2009_{:06d}", True), ("2031_{:06d}", False)])
-def test_voc_s_names_only_for_voc_s_images(form, known, tmp_path, capsys):
-    root = tmp_path / "voc"
-    for i in (0, 1):
-        write_image(root / "JPEGImages" / f"{form.format(i)}.jpg", i)
-    np.save(root / "cls_labels.npy", {form.format(i): np.eye(20)[7 + 4 * i] for i in (0, 1)})
-    told = convert(capsys, root, tmp_path / "own", code=2 * (not known))
-    assert ("add --classes" in told) != known
-    if known:
-        assert labels(Folder(tmp_path / "own")) == {"2009_000000": {"cat"}, "2009_000001": {"dog"}}
-
-
 def sort_into(root, folders):
     """folder -> numbers of images."""
     for folder, numbers in folders.items():
@@ -137,7 +132,7 @@ DOUBTS = [
      [{"apple"}, {"leaf"}, {"leaf"}]),
     (("apple", "leaf", "apple + leaf"), r"'apple \+ leaf' may mean apple and leaf together", "apple,leaf",
      [{"apple"}, {"leaf"}, {"apple", "leaf"}]),
-    (("0", "1"), r"'0' may mean that an image has no object. If so add --classes 1, else --classes 0,1", "1",
+    (("0", "1"), r"'0' may only say whether an object is there. If so add --classes 1, else --classes 0,1", "1",
      [set(), {"1"}]),
     (("apple", "leaf", "none"), r"'none' may mean", "leaf,none,apple", [{"apple"}, {"leaf"}, {"none"}]),
 ]  # fmt: skip
@@ -199,3 +194,77 @@ def test_shapes_and_flags_of_labelme(tmp_path, capsys):
     assert abs((mask == apple).sum() - np.pi * 25) < 4 and np.array_equal(mask[7:21, 5:17] == stone, small)
     convert(capsys, tmp_path / "b", tmp_path / "flags")
     assert labels(Folder(tmp_path / "flags")) == {"0": {"apple", "leaf"}, "1": {"leaf"}}
+
+
+def xml_in_another_folder(root, photos):
+    for i in ALL:
+        write_image(root / f"photos/{NAMES[i]}.jpg", i)
+        write_xml(root / f"xml/{NAMES[i]}.xml", i, f"{NAMES[i - 1]}.jpg" if i % 2 else "")
+
+
+def masks_in_another_folder(root, photos):
+    for i in ALL:
+        write_image(root / f"photos/{NAMES[i]}.jpg", i)
+        write_mask(root / f"mask/{NAMES[i]}_mask.png", i)
+    (root / "_classes.csv").write_text("Pixel Value, Class\n0, unlabeled\n1, apple\n2, leaf\n")
+
+
+def images_in_another_place(root, photos):
+    cvat(root)
+    (root / "JPEGImages").rename(photos)
+
+
+def originals_of_label_studio(root, photos):
+    value = coco(ALL, lambda i: f"../../data/upload/3/{i:08x}-{NAMES[i]}.jpg", polygon)
+    for entry in value["images"]:
+        entry.update(height=32.0, width=40.0)
+    value["annotations"].append({"id": 999, "image_id": 888, "category_id": 0})
+    write_json(root / "result.json", value)
+    for i in ALL:
+        write_image(photos / f"{NAMES[i]}.jpg", i)
+
+
+PLACES = [
+    (xml_in_another_folder, "photos/", False), (masks_in_another_folder, "photos/", True),
+    (images_in_another_place, "cam1/", True), (originals_of_label_studio, "", True),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "folders", "masks"), PLACES, ids=lambda value: getattr(value, "__name__", None))
+def test_images_are_found_wherever_they_lie(make, folders, masks, tmp_path, capsys):
+    (tmp_path / "source").mkdir()
+    make(tmp_path / "source", tmp_path / "apart")
+    arguments = ["--images", str(tmp_path / "apart")] if (tmp_path / "apart").exists() else []
+    table = convert(capsys, tmp_path / "source", tmp_path / "own", *arguments)
+    folder = Folder(tmp_path / "own")
+    assert labels(folder) == {f"{folders}{name}": kinds for name, kinds in KINDS_OF.items()}
+    assert folder.has_masks == masks
+    value = np.array([0, *(1 + folder.classes.index(word) for word in CLASSES)], np.uint8)
+    for i, name in enumerate(NAMES if masks else ()):
+        np.testing.assert_array_equal(folder.mask(f"{folders}{name}"), value[true_mask(i)])
+    assert ("1 images that result.json has labels for, but does not list: 888" in table) == (folders == "")
+
+
+def test_white_masks_of_one_class_and_names_in_two_forms(tmp_path, capsys):
+    for i in (0, 3, 4):
+        write_image(tmp_path / f"a/images/{i}.jpg", i)
+        (tmp_path / "a/masks").mkdir(exist_ok=True)
+        Image.fromarray((true_mask(i) > 0).astype(np.uint8) * 255).save(tmp_path / f"a/masks/{i}.png")
+    (tmp_path / "a/classes.txt").write_text("apple\n")
+    assert "0 and 255: 255 is read as apple" in convert(capsys, tmp_path / "a", tmp_path / "own_a")
+    folder = Folder(tmp_path / "own_a")
+    assert labels(folder) == {"0": {"apple"}, "3": set(), "4": {"apple"}}
+    assert np.array_equal(folder.mask("4"), true_mask(4) > 0)
+    for i, form in enumerate(("NFC", "NFD")):  # as Linux and macOS write one name
+        write_image(tmp_path / "b" / ("train", "val")[i] / unicodedata.normalize(form, "Äpfel") / "1.jpg", i)
+    write_image(tmp_path / "b/train/leaf/1.png", 2)
+    convert(capsys, tmp_path / "b", tmp_path / "own_b")
+    assert labels(Folder(tmp_path / "own_b")) == {
+        "train/Äpfel/1": {"Äpfel"}, "val/Äpfel/1": {"Äpfel"}, "train/leaf/1": {"leaf"}
+    }  # fmt: skip
+    names = ("x.jpg", "x.png", "x_2.jpg")  # one name for two images
+    for i, name in enumerate(names):
+        write_image(tmp_path / f"c/{name}", i)
+    write_json(tmp_path / "c/labels.json", coco([0, 1, 2], lambda i: names[i]))
+    convert(capsys, tmp_path / "c", tmp_path / "own_c")
+    assert labels(Folder(tmp_path / "own_c")) == {"x": {"apple"}, "x_2": {"leaf"}, "x_2_2": {"apple", "leaf"}}

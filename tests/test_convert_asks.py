@@ -88,7 +88,7 @@ def test_masks_and_images_that_do_not_fit_are_left_out_and_named(tmp_path):
     folder = Folder(tmp_path / "own")
     assert folder.names("all") == sorted(set(NAMES) - {NAMES[3], NAMES[5]})
     assert {name for name in folder.names("all") if not folder.has_mask(name)} == set(NAMES[:3])
-    assert "orchard_000.png has the value 3; the last class has 2" in table
+    assert "orchard_000.png has the value 3, which is that of no class" in table
     assert "is 9 x 8, its image is 40 x 32" in table and "has the colour (7, 7, 7), which is that of no class" in table
     assert "left out: 1 images, whose mask is their only label" in table and "left out: 1 images: " in table
     assert "left out: 1 images that no label is for: new.jpg" in table and f"masks{5:>28}  the other" in table
@@ -106,6 +106,11 @@ def unnamed(root):
 
 def no_images(root):
     write_json(root / "result.json", coco(ALL, lambda i: f"{i}.jpg", polygon))
+
+
+def other_images(root):
+    no_images(root)
+    write_image(root / "other.jpg", 0)
 
 
 def damaged_json(root):
@@ -143,8 +148,9 @@ REFUSED = [
     (lambda root: make_folder(root), r"has a labels\.csv: no need to convert it, use --dataset folder --data_root"),
     (several, r"several formats: Pascal VOC \(Segm.*\.png, --format voc\) and COCO \(train\.json, --form"),
     (unnamed, r"has 10 masks, but nothing that says what their values mean; add --classes NAME,NAME"),
-    (no_images, r"no image has a label that can be used: 10 images of result\.json that are not there, or twice "),
-    (damaged_json, r"result\.json is not valid JSON \(Expecting value.*\); export it again or take it away"),
+    (no_images, r"source holds COCO labels, but no image; add --images DIR, where they lie"),
+    (other_images, r"no image has a label that can be used: 10 images of result\.json that are not there, or twice "),
+    (damaged_json, r"result\.json is not valid JSON \(Expecting value.*\); export it again or remove it"),
     (no_category, r"result\.json is damaged \(KeyError: '1'\)"),
     (damaged_xml, r"a\.xml cannot be read \(no element found"),
     (damaged_embedding, r"a\.json holds an image that cannot be read"),

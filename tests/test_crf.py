@@ -162,5 +162,5 @@ def test_auto_is_scipy_on_a_cpu_and_pytorch_on_a_gpu():
 def test_pydensecrf_that_is_not_installed_is_one_line(monkeypatch, capsys):
     monkeypatch.setattr("misc.run.arguments.importlib.util.find_spec", lambda name: None)
     assert run_cli("--crf_backend", "pydensecrf", "--dry_run") == 2
-    assert "wanted it installed: pip install -r requirements-pydensecrf.txt" in capsys.readouterr().err
+    assert "wanted the package pydensecrf2: pip install -r requirements-pydensecrf.txt" in capsys.readouterr().err
     assert run_cli("--crf_backend", "auto", "--dry_run") == 0

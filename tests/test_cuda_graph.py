@@ -1,5 +1,7 @@
 """The step of RIB as a CUDA graph against ordinary calls, and memory that runs out; most of it needs a GPU."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -32,6 +34,76 @@ def test_on_a_cpu_every_call_is_an_ordinary_one():
     assert calls == [1, 2] and not graphs.graphs
 
 
+class OnGpu(torch.Tensor):
+    """A tensor that looks as if it were on a GPU."""
+
+    is_cuda = True
+
+
+def on_gpu(*shape, **options):
+    return torch.ones(shape, **options).as_subclass(OnGpu)
+
+
+def add(x, number):
+    return x + number
+
+
+@pytest.fixture
+def made_up(monkeypatch):
+    """Graphs whose recordings are made up: shapes of what was recorded."""
+    shapes = []
+
+    def record(self, function, leaves, structure):
+        shapes.append(tuple(leaves[0].shape))
+        return SimpleNamespace(replay=lambda: None), leaves, function(*leaves)
+
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(Graphs, "_record", record)
+    return shapes
+
+
+def test_a_graph_serves_arguments_of_its_kind(made_up):
+    graphs = Graphs(most=3)
+    assert graphs(add, on_gpu(2), 1).tolist() == [2, 2] and not made_up  # the first call loads libraries
+    for x, number, recorded in (
+        (on_gpu(2), 1, 1), (on_gpu(2), 1, 1), (on_gpu(2), 2, 2), (on_gpu(2, dtype=torch.float64), 1, 3),
+        (on_gpu(2), 1, 3), (on_gpu(2, 3), 1, 4), (on_gpu(2), 1, 4), (on_gpu(3, 2).T, 1, 5), (on_gpu(2), 2, 6),
+    ):  # fmt: skip
+        assert torch.equal(graphs(add, x, number), x + number)
+        assert graphs.recorded == len(made_up) == recorded  # the least recently used one of three goes
+    assert made_up == [(2,), (2,), (2,), (2, 3), (2, 3), (2,)] and len(graphs.graphs) == 3
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_memory_that_runs_out_while_recording(made_up, monkeypatch, hidden):
+    graphs = Graphs()
+    graphs(add, on_gpu(2), 1), graphs(add, on_gpu(2), 1)
+
+    def record(*_):
+        try:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        finally:
+            if hidden:
+                raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+    monkeypatch.setattr(Graphs, "_record", record)
+    with pytest.raises(torch.OutOfMemoryError, match="while recording a graph"):
+        graphs(add, on_gpu(3), 1)
+    assert graphs.enabled and not graphs.graphs  # what they held is given back
+
+
+def test_what_cannot_be_recorded_is_called_from_then_on(made_up, monkeypatch, caplog):
+    graphs, tries = Graphs(), []
+
+    def record(*_):
+        tries.append(1)
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(Graphs, "_record", record)
+    assert all(graphs(add, on_gpu(2), 1).tolist() == [2, 2] for _ in range(3))
+    assert len(tries) == 1 and "CUDA graph capture failed" in caplog.text
+
+
 def test_numbers_are_read_later():
     assert read_later(torch.tensor([1.0, 2.5]))() == [1.0, 2.5]
 
@@ -50,6 +122,24 @@ def test_rows_are_halved_until_memory_suffices():
     assert rows.retry(work, 20) == [2, 2, 1]  # it remembers
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA driver error: out of memory"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ],
+)
+def test_memory_that_runs_out_is_known_in_every_form(error):
+    assert memory.out_of_memory(error)
+    assert not memory.out_of_memory(RuntimeError("CUDA error: CUDNN_STATUS_EXECUTION_FAILED"))
+
+
 # on a GPU
 
 
@@ -59,6 +149,12 @@ def small_model():
     state["classifier.weight"] -= 0.005  # mean 0: raw CAMs of both signs
     model.load_state_dict(state)
     return model
+
+
+@pytest.fixture(autouse=True)
+def as_before():
+    yield
+    set_precision("fp32")
 
 
 def rib(graph, precision="fp32", **changes):
@@ -123,10 +219,18 @@ def test_every_size_has_a_kernel(dtype):
     set_precision("fp32")
     for arch in ("resnet14", "resnet50"):
         model = CAM(N_CLASSES, arch).eval().to("cuda", memory_format=torch.channels_last)
-        network = Folded(model, (), dtype)
+        network = Folded(model, dtype)
         for height in (1, 2, 3, 5, 8, 17, 33, 65, 100, 281, 333, 375, 499, 500, 667, 1000):
             images = torch.randn(2, 3, height, height * 3 // 4 + 1, device="cuda")
             assert torch.isfinite(network.cam(network.lower(images))).all()
+
+
+@needs_gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_deterministic_gives_the_same_bits(precision):
+    first, again = results(rib(True, precision)), results(rib(True, precision))
+    for (sums, _), (want, _) in zip(first, again, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(sums, want, strict=True))
 
 
 @needs_gpu
@@ -150,7 +254,7 @@ def test_what_cannot_be_recorded_is_called(caplog):
 
     made._step = waits
     got, wanted = results(made), results(rib(False))
-    assert not made.graphs.enabled and "no CUDA graph could be recorded" in caplog.text
+    assert not made.graphs.enabled and "CUDA graph capture failed" in caplog.text
     for (sums, _), (want, _) in zip(got, wanted, strict=True):
         assert all(relative_error(a.cpu(), b.cpu()) < 1e-6 for a, b in zip(sums, want, strict=True))
 

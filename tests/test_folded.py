@@ -24,7 +24,7 @@ def model():
 
 
 def fold(model, dtype=torch.float64):
-    return Folded(model, (model.layer3, model.layer4, model.classifier), dtype)
+    return Folded(model, dtype)
 
 
 def gradients(model):

@@ -144,7 +144,7 @@ BAD = [
     (add_line("plain,dgo\n"), r"labels\.csv line 12: image 'plain' is also in line 2"),
     (write("labels.csv", "name,label\nplain,cat;dgo\n"), r"labels\.csv line 2: class 'dgo' is not in .*classes\.txt"),
     (write("labels.csv", "plain,Background\n"), r"labels\.csv line 1: background is no class"),
-    (write("labels.csv", "plain,cat,dog\n"), r"labels\.csv line 1 has 3 columns, wanted 2: .* in double quotes"),
+    (write("labels.csv", "plain,cat,dog\n"), r"labels\.csv line 1: which of the columns '2', '3' hold classes"),
     (write("classes.txt", "cat\ncat\nKäse\nhot dog\n"), r"classes\.txt line 2: class 'cat' is also in line 1"),
     (write("classes.txt", "cat\n\nKäse\nhot dog\n"), r"classes\.txt line 2 is empty; line k is the class with"),
     (

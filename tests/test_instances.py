@@ -42,10 +42,10 @@ def test_golden_centroids_and_clusters(recorded):
     np.testing.assert_array_equal(masks, recorded["instance_map"])
 
 
-def round_trip(places):
-    """A field of one row in which each of `places` leads to the next, the last to the first."""
+def round_trip(positions):
+    """A field of one row in which each of `positions` leads to the next, the last to the first."""
     field = np.zeros((2, 1, 7), np.float32)
-    for start, end in zip(places, [*places[1:], places[0]], strict=True):
+    for start, end in zip(positions, [*positions[1:], positions[0]], strict=True):
         field[1, 0, start] = end - start
     return field
 
@@ -78,14 +78,14 @@ def test_clusters_are_four_connected_and_strays_come_first():
     displacement = torch.full((2, 3, 4), strong)
     displacement[:, 0, 0] = displacement[:, 1, 1] = 0.0  # touch at a corner only: two regions
     displacement[:, 2, 2:] = 1.0
-    place = torch.zeros(2, 3, 4, dtype=torch.int32)  # everybody's centroid is (0, 0) but
-    place[:, 0, 3] = torch.tensor([1, 1])
-    place[:, 1, 0] = torch.tensor([2, 3])
-    place[:, 1, 3] = torch.tensor([0, 2])  # no weak displacement here
-    masks = clusters(place, displacement)
+    centroid = torch.zeros(2, 3, 4, dtype=torch.int32)  # everybody's centroid is (0, 0) but
+    centroid[:, 0, 3] = torch.tensor([1, 1])
+    centroid[:, 1, 0] = torch.tensor([2, 3])
+    centroid[:, 1, 3] = torch.tensor([0, 2])  # no weak displacement here
+    masks = clusters(centroid, displacement)
     assert masks.shape == (4, 3, 4) and (masks.sum(0) == 1).all()
     assert [np.argwhere(mask).tolist() for mask in (masks[0], masks[2], masks[3])] == [[[1, 3]], [[0, 3]], [[1, 0]]]
-    assert len(clusters(place, displacement, threshold=20.0)) == 1
+    assert len(clusters(centroid, displacement, threshold=20.0)) == 1
 
 
 def two_blocks():
@@ -103,14 +103,14 @@ def test_two_touching_objects_of_one_class_become_two_instances():
     edge[:, 1:11, 3], edge[:, 1:11, 20], edge[:, 1, 3:21], edge[:, 10, 3:21], edge[:, :, 11:13] = 1, 1, 1, 1, 0.5
     masks = clusters(centroids(displacement), displacement)
     index, score = instance_map(cam, masks, edge, (48, 96), 0.25, exp_times=3)
-    found = detect(index, score, np.full(len(masks), 7), 0.01 * 48 * 96)
-    found = {name: value[found["score"] > 0] for name, value in found.items()}
-    assert found["class"].tolist() == [7, 7] and found["score"].max() == 1
-    for mask, columns in zip(found["mask"], (slice(16, 48), slice(48, 80)), strict=True):
+    detected = detect(index, score, np.full(len(masks), 7), 0.01 * 48 * 96)
+    detected = {name: value[detected["score"] > 0] for name, value in detected.items()}
+    assert detected["class"].tolist() == [7, 7] and detected["score"].max() == 1
+    for mask, columns in zip(detected["mask"], (slice(16, 48), slice(48, 80)), strict=True):
         truth = np.zeros((1, 48, 96), bool)
         truth[0, 8:40, columns] = True
         assert metrics.mask_iou(mask[None], truth) > 0.8
-    assert (ndimage.binary_dilation(found["mask"][0]) & found["mask"][1]).any()  # they touch
+    assert (ndimage.binary_dilation(detected["mask"][0]) & detected["mask"][1]).any()  # they touch
 
 
 # the strongest instance of every pixel
@@ -164,21 +164,21 @@ def test_an_image_without_a_class_has_no_instance(tmp_path):
 def test_golden_detection(recorded):
     index = (recorded["instance_map"] * np.array([1, 2])[:, None, None]).sum(0)
     score = np.where(index == 1, *recorded["score_map"])
-    found = detect(index, score, np.array([0, 1]))
+    detected = detect(index, score, np.array([0, 1]))
     for name in ("score", "mask", "class"):
-        np.testing.assert_array_equal(found[name], recorded[f"det_{name}"])
+        np.testing.assert_array_equal(detected[name], recorded[f"det_{name}"])
 
 
 def test_fragments_by_hand():
     index = np.array([[1, 1, 0, 3], [0, 1, 3, 0], [3, 0, 0, 3], [3, 3, 0, 3]])
     score = np.arange(16, dtype=np.float32).reshape(4, 4) / 16
-    found = detect(index, score, np.array([5, 8, 2]), max_fragment_size=2)
+    detected = detect(index, score, np.array([5, 8, 2]), max_fragment_size=2)
     # Instance 2 has no pixel. Instance 3 falls into four: pixels that meet at a corner do not belong together.
-    assert found["class"].tolist() == [5, 2, 2, 2, 2]
-    assert found["score"].tolist() == [5 / 16, 0, 0, 13 / 16, 15 / 16]
-    assert found["mask"].sum((1, 2)).tolist() == [3, 1, 1, 3, 2]
-    np.testing.assert_array_equal(found["mask"].any(0), index > 0)
-    assert (found["score"].dtype, found["mask"].dtype, found["class"].dtype) == (np.float32, bool, np.int64)
+    assert detected["class"].tolist() == [5, 2, 2, 2, 2]
+    assert detected["score"].tolist() == [5 / 16, 0, 0, 13 / 16, 15 / 16]
+    assert detected["mask"].sum((1, 2)).tolist() == [3, 1, 1, 3, 2]
+    np.testing.assert_array_equal(detected["mask"].any(0), index > 0)
+    assert (detected["score"].dtype, detected["mask"].dtype, detected["class"].dtype) == (np.float32, bool, np.int64)
 
 
 def test_beyond_the_memory_the_smallest_worthless_fragments_go(monkeypatch, caplog):
@@ -186,8 +186,8 @@ def test_beyond_the_memory_the_smallest_worthless_fragments_go(monkeypatch, capl
     index = np.zeros((8, 8), np.int32)
     index[0, :2], index[2, :6], index[4, 0], index[6, :5], index[4, 4:7] = 1, 1, 2, 2, 2
     with caplog.at_level(logging.INFO):
-        found = detect(index, np.full((8, 8), 0.5, np.float32), np.array([0, 1]), max_fragment_size=5)
-    assert found["mask"].sum((1, 2)).tolist() == [6, 3, 5] and found["score"].tolist() == [0.5, 0, 0.5]
+        detected = detect(index, np.full((8, 8), 0.5, np.float32), np.array([0, 1]), max_fragment_size=5)
+    assert detected["mask"].sum((1, 2)).tolist() == [6, 3, 5] and detected["score"].tolist() == [0.5, 0, 0.5]
     assert "2 fragments that score 0 are dropped" in caplog.text
 
 
@@ -195,7 +195,7 @@ def test_beyond_the_memory_the_smallest_worthless_fragments_go(monkeypatch, capl
 
 
 @pytest.fixture
-def found():
+def detected():
     rng = np.random.default_rng(1)
     return {
         "score": rng.random(3).astype(np.float32),
@@ -213,12 +213,14 @@ class Payload:
         return print, ("unpickled",)
 
 
-def test_instance_files_of_this_code_and_of_the_published_are_read_back(tmp_path, found):
-    save_instances(tmp_path / "a.npy", found)
-    assert same(load_instances(tmp_path / "a.npy", (9, 11), 5), found)
-    assert same(np.load(tmp_path / "a.npy", allow_pickle=True).item(), found)
-    np.save(tmp_path / "a.npy", {**found, "score": found["score"].astype(np.float64), "mask": found["mask"] * 1.0})
-    assert same(load_instances(tmp_path / "a.npy"), found)
+def test_instance_files_of_this_code_and_of_the_published_are_read_back(tmp_path, detected):
+    save_instances(tmp_path / "a.npy", detected)
+    assert same(load_instances(tmp_path / "a.npy", (9, 11), 5), detected)
+    assert same(np.load(tmp_path / "a.npy", allow_pickle=True).item(), detected)
+    np.save(
+        tmp_path / "a.npy", {**detected, "score": detected["score"].astype(np.float64), "mask": detected["mask"] * 1.0}
+    )
+    assert same(load_instances(tmp_path / "a.npy"), detected)
 
 
 @pytest.mark.parametrize(
@@ -231,8 +233,8 @@ def test_instance_files_of_this_code_and_of_the_published_are_read_back(tmp_path
         ({"mask": None}, "it has no 'mask'"),
     ],
 )
-def test_instance_files_that_do_not_fit_are_refused(tmp_path, found, change, message, capsys):
-    value = {name: entry for name, entry in {**found, **change}.items() if entry is not None}
+def test_instance_files_that_do_not_fit_are_refused(tmp_path, detected, change, message, capsys):
+    value = {name: entry for name, entry in {**detected, **change}.items() if entry is not None}
     np.save(tmp_path / "a.npy", value)
     with pytest.raises(ResultFileError, match=rf"a\.npy is not a valid instance file: .*{message}"):
         load_instances(tmp_path / "a.npy", (9, 11), 5)

@@ -40,7 +40,7 @@ MUTATIONS = {
     ),
     "stop threshold on one scale's logits": (
         "misc/rib.py",
-        [("target, loss = target + own, loss + part", "target, loss = own, loss + part")],
+        [("target, loss = target + image_target,", "target, loss = image_target,")],
     ),
     "scale 0.5 in the loss": (
         "misc/rib.py",

@@ -45,7 +45,7 @@ def results(folder):
 
 def ranks_of(launcher):
     """Rank -> process id of the children of torchrun."""
-    found = {}
+    pids = {}
     for folder in Path("/proc").iterdir():
         try:
             parent = int(folder.joinpath("stat").read_text().rpartition(")")[2].split()[1])
@@ -53,10 +53,10 @@ def ranks_of(launcher):
                 environment = dict(
                     item.partition("=")[::2] for item in folder.joinpath("environ").read_text().split("\0")
                 )
-                found[int(environment["RANK"])] = int(folder.name)
+                pids[int(environment["RANK"])] = int(folder.name)
         except (OSError, ValueError, IndexError):
             continue
-    return found
+    return pids
 
 
 @pytest.mark.parametrize("dies", [0, 1])

@@ -299,7 +299,7 @@ def test_seeds_of_other_settings_stop_and_of_other_code_are_kept(tmp_path, witho
     before = json.loads(file.read_text())
     assert run(tmp_path, *ONE, "--toy_rib_lr", "0.002") == 2
     told = capsys.readouterr().err.splitlines()[-1]
-    assert "created with toy_rib_lr 0.001, now 0.002; " in told and "--overwrite" in told
+    assert "created with toy_rib_lr 0.001, now 0.002. " in told and "--overwrite" in told
     assert json.loads(file.read_text()) == before
     assert run(tmp_path, *ONE, "--toy_rib_lr", "0.002", "--overwrite") == 0
     after = json.loads(file.read_text())
@@ -362,7 +362,7 @@ def test_mnist_is_read_from_its_files(tmp_path):
 def test_mnist_is_fetched_by_the_step_only(tmp_path, monkeypatch, without_figures):
     fetched = []
     monkeypatch.setattr("torchvision.datasets.MNIST.download", lambda mnist: fetched.append(mnist.train))
-    with pytest.raises(DataError, match="MNIST is not there whole"):
+    with pytest.raises(DataError, match="MNIST is incomplete"):
         make_pictures("train", 8, 0.1, 0, str(tmp_path / "none"))
     write_mnist(tmp_path, 60)
     assert fetched == [] and run(tmp_path, "--mnist_root", str(tmp_path)) == 0 and fetched == [True, False]

@@ -194,17 +194,20 @@ def test_read_mask_of_palette_and_grey(tmp_path):
     write_png(tmp_path / "p.png", mask)
     Image.fromarray(mask).save(tmp_path / "l.png")
     Image.fromarray(mask.astype(np.uint16)).save(tmp_path / "i16.png")
-    for name in ("p", "l", "i16"):
+    Image.fromarray(mask).convert("RGBA").save(tmp_path / "rgba.png")
+    for name in ("p", "l", "i16", "rgba"):
         read = read_mask(tmp_path / f"{name}.png", 20)
         assert read.dtype == np.uint8 and np.array_equal(read, mask)
+    Image.fromarray(mask > 0).save(tmp_path / "bit.png")
+    assert np.array_equal(read_mask(tmp_path / "bit.png", 20), mask > 0)
 
 
 def test_read_mask_refuses_other_values_colour_and_jpeg(tmp_path):
     write_png(tmp_path / "m.png", np.array([[0, 21], [254, 5]], np.uint8))
     with pytest.raises(DataError, match=r"m\.png holds the value 21; wanted .*1\.\.20"):
         read_mask(tmp_path / "m.png", 20)
-    Image.new("RGB", (3, 3)).save(tmp_path / "rgb.png")
-    with pytest.raises(DataError, match=r"rgb\.png is of mode RGB"):
+    Image.new("RGB", (3, 3), (128, 0, 0)).save(tmp_path / "rgb.png")
+    with pytest.raises(DataError, match=r"rgb\.png is of mode RGB, in colours; .* reads colours by a labelmap\.txt"):
         read_mask(tmp_path / "rgb.png", 20)
     Image.new("L", (3, 3)).save(tmp_path / "m.jpg")
     with pytest.raises(DataError, match=r"m\.jpg cannot be read as an image .*wanted PNG"):
@@ -226,9 +229,9 @@ def test_exif_orientation_is_followed_only_on_request(tmp_path):
 
 
 def test_read_image_of_other_modes(tmp_path):
-    Image.fromarray(np.array([[0, 65535, 0x8000]], np.uint16)).save(tmp_path / "g16.png")
+    Image.fromarray(np.array([[0, 65535, 0x8000]] * 2, np.uint16)).save(tmp_path / "g16.png")
     assert read_image(tmp_path / "g16.png")[0].tolist() == [[0] * 3, [255] * 3, [128] * 3]
-    Image.new("RGBA", (1, 1), (10, 20, 30, 0)).save(tmp_path / "a.png")
+    Image.new("RGBA", (2, 2), (10, 20, 30, 0)).save(tmp_path / "a.png")
     assert read_image(tmp_path / "a.png")[0, 0].tolist() == [10, 20, 30]
     Image.new("CMYK", (8, 8), (0, 0, 0, 255)).save(tmp_path / "c.jpg")
     assert read_image(tmp_path / "c.jpg").max() < 8

@@ -101,7 +101,7 @@ def settings(args: argparse.Namespace) -> dict[str, str]:
             usual = {}
         words = [name for name, source in sources.items() if source == "command line" or source.startswith("config ")]
         values |= {name: [given[name]] for name in words if name in given}
-    told: dict[str, list] = {}
+    recorded: dict[str, list] = {}
     for argument in OUTPUTS:
         try:
             record = load_json(record_file(args, argument))
@@ -109,9 +109,9 @@ def settings(args: argparse.Namespace) -> dict[str, str]:
             continue
         for key, value in record.get("arguments", {}).items():
             name = key.removeprefix("--")
-            if not name.endswith("_list") and (name in usual or name in values) and value not in told.get(name, ()):
-                told.setdefault(name, []).append(value)
-    listed = sorted({**values, **told}.items())
+            if not name.endswith("_list") and (name in usual or name in values) and value not in recorded.get(name, ()):
+                recorded.setdefault(name, []).append(value)
+    listed = sorted({**values, **recorded}.items())
     return {
         name: " and ".join(map(shown, each))
         for name, each in listed

@@ -109,5 +109,5 @@ def gallery(args: argparse.Namespace, measured: dict, dataset: Dataset, names: S
         "sort": orders,
     }
     # One choice is none; of the first two the first entry is everything.
-    filters = {kind: found for kind, found in filters.items() if len(found) > 1 + (kind != "sort")}
+    filters = {kind: choices for kind, choices in filters.items() if len(choices) > 1 + (kind != "sort")}
     return {"what": what, "cards": cards, "filters": filters}

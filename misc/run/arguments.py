@@ -180,6 +180,6 @@ def _check(args: argparse.Namespace) -> None:
         size, parts = getattr(args, f"{kind}_batch_size"), getattr(args, f"{kind}_accumulate")
         demand(size % parts == 0, f"{kind}_batch_size", f"a multiple of --{kind}_accumulate {parts}")
     installed = args.crf_backend != "pydensecrf" or importlib.util.find_spec("pydensecrf") is not None
-    demand(installed, "crf_backend", "it installed: pip install -r requirements-pydensecrf.txt")
+    demand(installed, "crf_backend", "the package pydensecrf2: pip install -r requirements-pydensecrf.txt")
     low, high, step = args.cam_eval_sweep
     demand(low <= high and step > 0, "cam_eval_sweep", "LO <= HI and STEP above 0")

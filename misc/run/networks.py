@@ -33,7 +33,7 @@ def build_seg(args: argparse.Namespace, dataset: Dataset) -> deeplabv2.DeepLab:
 
 
 def load_seg(args: argparse.Namespace, dataset: Dataset, argument: str, device: torch.device) -> deeplabv2.DeepLab:
-    """The segmentation network with the weights of a place, in evaluation mode."""
+    """The segmentation network with the weights that `argument` names, in evaluation mode."""
     model = build_seg(args, dataset)
     weights.load(model, path_of(args, argument))
     return model.eval().to(device, memory_format=torch.channels_last)

@@ -184,8 +184,8 @@ OPTIONS: dict[str, list[Option]] = {
         Option("stop_th", 600.0, FINITE, "M", "stop once |sum of target logits| exceeds it", RIB_STEP),
         _more("explode_th", 0.3, FINITE, "T", "normalised CAM above which a position is covered", RIB_STEP),
         _more("explode_ratio", 0.7, FINITE, "R", "fraction of covered positions that ends an image", RIB_STEP),
-        _more("RIB_activation", "none", None, None, "of the logits in the loss; none: RIB", "RIB, section 4.1",
-              choices=("none", "sigmoid", "softsign", "tanh", "relu")),
+        _more("RIB_activation", "none", None, None, "activation of the logits in RIB's loss; none: as published",
+              "RIB, section 4.1", choices=("none", "sigmoid", "softsign", "tanh", "relu")),
     ],
     "IRN label (step 6)": [
         Option("seeds", "cam_rib", None, None, "seeds that steps 6 to 10 start from", choices=("cam", "cam_rib")),

@@ -42,7 +42,7 @@ class Output(NamedTuple):
 
 
 NETWORK, CAM_FILES = ("cam_network", "precision"), ("cam_scales", "cam_dtype")
-SCHEDULE = ("crop_size", "batch_size", "accumulate", "num_epoches", "learning_rate", "weight_decay")
+SCHEDULE = ("crop_size", "batch_size", "num_epoches", "learning_rate", "weight_decay")
 WALK = (*NETWORK, "irn_infer_pad", "walk_radius", "beta", "exp_times")
 MASK = (*WALK, "cam_power", "sem_seg_bg_thres")
 RIB = ("RIB_*", "pooling", "score_th", "stop_th", "explode_*")
@@ -74,7 +74,7 @@ SEG = {
 OUTPUTS = {
     "cam_weights_name": Output(
         "sess/res50_cam.pth", "train_cam",
-        (*NETWORK, *(f"cam_{name}" for name in SCHEDULE), "cam_optimizer", "cam_resize_long", "cam_head_*"),
+        (*NETWORK, *(f"cam_{name}" for name in (*SCHEDULE, "accumulate", "optimizer", "resize_long", "head_*"))),
         ("train",), ("cam_init",), labels=True,
     ),
     "irn_weights_name": Output(
@@ -161,9 +161,9 @@ def provenance(args: argparse.Namespace, dataset: Dataset, argument: str) -> dic
     """What would make the content of an output now."""
     entry = OUTPUTS[argument]
     named = [name for name in vars(args) if any(fnmatchcase(name, p) for p in ("seed", *entry.arguments))]
-    useless = "RIB_pool_size" if args.RIB_companions == "fresh" else None
-    named = [name for name in named if name != useless and not name.endswith(("_out_dir", "_weights_name", "_pass"))]
-    values = {f"--{name}": getattr(args, name) for name in sorted(named)}
+    named = [name for name in named if not name.endswith(("_out_dir", "_weights_name", "_pass"))]
+    useless = {"RIB_pool_size": args.RIB_companions == "fresh", "cam_accumulate": args.cam_init != "scratch"}
+    values = {f"--{name}": getattr(args, name) for name in sorted(named) if not useless.get(name)}
     for purpose in entry.lists:
         values[f"--{purpose}_list"] = digest_of_names(image_names(args, dataset, purpose))
     if entry.labels:
@@ -183,8 +183,8 @@ def _input(args: argparse.Namespace, name: str) -> str | None:
     argument = seeds_argument(args) if name == "seeds" else name
     if argument.endswith("_out_dir"):
         record = load_json(record_file(args, argument))
-        told = {key: record.get(key) for key in ("arguments", "inputs")}
-        return digest(json.dumps(told, sort_keys=True).encode()) if record else "without provenance"
+        recorded = {key: record.get(key) for key in ("arguments", "inputs")}
+        return digest(json.dumps(recorded, sort_keys=True).encode()) if record else "without provenance"
     value = path_of(args, argument) if argument in OUTPUTS else getattr(args, argument)
     file = find_doubled(str(value).removeprefix("head:"))
     return digest_of_file(file) if file else str(value)
@@ -246,7 +246,7 @@ def remove_results(args: argparse.Namespace, steps: Iterable[str]) -> None:
             if not named:
                 files += [path, path.with_name(f"{path.name}.pth"), record]
             elif find_doubled(path):
-                logging.info("%s was named: it is not replaced", path)
+                logging.info("%s exists and was given with --%s, keeping it", path, argument)
         else:
             folders = [path, Path(f"{path}_before_crf")] if entry.step == "eval_seg" else [path]
             kind = "*.npy" if argument in NPY_FOLDERS else "*.png"

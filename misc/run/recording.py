@@ -12,7 +12,6 @@ import torch
 from data import image_names
 from data.base import Dataset
 from data.companions import CompanionBatches, CompanionPool, CompanionStream
-from data.errors import UserError
 from data.loaders import Pyramids, RawCrops, iterate_images, normalized
 from data.progress import Stopwatch
 from misc.cam import combine_scales
@@ -73,7 +72,7 @@ def _companions(
 
 @contextlib.contextmanager
 def naming(name: str, size: tuple[int, int]) -> Iterator[None]:
-    """Errors that name the image: FloatingPointError, and UserError where memory does not suffice."""
+    """Errors that name the image: FloatingPointError, and MemoryError where memory does not suffice."""
     try:
         yield
     except FloatingPointError as error:
@@ -81,10 +80,7 @@ def naming(name: str, size: tuple[int, int]) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-        raise UserError(
-            f"image {name} ({size[1]} x {size[0]}): out of memory even with one image at a time; use --max_side, "
-            "--precision bf16, a smaller --RIB_crop_size or smaller --cam_scales, and run the command again; it resumes"
-        ) from error
+        raise MemoryError(f"image {name} ({size[1]} x {size[0]}): out of memory") from error
 
 
 class Recording(NamedTuple):
@@ -115,8 +111,7 @@ def record(
     K is the last step of the paper's sum over 0 <= k <= K; the published code ends at K - 1, and so do the files of
     make_rib_cam. One recording equals separate runs of fewer steps whose learning rates fall over K as well
     (`RIB(..., n_iter=k + 1, schedule=K)`): the rate of a step depends on K, so k steps of it are not `--RIB_iter k`.
-    An image whose numbers overflow on the way stays as it was before. Companions are those of make_rib_cam, but for
-    lists so long (LONG_LIST) that they are drawn without going through all: there one more step draws others.
+    An image whose numbers overflow on the way stays as it was before. Companions are those of make_rib_cam.
     """
     rib, items, _ = open_rib(args, dataset, names, device, args.RIB_iter + 1)
     for name, size, levels, label, companions in items:
@@ -137,7 +132,7 @@ def record(
                 if not recorded:
                     raise
                 overflowed = True
-                logging.warning("%s; it counts as it was after %d updates", error, len(recorded) - 1)
+                logging.warning("%s; using its CAM after %d updates", error, len(recorded) - 1)
         else:  # no class, no map
             recorded.append([levels[0].new_zeros((0, 1, 1))])
         yield Recording(name, size, levels, keys, recorded, overflowed)

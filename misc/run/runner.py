@@ -72,10 +72,6 @@ def main(steps: Sequence[Step], argv: Sequence[str] | None = None) -> int:
     except (Exception, KeyboardInterrupt) as error:
         if isinstance(error, KeyboardInterrupt) and in_notebook():
             raise
-        if isinstance(error, RuntimeError):  # of a step: torch is loaded
-            from misc.memory import out_of_memory
-
-            error = MemoryError(str(error)) if out_of_memory(error) else error
         explained = explain(error)
         if explained is None:
             if not several:
@@ -101,12 +97,14 @@ def _look(args: argparse.Namespace, sources: dict[str, str]) -> int:
 
         compare(args, Path(args.work_dir if sources["work_dir"] != "default" else "."))
         return 0
-    _set_device(args)
+    from misc.run.advice import within_memory
     from step.photo import photo
     from step.strips import preview
 
-    for path in preview(args, open_dataset(args)) if args.photo is None else [photo(args)]:
-        print(path)
+    _set_device(args)
+    with within_memory(args, "strips"):
+        for path in preview(args, open_dataset(args)) if args.photo is None else [photo(args)]:
+            print(path)
     return 0
 
 
@@ -164,6 +162,7 @@ def _run(args: argparse.Namespace, sources: dict[str, str], chosen: Sequence[Ste
 def _run_step(args: argparse.Namespace, dataset: Dataset | None, step: Step, notes: Sequence[str]) -> None:
     """notes: what must be known of its result, for the log and for metrics.json."""
     from misc import torchutils
+    from misc.run.advice import within_memory
     from misc.run.outputs import record
 
     logging.info("step %s", step.title)
@@ -172,7 +171,8 @@ def _run_step(args: argparse.Namespace, dataset: Dataset | None, step: Step, not
     begin = time.perf_counter()
     try:
         inputs = (args, dataset) if step.needs_dataset else (args,)
-        values = importlib.import_module(step.module).run(*inputs, **step.options)
+        with within_memory(args, step.name):
+            values = importlib.import_module(step.module).run(*inputs, **step.options)
     except (UserError, OSError) as error:
         if step.needs_dataset and args.data_root and not Path(args.data_root).is_dir():
             raise UserError(f"{explain(error)[0]}; --data_root {args.data_root} is gone (is it mounted?)") from error
@@ -241,7 +241,7 @@ def choose(steps: Sequence[Step], args: argparse.Namespace) -> list[Step]:
         chosen = {step.name for step in steps if step.number is not None}
     plan = [step for step in steps if step.name in chosen and flags[step.name] is not False]
     if not plan:
-        raise UserError("no step is left to run: every one that was asked for is also switched off")
+        raise UserError("all selected steps are switched off")
     return plan
 
 

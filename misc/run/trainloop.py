@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import inspect
 import logging
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -50,23 +51,13 @@ def fit(
     model.train()
     parallel = _parallel(model)
     with bar(total=0, title=title, unit="batch") as progress:
-        for epoch, n_batches, epoch_batches in loader.epochs(first):
+        for epoch, n_batches, loaded in loader.epochs(first):
             total = torch.zeros(())
             if epoch == first:  # one bar for the whole step, from the epoch on at which it is
                 progress.reset((loader.n_epochs - first) * n_batches)
-            for i, batch in enumerate(epoch_batches):
-                optimizer.zero_grad(set_to_none=True)
-                value = 0.0
-                for n, part in enumerate(zip(*(column.chunk(accumulate) for column in batch), strict=True), 1):
-                    with contextlib.nullcontext() if n == accumulate or parallel is model else parallel.no_sync():
-                        loss = loss_of(parallel, part, batch) / accumulate
-                        loss.backward()
-                    value = value + loss.detach()
-                optimizer.step()
-                if scheduler is not None:
-                    scheduler.step()
-                value = torchutils.mean_over_ranks(value).item()
-                if not abs(value) < float("inf"):
+            for i, batch in enumerate(loaded):
+                value = _train_step(parallel, loss_of, optimizer, scheduler, batch, accumulate)
+                if not math.isfinite(value):
                     raise FloatingPointError(
                         f"{title}: the loss is {value} in epoch {epoch + 1}, batch {i + 1}; lower the learning rate"
                     )
@@ -77,19 +68,40 @@ def fit(
             losses.append(total.item() / max(1, n_batches))
             if not sys.stderr.isatty():  # where the bar shows it
                 logging.info("%s: epoch %d of %d, loss %.4f", title, epoch + 1, loader.n_epochs, losses[-1])
-            state = {
-                "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "scheduler": scheduler.state_dict() if scheduler is not None else None,
-                "epoch": epoch + 1,
-                "losses": losses,
-                "batches": batches,
-                "settings": training.provenance,
-            }
-            if torchutils.rank() == 0:
-                save_torch(training.checkpoint, state)
-            torchutils.barrier()
+            _save_state(
+                training, model, optimizer, scheduler, {"epoch": epoch + 1, "losses": losses, "batches": batches}
+            )
     return losses
+
+
+def _train_step(parallel, loss_of, optimizer, scheduler, batch: Sequence, accumulate: int) -> float:
+    """One update of the weights; returns the loss, its mean over the ranks."""
+    optimizer.zero_grad(set_to_none=True)
+    value = 0.0
+    for n, part in enumerate(zip(*(column.chunk(accumulate) for column in batch), strict=True), 1):
+        last = n == accumulate or not isinstance(parallel, DistributedDataParallel)
+        with contextlib.nullcontext() if last else parallel.no_sync():
+            loss = loss_of(parallel, part, batch) / accumulate
+            loss.backward()
+        value = value + loss.detach()
+    optimizer.step()
+    if scheduler is not None:
+        scheduler.step()
+    return torchutils.mean_over_ranks(value).item()
+
+
+def _save_state(training: "Training", model, optimizer, scheduler, progress: dict) -> None:
+    """Writes what `_resume` reads."""
+    state = {
+        **progress,
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "scheduler": scheduler.state_dict() if scheduler is not None else None,
+        "settings": training.provenance,
+    }
+    if torchutils.rank() == 0:
+        save_torch(training.checkpoint, state)
+    torchutils.barrier()
 
 
 def _show(progress: tqdm, text: str, batch: Sequence) -> None:
@@ -133,9 +145,9 @@ def loader_by_iteration(
 
 
 def check_batches(args: argparse.Namespace, steps: Sequence[str]) -> None:
-    """UserError if the ranks cannot share the batches (or their parts) of one of these steps that is still to be done.
+    """UserError if a batch of one of these trainings, if it is still to be done, cannot be divided by ranks and parts.
 
-    For before the first step: the training itself would only find it after days of other steps.
+    Called before the first step, so that a run does not stop days later.
     """
     for argument, entry in OUTPUTS.items():
         kind = entry.step.removeprefix("train_")
