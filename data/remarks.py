@@ -6,8 +6,8 @@ from functools import cache, partial
 
 import numpy as np
 
-from data.agreement import disagreement, mask_contents
-from data.base import Dataset, shortened
+from data.agreement import TOO_MANY, disagreement, mask_contents
+from data.base import Dataset, alike, shortened
 from data.errors import DataError, UserError
 from data.process import world_size
 from data.progress import progress_map
@@ -24,8 +24,8 @@ def remarks(
 ) -> dict[str, list[str]]:  # fmt: skip
     """Step -> what must be known of its result. names_of(purpose): the images of `--PURPOSE_list`.
 
-    masks_too: compare masks with labels too. DataError where so many disagree that scores would mean nothing. What
-    cannot be read is left to the step.
+    masks_too: compare masks with labels too. DataError where so many disagree, or cannot be read, that scores would
+    mean nothing. What else cannot be read is left to the step.
     """
     compare = cache(partial(_compare, dataset, names_of))
     told: dict[str, list[str]] = {}
@@ -52,11 +52,24 @@ def _compare(dataset: Dataset, names_of: Callable[[str], list[str]], purpose: st
     """What a sample of the masks says beside the labels."""
     names = [name for name in names_of(purpose) if dataset.has_mask(name)]
     names = [name for name in names[:: max(1, -(-len(names) // SAMPLE))] if dataset.has_label(name)]
-    values = list(progress_map(partial(mask_contents, dataset), names, "compare labels with masks", 0))
-    texts, too_many = disagreement(names, dataset.labels(names), values, dataset.classes)
+    read = list(progress_map(partial(_contents, dataset), names, "compare labels with masks", 0))
+    bad = [error for error in read if isinstance(error, str)]
+    usable = [name for name, value in zip(names, read, strict=True) if not isinstance(value, str)]
+    values = [value for value in read if not isinstance(value, str)]
+    texts, too_many = disagreement(usable, dataset.labels(usable), values, dataset.classes)
+    if len(bad) > TOO_MANY * len(names):
+        texts, too_many = [alike(bad)], True
     if too_many:
         raise Disagreement(f"--{purpose}_list: {texts[0]}; or leave out the steps that score")
     return texts
+
+
+def _contents(dataset: Dataset, name: str) -> np.ndarray | str:
+    """The contents of a mask, or what is wrong with its file."""
+    try:
+        return mask_contents(dataset, name)
+    except DataError as error:
+        return str(error)
 
 
 class Disagreement(DataError):

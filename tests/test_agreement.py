@@ -144,6 +144,11 @@ def test_black_and_white_masks_of_one_class_are_that_class(tmp_path, mode):
     Image.fromarray(white["plain"].astype(np.uint8)).save(mini.root / "masks" / "plain.png")  # 1 in one of them
     again = Folder(mini.root)
     assert not any("255" in note for note in again.notes) and again.mask("two words").max() == 0
+    for name in mini.names[1:4]:
+        Image.new("RGB", (5, 5), (128, 0, 0)).save(mini.root / "masks" / f"{name}.png")
+    arguments = ["--dataset", "folder", "--data_root", mini.root, "--work_dir", tmp_path / "out", "--device", "cpu"]
+    message = r"--eval_list: mask .* is of mode RGB, in colours; .* \(and 2 more like it\); or leave out the steps"
+    assert re.search(message, said(*arguments, "--steps", "train_cam,eval_cam", code=2))  # before anything is trained
 
 
 def label(*rows):
