@@ -117,9 +117,9 @@ def test_preview_shows_what_the_classifier_sees(mini, tmp_path, monkeypatch):
     drawn = {}
     draw = step.strips.strip
 
-    def keep(title, image, classes, maps, masks):
+    def keep(title, image, classes, maps, masks, threshold):
         drawn[title] = classes
-        return draw(title, image, classes, maps, masks)
+        return draw(title, image, classes, maps, masks, threshold)
 
     monkeypatch.setattr(step.strips, "strip", keep)
     network = Net(len(CLASSES), "resnet14").eval()
