@@ -24,7 +24,7 @@ POLYGONS = Path(__file__).with_suffix(".json")
 # Found on these photographs: docs/photos.md has what else was tried.
 _TUNED = {
     "photos_size": 576, "cam_scales": (1.0, 0.5), "cam_eval_thres": 0.3, "cam_eval_sweep": (0.0, 0.9, 0.01),
-    "RIB_lr": 1e-4, "score_th": 0.6, "RIB_batch_size": 2, "RIB_crop_size": 224, "RIB_resize_long": (224, 320),
+    "RIB_lr": 1e-4, "score_th": 0.8, "RIB_batch_size": 2, "RIB_crop_size": 224, "RIB_resize_long": (224, 320),
     "conf_fg_thres": 0.45, "conf_bg_thres": 0.25,
 }  # fmt: skip
 PRESET: dict[str, tuple[object, str]] = {
