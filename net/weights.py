@@ -46,7 +46,7 @@ def load(
     ]  # fmt: skip
     if wrong:
         hint = ""
-        if any(text.startswith("classifier.") for text in wrong):
+        if all(text.startswith("classifier.") for text in wrong):
             hint = "; it was trained for another number of classes: check --dataset"
         raise WeightsError(f"{named} does not fit the network: {_some(wrong)}{hint}")
     if missing:
@@ -143,21 +143,26 @@ def load_backbone(model: nn.Module, source: str) -> None:
     load(model, _fetched(model, source), backbone_only=True)
 
 
-def load_head(model: nn.Module, source: str, classes: Sequence[str], centred: bool = True) -> None:
+def load_head(
+    model: nn.Module, source: str, classes: Sequence[str], centred: bool = True, imagenet_only: bool = False
+) -> None:
     """A trained network with its head: `source` as in `load_backbone`, its categories read as `classes`.
 
     A head of ImageNet's categories gives each class the mean of the rows that its name means (`find_categories`).
     centred: the mean row of all categories is taken off first, which a softmax does not notice. Any other head has a
-    row for every class, in their order, and stays as it is. WeightsError if it has another number of rows.
+    row for every class, in their order, and stays as it is (imagenet_only: is refused). WeightsError if it has another
+    number of rows.
     """
 
     def adapt(state: dict[str, torch.Tensor]) -> None:
         weight = state.get("classifier.weight")
         rows = 0 if weight is None else len(weight)
-        if rows not in (N_CATEGORIES, len(classes)):
-            has = f"a head of {rows} categories" if rows else "no head"
-            wanted = f"{N_CATEGORIES} categories, those of ImageNet, or {len(classes)}, the classes of the dataset"
-            raise WeightsError(f"{source} has {has}; wanted {wanted}")
+        if not rows:
+            raise WeightsError(f"{source} has no head for this network; is it for {model.arch_name}?")
+        if rows != N_CATEGORIES and (imagenet_only or rows != len(classes)):
+            wanted = f"{N_CATEGORIES}, those of ImageNet"
+            wanted += "" if imagenet_only else f", or {len(classes)}, the classes of the dataset"
+            raise WeightsError(f"{source} has a head of {rows} categories; wanted {wanted}")
         weight, bias = weight.float(), state.get("classifier.bias", weight.new_zeros(rows)).float()
         if rows == N_CATEGORIES:
             if centred:

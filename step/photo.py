@@ -64,7 +64,7 @@ def _through_rib(args: argparse.Namespace, dataset: OwnPhoto, device: torch.devi
 
 def _classifier(args: argparse.Namespace, classes: Sequence[str]) -> Net:
     model = build(Net, len(classes), arch=args.cam_network, bias=True).eval()
-    weights.load_head(model, args.cam_init.removeprefix("head:"), classes, args.cam_head_centred)
+    weights.load_head(model, args.cam_init.removeprefix("head:"), classes, args.cam_head_centred, imagenet_only=True)
     return model
 
 

@@ -368,3 +368,9 @@ def test_the_table_of_arguments_is_that_of_the_program():
     assert (ROOT / "docs" / "arguments.md").read_text() == arguments(), (
         "python -m misc.report.arguments > docs/arguments.md"
     )
+
+
+def test_every_page_and_picture_that_the_docs_link_to_exists():
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        links = re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8"))
+        assert [link for link in links if not (page.parent / link).exists()] == [], page

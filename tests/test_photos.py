@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import step.photo
@@ -13,6 +14,7 @@ from data.photos import OwnPhoto, Photos
 from misc.run.arguments import parse
 from misc.run.runner import choose
 from net.imagenet import find_categories
+from net.resnet50_cam import CAM
 from run_sample import STEPS
 from tests.helpers import run_cli, said
 from tests.report_mini import Page, finished, page_of
@@ -134,6 +136,22 @@ def test_a_mistake_is_one_line(photograph, capsys, argv, message):
     assert run_cli("--photo", photograph, *argv, *SMALL) == 2
     error = capsys.readouterr().err
     assert message in error and len(error.splitlines()) == 1
+
+
+def test_a_head_of_other_categories_is_refused_however_many_it_has(photograph, tmp_path, capsys):
+    for rows in (1, 7, 8):  # as many as the label, the other classes, and both
+        file = tmp_path / f"{rows}.pth"
+        torch.save(CAM(rows).state_dict(), file)
+        argv = ("--label", "sofa", "--cam_network", "resnet50", "--cam_init", f"head:{file}", *SMALL)
+        assert run_cli("--photo", photograph, *argv) == 2
+        assert f"{file} has a head of {rows} categories; wanted 1000" in capsys.readouterr().err
+
+
+def test_a_label_needs_a_photo(photograph, capsys):
+    assert run_cli("--label", "cat", *SMALL) == 2 and "--label is ('cat',); wanted it beside" in capsys.readouterr().err
+    assert (
+        run_cli("--photo", photograph, "--label", ",", *SMALL) == 2 and "at least one name" in capsys.readouterr().err
+    )
 
 
 def test_a_file_that_is_no_image(tmp_path, capsys):

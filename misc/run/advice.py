@@ -22,14 +22,14 @@ def within_memory(args: argparse.Namespace, step: str) -> Iterator[None]:
 
 
 def _advice(args: argparse.Namespace, step: str) -> str:
-    again, anew = "run the command again; it resumes", f"--steps {step}-report --overwrite"
+    resume, redo = "run the command again; it resumes", f"--steps {step}-report --overwrite"
     if step.startswith("train_"):
         kind = step.removeprefix("train_")
         same = step == "train_irn" or (step == "train_cam" and args.cam_init != "scratch")
-        return f"raise --{kind}_accumulate and {again if same else f'use {anew}'}"
-    advice, less = f"use --device cpu or fewer --num_workers and {again}", []
+        return f"raise --{kind}_accumulate and {resume if same else f'use {redo}'}"
+    advice, less = f"use --device cpu or fewer --num_workers and {resume}", []
     if any(o.step == step and "precision" in o.arguments for o in OUTPUTS.values()):
         less += ["--max_side PX", "--precision bf16"][: 1 + (args.precision != "bf16")]
     if step == "make_rib_cam":
         less += ["a smaller --RIB_crop_size", "a smaller --RIB_pool_size"][: 1 + (args.RIB_companions == "pool")]
-    return f"{advice}; or {' or '.join(less)} with {anew}" if less else advice
+    return f"{advice}; or {' or '.join(less)} with {redo}" if less else advice

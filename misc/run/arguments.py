@@ -181,5 +181,7 @@ def _check(args: argparse.Namespace) -> None:
         demand(size % parts == 0, f"{kind}_batch_size", f"a multiple of --{kind}_accumulate {parts}")
     installed = args.crf_backend != "pydensecrf" or importlib.util.find_spec("pydensecrf") is not None
     demand(installed, "crf_backend", "the package pydensecrf2: pip install -r requirements-pydensecrf.txt")
+    demand(args.label is None or args.photo is not None, "label", "it beside --photo")
+    demand(args.label != (), "label", "at least one name, or leave it out")
     low, high, step = args.cam_eval_sweep
     demand(low <= high and step > 0, "cam_eval_sweep", "LO <= HI and STEP above 0")
