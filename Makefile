@@ -26,7 +26,7 @@ format: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-# The three-seed table of the README: the whole pipeline once per seed.
+# Scores over three seeds: the whole pipeline once per seed.
 seeds: $(VENV)/.installed
 	$(RUN) -m benchmarks.shapes_seeds $(ARGS)
 
