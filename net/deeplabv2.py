@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from net import backbones
 from net.ranks import sum_over_ranks, world_size
 from net.resnet50 import ResNet
 
@@ -91,13 +92,13 @@ class DeepLab(nn.Module):
 def build(name: str, n_labels: int, scales: Sequence[float], rates: Sequence[int], scratch: bool = False) -> DeepLab:
     """A network with random weights.
 
-    name: deeplabv2_ARCH, ARCH a name of `net.resnet50.ARCHS`, or a DeepLab-v3 of torchvision. n_labels: labels
-    with background. scales: of the input, for DeepLab-v2 (DeepLab-v3 has one). rates: of DeepLab-v2's ASPP.
+    name: deeplabv2_ARCH, ARCH a name of `net.resnet50.ARCHS` or timm:NAME, or a DeepLab-v3 of torchvision. n_labels:
+    labels with background. scales: of the input, for DeepLab-v2 (DeepLab-v3 has one). rates: of DeepLab-v2's ASPP.
     """
-    family, arch = name.split("_")
+    family, arch = name.split("_", 1)
     if family == "deeplabv2":
-        backbone = ResNet(arch)
-        return DeepLab(backbone, ASPP(backbone.arch.channels[-1], n_labels, rates), scales, scratch)
+        backbone = backbones.build(ResNet, arch=arch)
+        return DeepLab(backbone, ASPP(backbone.n_features, n_labels, rates), scales, scratch)
     from torchvision.models import segmentation
 
     whole = getattr(segmentation, name)(weights=None, weights_backbone=None, num_classes=n_labels, aux_loss=False)

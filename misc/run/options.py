@@ -17,10 +17,10 @@ RIB_STEP, RIB_RUN, AUTHORS = "RIB, step/make_rib_cam.py", "RIB, run_sample.py", 
 
 
 class NetworkNames(tuple):
-    """Names of networks; `timm:` and the name of one of timm's is a choice too."""
+    """Names of networks; `timm:` and the name of one of timm's is a choice too, also as a backbone of DeepLab-v2."""
 
     def __contains__(self, name: object) -> bool:
-        return super().__contains__(name) or str(name).startswith("timm:")
+        return super().__contains__(name) or str(name).removeprefix("deeplabv2_").startswith("timm:")
 
 
 class Option(NamedTuple):
@@ -141,7 +141,7 @@ OPTIONS: dict[str, list[Option]] = {
         _more("photos_size", 320, POSITIVE, "PX", "photos and --photo: long side of the images", "this program"),
         _more("shapes_train", 320, POSITIVE, "N", "shapes: training images"),
         _more("shapes_val", 80, POSITIVE, "N", "shapes: validation images"),
-        _more("shapes_size", 96, POSITIVE, "PX", "shapes: side of the images"),
+        _more("shapes_size", 192, POSITIVE, "PX", "shapes: side of the images"),
     ],
     "classifier and CAM (steps 1 to 3)": [
         Option("cam_network", "resnet50", None, "NAME", "backbone of classifier and IRN; timm:NAME: a network of timm",
@@ -229,8 +229,9 @@ OPTIONS: dict[str, list[Option]] = {
         _more("coco_json", None, None, "DIR", "also write COCO files there: pseudo.json, results.json, truth.json"),
     ],
     "segmentation network (steps 12 and 13)": [
-        Option("seg_model", "deeplabv2_resnet101", None, None, "v2 as published; v3 is torchvision's", RIB, choices=(
-            "deeplabv2_resnet101", "deeplabv2_resnet14", "deeplabv3_resnet101", "deeplabv3_resnet50")),
+        Option("seg_model", "deeplabv2_resnet101", None, None, "v2 as published, also deeplabv2_timm:NAME; v3 is "
+               "torchvision's", RIB, choices=NetworkNames(
+                   ("deeplabv2_resnet101", "deeplabv2_resnet14", "deeplabv3_resnet101", "deeplabv3_resnet50"))),
         Option("seg_labels", ("pseudo",), words("pseudo", "cam", "truth"), "WORD,...", "one network for each, the "
                "first is the result: pseudo (step 8's masks), cam (the same walk from the plain CAMs), truth (the "
                "dataset's masks)", RIB),
