@@ -71,7 +71,7 @@ def find_categories(label: str) -> list[int]:
             f"{info().index_to_label_name(i)}, {info().index_to_description(i, detailed=True)}" for i in shared[word]
         )
         names = "; ".join(textwrap.shorten(text, 80, placeholder=" ...") for text in each)
-        raise UserError(f"ImageNet has {len(shared[word])} categories {label!r}; give the id or another name of one: {names}")
+        raise UserError(f"ImageNet has several categories {label!r}; give the id or another name of one: {names}")
     if word in known:
         return known[word]
     close = [name for name in known if word in name.split()][:5] or difflib.get_close_matches(word, known, 5)
