@@ -78,9 +78,6 @@ class Photos(Dataset):
             cv2.fillPoly(mask, [(corners * 16).round().astype(np.int32)], values[kind], shift=4)
         return self._resized(mask, nearest=True)
 
-    def has_mask(self, name: str) -> bool:
-        return True
-
     def check_names(self, names: Sequence[str], source: str) -> None:
         check_names(names, self.drawn, source, POLYGONS)
 

@@ -86,14 +86,10 @@ def test_every_layout_loads(kind, state, model, layout):
 
 
 PUBLISHED_NAMES = {
-    "classifier": (
-        "resnet50.conv1.weight stage1.0.weight stage1.1.running_var stage1.4.0.conv1.weight "
-        "stage2.0.0.downsample.0.weight stage4.0.0.bn3.bias backbone.3.0.0.conv2.weight newly_added.0.weight"
-    ),
-    "irn": (
-        "stage1.1.bias stage2.0.0.conv1.weight stage5.0.0.conv3.weight backbone.4.0.0.conv3.weight edge_layers.5.bias "
-        "dp_layers.6.3.weight dp_layers.0.1.weight mean_shift.running_mean fc_dp7.4.running_mean"
-    ),
+    "classifier": "resnet50.conv1.weight stage1.4.0.conv1.weight stage4.0.0.bn3.bias backbone.3.0.0.conv2.weight "
+    "newly_added.0.weight",
+    "irn": "stage1.1.bias stage5.0.0.conv3.weight backbone.4.0.0.conv3.weight edge_layers.5.bias dp_layers.6.3.weight "
+    "mean_shift.running_mean fc_dp7.4.running_mean",
 }
 
 
