@@ -191,7 +191,7 @@ def _fetched(model: nn.Module, source: str) -> str | Path | Mapping[str, torch.T
             stored = huggingface_hub.try_to_load_from_cache(hub, "model.safetensors")
             if isinstance(stored, str):
                 return stored
-            logging.warning("downloading %s from Hugging Face", hub)
+            logging.getLogger(__name__).warning("downloading %s from Hugging Face", hub)
             huggingface_hub.logging.set_verbosity_error()  # it would tell of every attempt
             return huggingface_hub.hf_hub_download(hub, "model.safetensors")
         weights = get_model_weights(name)[version]
