@@ -178,15 +178,15 @@ def work_dir(tmp_path):
 @pytest.fixture
 def runs(monkeypatch):
     """`runs.count`: the images that RIB ran on; at `runs.stop_at` it is interrupted."""
-    plain, state = RIB.run_features, argparse.Namespace(count=0, stop_at=None)
+    plain, state = RIB.run, argparse.Namespace(count=0, stop_at=None)
 
-    def counted(self, *args):
+    def counted(self, *args, **options):
         if state.count == state.stop_at:
             raise KeyboardInterrupt
         state.count += 1
-        return plain(self, *args)
+        return plain(self, *args, **options)
 
-    monkeypatch.setattr(RIB, "run_features", counted)
+    monkeypatch.setattr(RIB, "run", counted)
     return state
 
 
@@ -262,11 +262,11 @@ def test_a_recording_equals_separate_runs_of_fewer_steps(work_dir):
         rib, items, _ = open_rib(args, dataset, [name], cpu, k + 1)
         ((_, _, levels, label, others),) = items
         assert (rib.n_iter, rib.optimizer.max_step) == (k + 1, 4)
-        want, _ = rib.run_features(levels, label, others)
+        want, _ = rib.run(levels, label, others, lowered=True)
         assert all(relative_error(a, b[recording.keys]) < 1e-5 for a, b in zip(got, want, strict=True))
     rib, items, _ = open_rib(args, dataset, [name], cpu)  # as make_rib_cam
     ((_, _, levels, label, others),) = items
-    plain, _ = RIB(rib.model, 1e-3, 4, stop_th=1e9, explode_ratio=1.1).run_features(levels, label, others)
+    plain, _ = RIB(rib.model, 1e-3, 4, stop_th=1e9, explode_ratio=1.1).run(levels, label, others, lowered=True)
     written = recording.sums[3]
     assert all(relative_error(a, b[recording.keys]) < 1e-5 for a, b in zip(written, plain, strict=True))
     assert relative_error(written[0], 4 * recording.sums[0][0]) > 0.1  # the weights do move

@@ -228,5 +228,5 @@ def test_an_image_that_runs_out_of_memory_goes_on_with_fewer_rows(model, images,
 def test_companions_may_be_features(model, images):
     rib = RIB(model, **SETTINGS)
     wanted, _ = rib.run(images, LABEL, make_companions(3))
-    got, _ = rib.run_features(images, LABEL, [(rib.lower(x), labels) for x, labels in make_companions(3)])
+    got, _ = rib.run(images, LABEL, [(rib.lower(x), y) for x, y in make_companions(3)], lowered=True)
     assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))

@@ -25,7 +25,7 @@ Item = tuple[str, tuple[int, int], list[torch.Tensor], torch.Tensor, Iterator[tu
 def open_rib(
     args: argparse.Namespace, dataset: Dataset, names: Sequence[str], device: torch.device, n_iter: int | None = None
 ) -> tuple[RIB, Iterator[Item], Stopwatch]:
-    """RIB with the trained classifier, and for each of `names` what `RIB.run_features` takes.
+    """RIB with the trained classifier, and for each of `names` what `RIB.run` takes.
 
     Items are (name, (H, W), pyramid, label [C], companions), on the device.
 
@@ -127,7 +127,7 @@ def record(
         if len(keys):
             try:
                 with naming(name, size):
-                    rib.run_features(levels, label, companions, keep)
+                    rib.run(levels, label, companions, keep, lowered=True)
             except FloatingPointError as error:
                 if not recorded:
                     raise
