@@ -126,7 +126,7 @@ def arguments(**changes):
 
 
 def labels_of(name, **changes):
-    return [point.label for point in points_of(STUDIES[name], arguments(**changes), {})]
+    return [point.label for point in points_of(STUDIES[name], arguments(**changes), Shapes(12, 4, 48))]
 
 
 def test_points_are_in_order_and_hold_the_setting_of_the_run():
@@ -138,16 +138,19 @@ def test_points_are_in_order_and_hold_the_setting_of_the_run():
     assert chosen_studies(None) == list(STUDIES) and chosen_studies("activation, steps") == ["steps", "activation"]
 
 
-def test_the_key_of_a_point_is_what_its_results_depend_on():
-    def key(made_of="a", **changes):
-        return points_of(STUDIES["steps"], arguments(**changes), {"classifier": made_of})[0].key
+def test_the_key_of_a_point_is_what_its_results_depend_on(tmp_path):
+    dataset = Shapes(12, 4, 48)
 
-    assert key() == key(num_workers=0) == key(make_rib_cam_pass=True)
-    keys = [key(), key("b"), key(RIB_lr=1e-4), key(seed=1), key(pooling="gap")]
-    assert len(set(keys)) == len(keys)
-    (own,) = points_of(STUDIES["steps"], arguments(), {})
+    def key(study="steps", **changes):
+        return [point.key for point in points_of(STUDIES[study], arguments(**changes), dataset)]
+
+    (own,) = key()
+    assert key(num_workers=0) == key(make_rib_cam_pass=True) == key(RIB_pool_size=7) == [own]
+    (tmp_path / "other.pth").write_bytes(b"weights")
+    changes = ({"RIB_lr": 1e-4}, {"seed": 1}, {"pooling": "gap"}, {"cam_weights_name": str(tmp_path / "other.pth")})
+    assert len({own, *(key(**changed)[0] for changed in changes), key(cam_eval_thres=0.3)[0]}) == 6
     for name in ("pooling", "activation", "companions", "learning_rate"):
-        assert [p.key for p in points_of(STUDIES[name], arguments(), {})].count(own.key) == 1
+        assert key(name).count(own) == 1
 
 
 # the step
@@ -198,7 +201,7 @@ def test_ablate_gives_what_the_steps_give(work_dir, capsys):
     studies = results(work_dir)
     own = studies["steps"]["points"][0]
     names, dataset = studies["steps"]["names"], Shapes(12, 4, 48)
-    assert len(set(names)) == 2 and own["setting"]["RIB_iter"] == 2 and own["setting"]["RIB_activation"] == "none"
+    assert len(set(names)) == 2 and own["setting"]["--RIB_iter"] == 2 and own["setting"]["--RIB_activation"] == "none"
     assert [len(own["curve"][key]) for key in ("best", "best_threshold", "fixed")] == [3, 3, 3]
     for k, kind in ((0, "cam"), (own["written"], "cam_rib")):
         sweep = ThresholdSweep(np.arange(61) / 100, 7)
@@ -211,7 +214,7 @@ def test_ablate_gives_what_the_steps_give(work_dir, capsys):
         assert f"{100 * own['curve']['best'][k]:.1f}" in printed
     points = {point["label"]: point for point in studies["activation"]["points"]}
     assert points["RIB_activation=none"]["curve"] == own["curve"] and points["RIB_activation=none"]["own"]
-    assert points["RIB_activation=sigmoid"]["setting"]["RIB_activation"] == "sigmoid"
+    assert points["RIB_activation=sigmoid"]["setting"]["--RIB_activation"] == "sigmoid"
     assert points["RIB_activation=sigmoid"]["curve"]["best"][0] == own["curve"]["best"][0]  # the CAM is the CAM
     metrics = json.loads((work_dir / "metrics.json").read_text())["ablate"]
     assert metrics["images"] == metrics["of"] == 2 * POINTS and metrics["points"] == POINTS
