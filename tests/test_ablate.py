@@ -1,4 +1,4 @@
-"""Recorded steps of RIB, final activations, and the ablations as a user runs them."""
+"""The ablations: which points they have, recordings of RIB, and the step as a user runs it."""
 
 import argparse
 import json
@@ -10,112 +10,15 @@ from PIL import Image
 
 from data.results import load_cam
 from data.shapes import Shapes
-from data.transforms import pyramid
 from misc.metrics import ThresholdSweep, mean_iou
 from misc.report.tables import ablation_tables
-from misc.rib import ACTIVATIONS, RIB, gndrp
+from misc.rib import ACTIVATIONS, RIB
 from misc.run.arguments import parse
 from misc.run.recording import open_rib, record
 from misc.run.studies import STUDIES, chosen_studies, points_of
-from misc.torchutils import PolyOptimizer
-from net.resnet50_cam import CAM
 from run_sample import STEPS
 from tests.folder_mini import make_folder
-from tests.helpers import golden_state, relative_error, run_cli, torchrun, undocumented, write_classifier
-
-SETTINGS = dict(lr=3e-5, n_iter=4, score_th=0.4, stop_th=1e9, explode_ratio=1.1)
-LABEL = torch.tensor([1.0, 0.0, 1.0, 0.0])
-
-
-@pytest.fixture(scope="module")
-def model():
-    model = CAM(4, "resnet14")
-    state = golden_state(model)
-    state["classifier.weight"] -= 0.005  # mean 0: raw CAMs of both signs
-    model.load_state_dict(state)
-    return model.eval()
-
-
-@pytest.fixture(scope="module")
-def levels():
-    image = np.kron(np.random.default_rng(2).integers(0, 256, (4, 6, 3)), np.ones((8, 8, 1))).astype(np.uint8)
-    return [torch.from_numpy(level) for level in pyramid(image, (1.0, 0.5, 1.5, 2.0))]
-
-
-def companions(n=9):
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.tensor([[0, 1.0, 0, 0], [0, 1.0, 0, 1]])
-    return [(torch.randn(2, 3, 32, 32, generator=generator), labels) for _ in range(n)]
-
-
-def recorded(model, levels, **changes):
-    """What `run` returns, and clones of what it gave to on_step."""
-    steps = []
-
-    def keep(k, sums):
-        assert k == len(steps)
-        steps.append([cam.clone() for cam in sums])
-
-    sums, entered = RIB(model, **{**SETTINGS, **changes}).run(levels, LABEL, companions(), keep)
-    return sums, entered, steps
-
-
-# recorded steps
-
-
-def test_recording_changes_nothing(model, levels):
-    sums, entered, steps = recorded(model, levels, activation="none", schedule=4)
-    plain, again = RIB(model, **SETTINGS).run(levels, LABEL, companions())
-    assert entered == again
-    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(sums, plain, steps[-1], strict=True))
-
-
-def test_recording_ends_with_the_image(model, levels):
-    _, _, whole = recorded(model, levels)
-    _, entered, steps = recorded(model, levels, stop_th=1e-9)
-    assert entered == len(steps) == 1 and torch.equal(steps[0][0], whole[0][0])
-    exploded, entered, steps = recorded(model, levels, explode_ratio=0.0)
-    assert entered == len(steps) == 2  # of the second step only scale 1.0 is added
-    assert torch.equal(steps[1][0], whole[1][0]) and torch.equal(steps[1][1], whole[0][1])
-    assert all(torch.equal(a, b) for a, b in zip(exploded, steps[1], strict=True))
-
-
-# final activations
-
-VALUES = {
-    "none": [-2.0, -0.5, 0.0, 0.5, 2.0], "sigmoid": [0.119203, 0.377541, 0.5, 0.622459, 0.880797],
-    "softsign": [-2 / 3, -1 / 3, 0.0, 1 / 3, 2 / 3], "tanh": [-0.964028, -0.462117, 0.0, 0.462117, 0.964028],
-    "relu": [0.0, 0.0, 0.0, 0.5, 2.0],
-}  # fmt: skip
-SLOPES = {
-    "none": lambda z: torch.ones_like(z),
-    "sigmoid": lambda z: torch.exp(-z) / (1 + torch.exp(-z)) ** 2,
-    "softsign": lambda z: 1 / (1 + z.abs()) ** 2,
-    "tanh": lambda z: 1 - (2 / (1 + torch.exp(-2 * z)) - 1) ** 2,
-    "relu": lambda z: (z > 0).float(),
-}
-
-
-@pytest.mark.parametrize("name", list(ACTIVATIONS))
-def test_the_gradient_is_that_of_the_activation_of_every_row(model, levels, name, monkeypatch):
-    """f'(logit) weighs the gradient of every row and class by itself, the companions' too."""
-    z = torch.tensor([-2.0, -0.5, 0.0, 0.5, 2.0])
-    torch.testing.assert_close(ACTIVATIONS[name](z), torch.tensor(VALUES[name]), atol=1e-6, rtol=1e-5)
-    rib = RIB(model, **{**SETTINGS, "n_iter": 2}, activation=name)
-    gradients = []
-    monkeypatch.setattr(
-        PolyOptimizer, "update", lambda self: gradients.append([p.grad.clone() for p in rib.parameters])
-    )
-    others, other_labels = companions(1)[0]
-    rib.run(levels, LABEL, [(others, other_labels)])
-    logits = [gndrp(model(levels[scale])[:, LABEL > 0], 0.4).flatten() for scale in (0, 2, 3)]
-    logits.append(gndrp(model(others), 0.4)[other_labels > 0])
-    logits = torch.cat(logits)
-    assert len(logits) == 6 * 2 + 3 and (logits > 0).any() and (logits < 0).any()
-    wanted = torch.autograd.grad(-(SLOPES[name](logits.detach()) * logits).sum(), rib.parameters)
-    for got, want in zip(gradients[0], wanted, strict=True):
-        assert relative_error(got, want) < 1e-4
-
+from tests.helpers import relative_error, run_cli, torchrun, undocumented, write_classifier
 
 # which points a study has
 
@@ -261,18 +164,19 @@ def test_a_recording_equals_separate_runs_of_fewer_steps(work_dir):
     args, _ = parse(STEPS, [*SMALL, *endless, "--work_dir", str(work_dir)])
     (recording,) = record(args, dataset, [name], cpu)
     assert len(recording.sums) == 5 and not recording.overflowed
-    for k, got in enumerate(recording.sums):
-        rib, items, _ = open_rib(args, dataset, [name], cpu, k + 1)
+
+    def run(*n_iter, **settings):
+        rib, items, _ = open_rib(args, dataset, [name], cpu, *n_iter)
+        assert (rib.n_iter, rib.optimizer.max_step) == (*n_iter, 4, 4)[:2]
         ((_, _, levels, label, others),) = items
-        assert (rib.n_iter, rib.optimizer.max_step) == (k + 1, 4)
-        want, _ = rib.run(levels, label, others, lowered=True)
-        assert all(relative_error(a, b[recording.keys]) < 1e-5 for a, b in zip(got, want, strict=True))
-    rib, items, _ = open_rib(args, dataset, [name], cpu)  # as make_rib_cam
-    ((_, _, levels, label, others),) = items
-    plain, _ = RIB(rib.model, 1e-3, 4, stop_th=1e9, explode_ratio=1.1).run(levels, label, others, lowered=True)
-    written = recording.sums[3]
-    assert all(relative_error(a, b[recording.keys]) < 1e-5 for a, b in zip(written, plain, strict=True))
-    assert relative_error(written[0], 4 * recording.sums[0][0]) > 0.1  # the weights do move
+        rib = RIB(rib.model, **settings) if settings else rib
+        return [sums[recording.keys] for sums in rib.run(levels, label, others, lowered=True)[0]]
+
+    for k, got in enumerate(recording.sums):
+        assert all(relative_error(a, b) < 1e-5 for a, b in zip(got, run(k + 1), strict=True))
+    plain = run(lr=1e-3, n_iter=4, stop_th=1e9, explode_ratio=1.1)  # as make_rib_cam
+    assert all(relative_error(a, b) < 1e-5 for a, b in zip(recording.sums[3], plain, strict=True))
+    assert relative_error(plain[0], 4 * recording.sums[0][0]) > 0.1  # the weights do move
 
 
 def test_images_that_end_early_or_overflow_are_counted(work_dir):
@@ -288,7 +192,7 @@ def test_images_that_end_early_or_overflow_are_counted(work_dir):
     assert "make_rib_cam stops with an error there" in text and text.splitlines()[5].split()[-3:] == ["2", "0", "2"]
 
 
-def study(**changed):
+def study():
     """A study of three settings as in results.json."""
 
     def point(label, best, at, **more):
@@ -296,12 +200,9 @@ def study(**changed):
         values = {"images": 3, "own": False, "ended_early": 0, "not_finite": 0, "written": 1, "curve": curve}
         return {"label": label, **values, **more}
 
-    points = [point("pooling=gap", 0.45, 0.3), point("score_th=0.4", 0.5, 0.2, x=0.4, own=True)]
-    points.append(point("score_th=0.8", 0.6, 0.6, x=0.8, ended_early=2))
-    return {
-        "title": "pooling", "argument": "score_th", "words": False, "log": False, "sweep": [0.0, 0.6],
-        "points": points, **changed,
-    }  # fmt: skip
+    points = [point("pooling=gap", 0.45, 0.3), point("score_th=0.4", 0.5, 0.2, own=True)]
+    points.append(point("score_th=0.8", 0.6, 0.6, ended_early=2))
+    return {"title": "pooling", "argument": "score_th", "sweep": [0.0, 0.6], "points": points}
 
 
 def test_the_table_marks_what_may_mislead():
