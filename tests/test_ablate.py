@@ -192,7 +192,7 @@ def test_images_that_end_early_or_overflow_are_counted(work_dir):
     assert "make_rib_cam stops with an error there" in text and text.splitlines()[5].split()[-3:] == ["2", "0", "2"]
 
 
-def study():
+def study(title="pooling"):
     """A study of three settings as in results.json."""
 
     def point(label, best, at, **more):
@@ -202,7 +202,7 @@ def study():
 
     points = [point("pooling=gap", 0.45, 0.3), point("score_th=0.4", 0.5, 0.2, own=True)]
     points.append(point("score_th=0.8", 0.6, 0.6, ended_early=2))
-    return {"title": "pooling", "argument": "score_th", "sweep": [0.0, 0.6], "points": points}
+    return {"title": title, "argument": "score_th", "sweep": [0.0, 0.6], "points": points}
 
 
 def test_the_table_marks_what_may_mislead():
