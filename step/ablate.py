@@ -22,7 +22,7 @@ from misc.report.tables import ablation_tables
 from misc.run.outputs import require
 from misc.run.provenance import check_same, code_version, digest_of_array
 from misc.run.recording import Recording, record
-from misc.run.studies import STUDIES, Point, Times, chosen_studies, is_number, make_point, points_of
+from misc.run.studies import STUDIES, Point, Times, is_number, make_point, points_of
 
 RESULTS = "results.json"
 
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace, dataset: Dataset) -> dict:
     scored = scored_names(args, dataset)
     order = rng(args.seed, "ablate").permutation(len(scored))
     names = [scored[i] for i in order[: args.ablate_limit]]
-    studies = {name: points_of(STUDIES[name], args, dataset) for name in chosen_studies(args.ablate)}
+    studies = {name: points_of(STUDIES[name], args, dataset) for name in STUDIES if name in args.ablate}
     points = {point.key: point for listed in studies.values() for point in listed}
     folder, device = Path(args.work_dir) / "ablate", torchutils.resolve_device(args.device)
     before = torchutils.on_first_rank(lambda: _before(args, folder, points, names))

@@ -14,8 +14,9 @@ from misc.metrics import ThresholdSweep, mean_iou
 from misc.report.tables import ablation_tables
 from misc.rib import ACTIVATIONS, RIB
 from misc.run.arguments import parse
+from misc.run.options import ABLATIONS
 from misc.run.recording import open_rib, record
-from misc.run.studies import STUDIES, chosen_studies, points_of
+from misc.run.studies import STUDIES, points_of
 from run_sample import STEPS
 from tests.folder_mini import make_folder
 from tests.helpers import relative_error, run_cli, torchrun, undocumented, write_classifier
@@ -38,7 +39,7 @@ def test_points_are_in_order_and_hold_the_setting_of_the_run():
     pooling = labels_of("pooling", score_th=0.45)
     assert pooling[0] == "pooling=gap" and pooling[3:5] == ["pooling=gndp, score_th=0.4", "score_th=0.45"]
     assert labels_of("activation") == [f"RIB_activation={name}" for name in ACTIVATIONS]
-    assert chosen_studies(None) == list(STUDIES) and chosen_studies("activation, steps") == ["steps", "activation"]
+    assert list(STUDIES) == list(ABLATIONS) and parse(STEPS, ["--ablate", "activation, steps"])[0].ablate[1] == "steps"
 
 
 def test_the_key_of_a_point_is_what_its_results_depend_on(tmp_path):
@@ -226,7 +227,7 @@ def test_mistakes_get_one_line(tmp_path, capsys):
     error = capsys.readouterr().err.splitlines()[-1]
     assert f"{path} is damaged" in error and "delete it and run the command again" in error
     assert ablate(tmp_path, "--ablate", "poling") == 2
-    assert "there is no study 'poling'; there are steps, pooling" in capsys.readouterr().err.splitlines()[-1]
+    assert "'poling' is none of steps, pooling" in capsys.readouterr().err.splitlines()[-1]
     mini = make_folder(tmp_path / "data", masks=False)
     assert ablate(tmp_path, "--dataset", "folder", "--data_root", mini.root) == 2
     assert "has no masks, and all of these steps need some: ablate" in capsys.readouterr().err

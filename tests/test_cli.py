@@ -153,7 +153,7 @@ MISTAKES = [
     (["--RIB_iter", "0"], "argument --RIB_iter: 0 is not at least 1"),
     (["--RIB_batch_size", "-1"], "argument --RIB_batch_size/--RIB_batch: -1 is not at least 0"),
     (["--cam_resize_long", "320"], "argument --cam_resize_long: '320' has 1 values, wanted 2 joined by commas"),
-    (["--cam_scales", "0.5,1.0"], "--cam_scales is (0.5, 1.0); wanted numbers above 0, the first 1.0 and the second"),
+    (["--cam_scales", "0.5,1.0"], "--cam_scales is (0.5, 1.0); wanted the first 1.0 and the second 0.5"),
     (["--cam_eval_sweep", "0.5,0.1,0.1"], "wanted LO <= HI and STEP above 0"),
     (["--irn_crop_size", "97"], "--irn_crop_size is 97; wanted a multiple of 4"),
     (["--cam_weight_decay=-1e-4"], "--cam_weight_decay: -1e-4 is not at least 0"),

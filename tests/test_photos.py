@@ -150,7 +150,7 @@ def test_a_head_of_other_categories_is_refused_however_many_it_has(photograph, t
 def test_a_label_needs_a_photo(photograph, capsys):
     assert run_cli("--label", "cat", *SMALL) == 2 and "--label is ('cat',); wanted it beside" in capsys.readouterr().err
     assert (
-        run_cli("--photo", photograph, "--label", ",", *SMALL) == 2 and "at least one name" in capsys.readouterr().err
+        run_cli("--photo", photograph, "--label", ",", *SMALL) == 2 and "wanted at least one" in capsys.readouterr().err
     )
 
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from data.base import Dataset
-from data.errors import UserError
 from misc.rib import ACTIVATIONS
 from misc.run.outputs import provenance
 from misc.run.provenance import digest
@@ -58,15 +57,6 @@ class Point(NamedTuple):
     args: argparse.Namespace
     setting: dict[str, object]
     key: str
-
-
-def chosen_studies(text: str | None) -> list[str]:
-    """The names of the studies of `--ablate`, all without it; UserError for one that there is not."""
-    names = [part.strip() for part in text.split(",") if part.strip()] if text is not None else list(STUDIES)
-    unknown = [name for name in names if name not in STUDIES]
-    if unknown or not names:
-        raise UserError(f"--ablate {text}: there is no study {', '.join(unknown)!r}; there are {', '.join(STUDIES)}")
-    return [name for name in STUDIES if name in names]
 
 
 def points_of(study: Study, args: argparse.Namespace, dataset: Dataset) -> list[Point]:
