@@ -90,7 +90,6 @@ def boolean(text: str) -> bool:
 
 POSITIVE, COUNT = number(int, 1), number(int, 0)
 FINITE, RATE, NOT_NEGATIVE = number(float), number(float, 0, True), number(float, 0)
-FRACTION = number(float, 0, True, 1)
 RATES, FLOATS2, INTS2 = listed(RATE), listed(FINITE, 2), listed(int, 2)
 ABLATIONS = ("steps", "pooling", "activation", "companions", "learning_rate")
 FLAG = "flag"  # in place of a type: no value follows
@@ -278,7 +277,7 @@ OPTIONS: dict[str, list[Option]] = {
         _more("toy_rib_lr", 1e-3, RATE, "LR", "fine-tuning's learning rate of the convolutions (head 10x)"),
         _more("toy_rib_iter", 10, POSITIVE, "K", "fine-tuning steps per image"),
         _more("toy_stop_th", 100.0, RATE, "M", "fine-tuning ends once |logit| exceeds it"),
-        _more("toy_threshold", 0.2, FRACTION, "T", "fraction of the maximum above which G_k is high"),
+        _more("toy_threshold", 0.2, number(float, 0, True, 1), "T", "fraction of the maximum above which G_k is high"),
     ],
     "files (default: below --work_dir)": [
         *(_more(f"{name}_weights_name", None, None, "FILE", text) for name, text in (
