@@ -13,13 +13,11 @@ from data.base import Dataset
 from data.loaders import SegmentationCrops, TrainingLoader, stream_batches
 from data.transforms import resize
 from misc.run.options import preset
-from misc.run.runner import main
 from misc.run.trainloop import fit
 from net import deeplabv2, weights
 from net.deeplabv2 import balanced_cross_entropy, build, cross_entropy, probabilities, segmentation_loss
-from run_sample import STEPS
 from step.train_seg import optimize
-from tests.helpers import relative_error
+from tests.helpers import relative_error, run_cli
 
 MSC, RATES = (1.0, 0.75, 0.5), (6, 12, 18, 24)
 NAMES = [f"image{i}" for i in range(7)]
@@ -240,7 +238,7 @@ def test_ranks_share_a_batch(monkeypatch):
     whole = stream_batches(NAMES, 4, 0, 0, 3)
     monkeypatch.setattr("data.loaders.world_size", lambda: 2)
     shares = []
-    for rank in range(2):
+    for rank in (0, 1):
         monkeypatch.setattr("data.loaders.rank", lambda rank=rank: rank)
         shares.append(stream_batches(NAMES, 4, 0, 0, 3))
     assert [sorted(a + b) for a, b in zip(*shares, strict=True)] == [sorted(batch) for batch in whole]
@@ -274,13 +272,14 @@ def test_accumulated_parts_are_the_whole_batch(tmp_path):
 
 @pytest.mark.parametrize("model", ["deeplabv2_resnet14", pytest.param("deeplabv3_resnet50", marks=pytest.mark.slow)])
 def test_going_on_gives_the_same_bits(tmp_path, monkeypatch, model):
+    arguments = (
+        "--device cpu --shapes_train 5 --shapes_val 1 --shapes_size 32 --num_workers 0 --steps train_seg "
+        f"--seg_model {model} --seg_init scratch --seg_labels truth --seg_crop_size 32 --seg_batch_size 4 "
+        "--seg_accumulate 2 --seg_iter 3 --seg_checkpoint_every 2 --seg_lr 1e-4 --work_dir"
+    )
+
     def run(work_dir):
-        arguments = (
-            f"--work_dir {work_dir} --device cpu --shapes_train 5 --shapes_val 1 --shapes_size 32 --num_workers 0 "
-            f"--steps train_seg --seg_model {model} --seg_init scratch --seg_labels truth --seg_crop_size 32 "
-            "--seg_batch_size 4 --seg_accumulate 2 --seg_iter 3 --seg_checkpoint_every 2 --seg_lr 1e-4"
-        )
-        return main(STEPS, arguments.split())
+        return run_cli(*arguments.split(), work_dir)
 
     assert run(tmp_path / "whole") == 0
     real = TrainingLoader.epochs
@@ -289,14 +288,13 @@ def test_going_on_gives_the_same_bits(tmp_path, monkeypatch, model):
         yield next(real(loader, first))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(TrainingLoader, "epochs", cut)
-    assert run(tmp_path / "cut") == 130
+    with monkeypatch.context() as patched:
+        patched.setattr(TrainingLoader, "epochs", cut)
+        assert run(tmp_path / "cut") == 130
     assert not (tmp_path / "cut/sess/deeplabv2_truth.pth").exists()
-    monkeypatch.setattr(TrainingLoader, "epochs", real)
     torch.manual_seed(12345)  # whatever happened in between
     assert run(tmp_path / "cut") == 0
-    whole, again = (
-        torch.load(tmp_path / kind / "sess/deeplabv2_truth.pth", weights_only=True) for kind in ("whole", "cut")
-    )
+    sess = "sess/deeplabv2_truth.pth"
+    whole, again = (torch.load(tmp_path / kind / sess, weights_only=True) for kind in ("whole", "cut"))
     assert list(whole) == list(again) and all(torch.equal(whole[name], again[name]) for name in whole)
     assert not (tmp_path / "cut/sess/deeplabv2_truth.checkpoint").exists()

@@ -18,23 +18,25 @@ from misc.cam import combine_scales
 from misc.memory import out_of_memory
 from misc.rib import RIB
 from misc.run.networks import load_cam
+from net.resnet50_cam import CAM
 
 Item = tuple[str, tuple[int, int], list[torch.Tensor], torch.Tensor, Iterator[tuple[torch.Tensor, torch.Tensor]]]
 
 
 def open_rib(
-    args: argparse.Namespace, dataset: Dataset, names: Sequence[str], device: torch.device, n_iter: int | None = None
-) -> tuple[RIB, Iterator[Item], Stopwatch]:
-    """RIB with the trained classifier, and for each of `names` what `RIB.run_features` takes.
+    args: argparse.Namespace, dataset: Dataset, names: Sequence[str], device: torch.device, n_iter: int | None = None,
+    model: CAM | None = None,
+) -> tuple[RIB, Iterator[Item], Stopwatch]:  # fmt: skip
+    """RIB with the trained classifier, and for each of `names` what `RIB.run` takes.
 
     Items are (name, (H, W), pyramid, label [C], companions), on the device.
 
-    n_iter: steps, by default `--RIB_iter`, to which the learning rates belong in any case. The stopwatch counts how
-    long images were waited for.
+    n_iter: steps, by default `--RIB_iter`, to which the learning rates belong in any case. model: the classifier, by
+    default that of train_cam. The stopwatch counts how long images were waited for.
     """
     n_iter = n_iter or args.RIB_iter
     rib = RIB(
-        load_cam(args, dataset, device), args.RIB_lr, n_iter, args.pooling, args.score_th,
+        model or load_cam(args, dataset, device), args.RIB_lr, n_iter, args.pooling, args.score_th,
         args.stop_th, args.explode_th, args.explode_ratio, args.RIB_weight_decay, args.precision,
         args.RIB_activation, args.RIB_iter,
     )  # fmt: skip
@@ -104,30 +106,28 @@ class Recording(NamedTuple):
 
 
 def record(
-    args: argparse.Namespace, dataset: Dataset, names: Sequence[str], device: torch.device
+    args: argparse.Namespace, dataset: Dataset, names: Sequence[str], device: torch.device, model: CAM | None = None
 ) -> Iterator[Recording]:
     """Every image of `names` through RIB with `--RIB_iter` K updates of the weights, one more than make_rib_cam.
 
     K is the last step of the paper's sum over 0 <= k <= K; the published code ends at K - 1, and so do the files of
-    make_rib_cam. One recording equals separate runs of fewer steps whose learning rates fall over K as well
-    (`RIB(..., n_iter=k + 1, schedule=K)`): the rate of a step depends on K, so k steps of it are not `--RIB_iter k`.
-    An image whose numbers overflow on the way stays as it was before. Companions are those of make_rib_cam.
+    make_rib_cam. The rate of a step depends on K, so k steps of a recording are not `--RIB_iter k`. An image whose
+    numbers overflow on the way stays as it was before. Companions are those of make_rib_cam.
     """
-    rib, items, _ = open_rib(args, dataset, names, device, args.RIB_iter + 1)
+    rib, items, _ = open_rib(args, dataset, names, device, args.RIB_iter + 1, model)
     for name, size, levels, label, companions in items:
         keys = label.nonzero().flatten()
         recorded: list[list[torch.Tensor]] = []
         overflowed = False
 
-        def keep(k: int, sums: Sequence[torch.Tensor], keys=keys, recorded=recorded) -> None:
-            del recorded[k:]
+        def keep(_: int, sums: Sequence[torch.Tensor], keys=keys, recorded=recorded) -> None:
             if all(torch.isfinite(cam).all() for cam in sums):
                 recorded.append([cam[keys] for cam in sums])
 
         if len(keys):
             try:
                 with naming(name, size):
-                    rib.run_features(levels, label, companions, keep)
+                    rib.run(levels, label, companions, keep, lowered=True)
             except FloatingPointError as error:
                 if not recorded:
                     raise
