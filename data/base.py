@@ -2,6 +2,7 @@
 
 import importlib.util
 import operator
+import shlex
 import sys
 import unicodedata
 import zlib
@@ -217,6 +218,12 @@ def check_names(names: Sequence[str], known: Collection[str], source: str, where
             f"{len(unknown)} of the {len(names)} names of {source} have no image in {where}: {shortened(unknown)}; "
             f"correct the list or add the images"
         )
+
+
+def how_to_convert(root: Path) -> str:
+    """What to do with a folder that an annotation tool has exported."""
+    command = f"python -m data.convert {shlex.quote(str(root))} --data_root NEW_FOLDER"
+    return f"For an export of your own data run `{command}`, then use --dataset folder"
 
 
 def shortened(names: Sequence[str], shown: int = 5) -> str:

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from data.agreement import black_and_white
-from data.base import Dataset, alike, check_names, plain, read_lines, shortened
+from data.base import Dataset, alike, check_names, how_to_convert, plain, read_lines, shortened
 from data.classes import read_classes
 from data.errors import DataError, MissingFile
 from data.files import load_json
@@ -89,10 +89,8 @@ class Folder(Dataset):
         known = trained_on or (trained_on is not None and (self.root / CLASSES).exists())
         needed = (IMAGES,) if known else (IMAGES, LABELS)
         if missing := [name for name in needed if not (self.root / name).exists()]:
-            from data.sources import hint  # it imports this module
-
             network = ", or --seg_weights_name FILE, a network that segments them" if missing == [LABELS] else ""
-            wanted = f"wanted {_LAYOUT}{network}. {hint(self.root)}".strip()
+            wanted = f"wanted {_LAYOUT}{network}. {how_to_convert(self.root)}"
             raise DataError(f"{self.root} has no {' and no '.join(missing)}; {wanted}")
         self._listing, masks = list_files(self.root / IMAGES, ENDINGS), list_files(self.root / MASKS, MASK_ENDINGS)
         self._images, self._masks = self._listing.files, masks.files

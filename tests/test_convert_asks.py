@@ -12,8 +12,6 @@ from coco14.prepare import main as prepare_coco
 from data.convert import convert, main
 from data.errors import DataError
 from data.folder import Folder
-from data.sources import hint
-from tests.coco_mini import make_coco
 from tests.exports_mini import (
     ALL,
     NAMES,
@@ -33,7 +31,6 @@ from tests.exports_mini import (
 )  # fmt: skip
 from tests.folder_mini import make_folder
 from tests.helpers import said
-from tests.voc_devkit import make_devkit
 
 
 def test_images_are_linked_or_copied_and_the_check_of_the_data_is_content(tmp_path):
@@ -198,36 +195,26 @@ def test_nothing_is_overwritten_and_what_was_interrupted_is_removed(tmp_path, mo
         convert(tmp_path / "source", tmp_path / "bad")
 
 
-def test_the_errors_of_other_datasets_lead_here(tmp_path, capsys):
-    def leads(make, *datasets):
-        root = tmp_path / "my data"
-        make(root)
-        for dataset in datasets:
-            told = said("--dataset", dataset, "--data_root", str(root), "--check_data", code=2)
-            assert f"`python -m data.convert '{root}' --data_root '{root}_folder'`" in told and told.count("\n") == 1
-        return root
+@pytest.mark.parametrize(("make", "datasets"), [(cvat, ("voc12", "folder")), (roboflow_coco, ("coco14", "folder"))])
+def test_the_errors_of_other_datasets_lead_here(make, datasets, tmp_path):
+    root = tmp_path / "my data"
+    make(root)
+    for dataset in datasets:
+        told = said("--dataset", dataset, "--data_root", str(root), "--check_data", code=2)
+        assert f"`python -m data.convert '{root}' --data_root NEW_FOLDER`" in told and told.count("\n") == 1
 
-    root = leads(cvat, "voc12", "folder")
-    lists = [word for name in ("train", "infer", "eval", "val") for word in (f"--{name}_list", str(root / "own.txt"))]
-    (root / "own.txt").write_text(NAMES[0])
+
+def test_other_classes_under_the_name_of_a_published_dataset_lead_here_too(tmp_path, capsys):
+    cvat(tmp_path / "voc")
     for i in ALL:  # images and XML as VOC 2012 has them
-        write_image(root / f"JPEGImages/{NAMES[i]}.jpg", i)
-        write_xml(root / f"Annotations/{NAMES[i]}.xml", i)
-    told = said("--dataset", "voc12", "--data_root", str(root), *lists, "--check_data", code=2)
-    assert "is not VOC 2012, it has apple, leaf. It looks like your own data as Pascal VOC" in told
-    os.rename(root, tmp_path / "voc")
-    root = leads(roboflow_coco, "coco14", "folder")
+        write_image(tmp_path / f"voc/JPEGImages/{NAMES[i]}.jpg", i)
+        write_xml(tmp_path / f"voc/Annotations/{NAMES[i]}.xml", i)
+    (tmp_path / "own.txt").write_text(NAMES[0])
+    lists = [f"--{name}_list={tmp_path / 'own.txt'}" for name in ("train", "infer", "eval", "val")]
+    told = said("--dataset", "voc12", "--data_root", str(tmp_path / "voc"), *lists, "--check_data", code=2)
+    assert "names 'apple'; the classes are aeroplane, " in told and "`python -m data.convert" in told
     for k in ("train", "val"):
-        write_json(root / f"annotations/instances_{k}2014.json", coco([0], lambda i: "x.jpg"))
-    assert prepare_coco(["--data_root", str(root), "--num_workers", "0"]) == 2
-    assert f"python -m data.convert '{root}'" in capsys.readouterr().err
-
-
-def test_published_data_is_not_taken_for_somebody_s_own(tmp_path):
-    make_devkit(tmp_path / "voc")
-    coco_2014 = make_coco(tmp_path / "coco")
-    from coco14 import CLASSES as COCO_CLASSES
-    from voc12 import CLASSES as VOC_CLASSES
-
-    assert hint(tmp_path / "voc", VOC_CLASSES) == "" and hint(coco_2014.root, COCO_CLASSES) == ""
-    assert "as Pascal VOC" in hint(tmp_path / "voc") and hint(tmp_path / "nothing") == ""
+        write_json(tmp_path / f"coco/annotations/instances_{k}2014.json", coco([0], lambda i: "x.jpg"))
+    write_image(tmp_path / "coco/train2014/x.jpg", 0)
+    assert prepare_coco(["--data_root", str(tmp_path / "coco"), "--num_workers", "0"]) == 2
+    assert f"python -m data.convert {tmp_path / 'coco'}" in capsys.readouterr().err
