@@ -101,9 +101,8 @@ class Folder(Dataset):
             formats = "".join(f"; {line}" for line in self._listing.other_formats())
             raise DataError(f"{self.root / IMAGES} holds no image; wanted {', '.join(ENDINGS)}{formats}")
         listed = self._read_classes() or (() if self.has_labels else tuple(trained_on or ()))
-        table = Labels({}, set(), {}, [], [])
-        if self.has_labels:
-            table = read_labels(self.root / LABELS, self._find, listed)
+        path = self.root / LABELS
+        table = read_labels(path, self._find, listed) if self.has_labels else Labels(path)
         self._listed = table.rows if self.has_labels else self._images  # the images that splits are made of
         self._rows, self._absent = table.rows, table.absent
         self.problems += table.problems
