@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from data.base import Dataset
 from data.images import voc_palette
 
 CLASSES = ("cat", "Käse", "hot dog")
@@ -80,6 +81,13 @@ def make_folder(root: Path, masks: bool = True, classes: bool = True, seed: int 
         (mini.root / "classes.txt").write_text("".join(f"{name}\n" for name in CLASSES), encoding="utf-8")
     mini.write_csv()
     return mini
+
+
+def labels_of(dataset: Dataset) -> dict[str, set[str]]:
+    """Name -> classes of every labelled image."""
+    return {
+        name: {dataset.classes[c] for c in np.flatnonzero(dataset.label(name))} for name in dataset.names("all")
+    }  # fmt: skip
 
 
 def _write(path: Path, image: np.ndarray, turned: bool) -> None:
