@@ -39,20 +39,57 @@ def convert(capsys, source, target, *arguments, code=0):
     return err if code else out
 
 
+def xml_in_another_folder(root):
+    for i in ALL:
+        write_image(root / f"photos/{NAMES[i]}.jpg", i)
+        write_xml(root / f"xml/{NAMES[i]}.xml", i, f"{NAMES[i - 1]}.jpg" if i % 2 else "")
+
+
+def masks_in_another_folder(root):
+    for i in ALL:
+        write_image(root / f"photos/{NAMES[i]}.jpg", i)
+        write_mask(root / f"mask/{NAMES[i]}_mask.png", i)
+    (root / "_classes.csv").write_text("Pixel Value, Class\n0, unlabeled\n1, apple\n2, leaf\n")
+
+
+def images_in_another_place(root):
+    cvat(root)
+    (root / "JPEGImages").rename(root.parent / "apart")
+
+
+def originals_of_label_studio(root):
+    value = coco(ALL, lambda i: f"../../data/upload/3/{i:08x}-{NAMES[i]}.jpg", polygon)
+    for entry in value["images"]:
+        entry.update(height=32.0, width=40.0)
+    value["annotations"].append({"id": 999, "image_id": 888, "category_id": 0})
+    write_json(root / "result.json", value)
+    for i in ALL:
+        write_image(root.parent / f"apart/{NAMES[i]}.jpg", i)
+
+
+PLACES = [
+    (xml_in_another_folder, "photos/{}", False, None), (masks_in_another_folder, "photos/{}", True, None),
+    (images_in_another_place, "cam1/{}", True, lambda i: "train" if i < 6 else "val"),
+    (originals_of_label_studio, "{}", True, None),
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    ("make", "form", "masks", "split"), EXPORTS, ids=lambda value: getattr(value, "__name__", None)
+    ("make", "form", "masks", "split"), EXPORTS + PLACES, ids=lambda value: getattr(value, "__name__", None)
 )
 def test_every_export_gives_the_same_labels_masks_and_splits(make, form, masks, split, tmp_path, capsys):
     make(tmp_path / "export")
-    table = convert(capsys, tmp_path / "export", tmp_path / "own")
+    arguments = ["--images", str(tmp_path / "apart")] if (tmp_path / "apart").exists() else []
+    table = convert(capsys, tmp_path / "export", tmp_path / "own", *arguments)
     folder = Folder(tmp_path / "own")
     half = [("a", "train"), ("b", "val")]
     names = [form.format(NAMES[i], SPLIT[i % 4], i, *half[i // 5], i % 5) for i in ALL]
     assert sorted(names) == folder.names("all") and sorted(folder.classes) == sorted(CLASSES)
     assert folder.has_masks == masks and f"images{len(ALL):>27}  2 of them without any class" in table
+    assert labels_of(folder) == {name: set(KINDS[i]) for i, name in enumerate(names)}
+    unlisted = "1 images that result.json has labels for, but does not list: 888"
+    assert (unlisted in table) == (make is originals_of_label_studio)
     for i, name in enumerate(names):
-        label = folder.label(name)
-        assert {folder.classes[c] for c in np.flatnonzero(label)} == set(KINDS[i]), name
         assert folder.image(name).shape == (*SIZE, 3)
         if masks:
             value = np.array([0, *(1 + folder.classes.index(word) for word in CLASSES)], np.uint8)
@@ -191,55 +228,6 @@ def test_shapes_and_flags_of_labelme(tmp_path, capsys):
     assert abs((mask == apple).sum() - np.pi * 25) < 4 and np.array_equal(mask[7:21, 5:17] == stone, small)
     convert(capsys, tmp_path / "b", tmp_path / "flags")
     assert labels_of(Folder(tmp_path / "flags")) == {"0": {"apple", "leaf"}, "1": {"leaf"}}
-
-
-def xml_in_another_folder(root, photos):
-    for i in ALL:
-        write_image(root / f"photos/{NAMES[i]}.jpg", i)
-        write_xml(root / f"xml/{NAMES[i]}.xml", i, f"{NAMES[i - 1]}.jpg" if i % 2 else "")
-
-
-def masks_in_another_folder(root, photos):
-    for i in ALL:
-        write_image(root / f"photos/{NAMES[i]}.jpg", i)
-        write_mask(root / f"mask/{NAMES[i]}_mask.png", i)
-    (root / "_classes.csv").write_text("Pixel Value, Class\n0, unlabeled\n1, apple\n2, leaf\n")
-
-
-def images_in_another_place(root, photos):
-    cvat(root)
-    (root / "JPEGImages").rename(photos)
-
-
-def originals_of_label_studio(root, photos):
-    value = coco(ALL, lambda i: f"../../data/upload/3/{i:08x}-{NAMES[i]}.jpg", polygon)
-    for entry in value["images"]:
-        entry.update(height=32.0, width=40.0)
-    value["annotations"].append({"id": 999, "image_id": 888, "category_id": 0})
-    write_json(root / "result.json", value)
-    for i in ALL:
-        write_image(photos / f"{NAMES[i]}.jpg", i)
-
-
-PLACES = [
-    (xml_in_another_folder, "photos/", False), (masks_in_another_folder, "photos/", True),
-    (images_in_another_place, "cam1/", True), (originals_of_label_studio, "", True),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("make", "folders", "masks"), PLACES, ids=lambda value: getattr(value, "__name__", None))
-def test_images_are_found_wherever_they_lie(make, folders, masks, tmp_path, capsys):
-    (tmp_path / "source").mkdir()
-    make(tmp_path / "source", tmp_path / "apart")
-    arguments = ["--images", str(tmp_path / "apart")] if (tmp_path / "apart").exists() else []
-    table = convert(capsys, tmp_path / "source", tmp_path / "own", *arguments)
-    folder = Folder(tmp_path / "own")
-    assert labels_of(folder) == {f"{folders}{name}": kinds for name, kinds in KINDS_OF.items()}
-    assert folder.has_masks == masks
-    value = np.array([0, *(1 + folder.classes.index(word) for word in CLASSES)], np.uint8)
-    for i, name in enumerate(NAMES if masks else ()):
-        np.testing.assert_array_equal(folder.mask(f"{folders}{name}"), value[true_mask(i)])
-    assert ("1 images that result.json has labels for, but does not list: 888" in table) == (folders == "")
 
 
 def test_white_masks_of_one_class_and_names_in_two_forms(tmp_path, capsys):
