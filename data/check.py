@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from data.agreement import TOO_MANY, contents, disagreement
-from data.base import Dataset, alike
+from data.base import Dataset, alike, class_table
 from data.errors import DataError, MissingFile, UnknownValue, UserError
 from data.progress import progress_map
 from data.remarks import BATCHES, remarks
@@ -146,10 +146,8 @@ def _table(dataset: Dataset, lists: dict[str, list[str]], found: Sequence[Findin
         ("without mask", sum(f.mask is None for f in found if f.kind not in (MISSING, UNREADABLE, BAD_MASK)), ""),
         *((f"--{purpose}_list", len(names), "") for purpose, names in lists.items()),
     ]
-    lines = [f"dataset {dataset.name}", *(f"{name:<18}{n:>9,}  {text}".rstrip() for name, n, text in rows)]
-    lines += ["", f"{'mask value':>10}  {'images':>9}  class"]
-    lines += [f"{c + 1:>10}  {n:>9,}  {dataset.classes[c]}" for c, n in enumerate(per_class)]
-    return "\n".join(lines)
+    lines = (f"{name:<18}{n:>9,}  {text}".rstrip() for name, n, text in rows)
+    return "\n".join([f"dataset {dataset.name}", *lines, *class_table(dataset.classes, per_class)])
 
 
 def _read(dataset: Dataset, names: Sequence[str]) -> list[Finding]:

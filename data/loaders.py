@@ -163,7 +163,7 @@ class Loader:
 
     def __init__(self, dataset: torch.utils.data.Dataset, num_workers: int, batched: bool = True, **options: Any):
         self.loader = DataLoader(
-            dataset, num_workers=num_workers, collate_fn=_Collate(batched), worker_init_fn=in_worker,
+            dataset, num_workers=num_workers, collate_fn=functools.partial(_collate, batched), worker_init_fn=in_worker,
             generator=torch.Generator(), **options,  # its own: the global one is dropout's
         )  # fmt: skip
 
@@ -196,22 +196,19 @@ class TrainingLoader:
             yield epoch, n_batches, itertools.islice(batches, n_batches)
 
 
-class _Collate:
-    def __init__(self, batched: bool):
-        self.batched = batched
-
-    def __call__(self, items: Any) -> Any:
-        if self.batched:
-            several = isinstance(items[0], tuple)
-            items = [torch.stack(column) for column in zip(*items, strict=True)] if several else torch.stack(items)
-        worker = get_worker_info()
-        if worker is None:
-            return items
-        sizes: list[int] = []
-        _map(items, torch.Tensor, lambda tensor: sizes.append(tensor.nbytes))
-        # Each worker of each rank of this machine may be about to take as much.
-        takers = worker.num_workers * int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        return items if sum(sizes) * takers < shared_memory() else _map(items, torch.Tensor, torch.Tensor.numpy)
+def _collate(batched: bool, items: Any) -> Any:
+    """A batch, or the item itself, as tensors; as arrays where shared memory may be too small for it."""
+    if batched:
+        several = isinstance(items[0], tuple)
+        items = [torch.stack(column) for column in zip(*items, strict=True)] if several else torch.stack(items)
+    worker = get_worker_info()
+    if worker is None:
+        return items
+    sizes: list[int] = []
+    _map(items, torch.Tensor, lambda tensor: sizes.append(tensor.nbytes))
+    # Each worker of each rank of this machine may be about to take as much.
+    takers = worker.num_workers * int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return items if sum(sizes) * takers < shared_memory() else _map(items, torch.Tensor, torch.Tensor.numpy)
 
 
 def shared_memory() -> float:

@@ -79,9 +79,9 @@ class Disagreement(DataError):
 def about_classes(labels: np.ndarray, classes: Sequence[str], in_rib: bool) -> list[str]:
     """What a classifier cannot learn of its images' labels bool [N, C], or what RIB's disjoint images cannot do."""
     n, counts = len(labels), labels.sum(0)
+    everywhere = f"in all {n} training images, so the classifier has nothing to tell it from; add images without it"
     cases = {
-        f"in all {n} training images, so the classifier has nothing to tell it from; add images without it": counts
-        == n,
+        everywhere: counts == n,
         "in no training image, so it is not learnt": counts == 0,
         "in one training image only, so it is hardly learnt": (counts == 1) & (n > 1),
         "in no image without the other, so the classifier cannot tell them apart": _twins(labels) & (counts < n),
