@@ -1,5 +1,6 @@
 """The command data.convert: what it links, what it refuses in one line, and which errors of the datasets lead to it."""
 
+import json
 import os
 import re
 
@@ -18,7 +19,6 @@ from tests.exports_mini import (
     SIZE,
     coco,
     cvat,
-    label_studio,
     labelme,
     labelme_embedded,
     labelme_voc,
@@ -91,74 +91,58 @@ def test_masks_and_images_that_do_not_fit_are_left_out_and_named(tmp_path):
     assert "left out: 1 images that no label is for: new.jpg" in table and f"masks{5:>28}  the other" in table
 
 
-def several(root):
-    labelme_voc(root)
-    write_json(root / "train.json", coco(ALL, lambda i: f"{NAMES[i]}.jpg", polygon))
+def empty(root):
+    root.mkdir()
 
 
-def unnamed(root):
-    labelme_voc(root)
-    (root / "class_names.txt").unlink()
-
-
-def no_images(root):
-    write_json(root / "result.json", coco(ALL, lambda i: f"{i}.jpg", polygon))
-
-
-def other_images(root):
-    no_images(root)
-    write_image(root / "other.jpg", 0)
-
-
-def damaged_json(root):
-    label_studio(root)
-    (root / "result.json").write_text('{"images": [')
-
-
-def no_category(root):
-    value = coco(ALL, lambda i: f"{NAMES[i]}.jpg", polygon)
-    value["categories"].pop()
-    write_json(root / "result.json", value)
-
-
-def damaged_xml(root):
+def one_image(root):
     write_image(root / "a.jpg", 0)
-    (root / "a.xml").write_text("<annotation>")
-
-
-def damaged_embedding(root):
-    write_json(root / "a.json", labelme(0, "gone.jpg") | {"imageData": "AAAA"})
-
-
-def no_dict(root):
-    write_image(root / "a.jpg", 0)
-    np.save(root / "cls_labels.npy", np.zeros((3, 20)))
 
 
 def semicolon(root):
-    for name in ("a;b", "c"):
-        write_image(root / name / "x.jpg", ALL[len(name)])
+    for i, name in enumerate(("a;b", "c")):
+        write_image(root / name / "x.jpg", i)
 
 
-REFUSED = [
-    (lambda root: write_image(root / "images/a.jpg", 0), r"has 1 images, but no labels that are known here; wanted"),
-    (lambda root: make_folder(root), r"has a labels\.csv: no need to convert it, use --dataset folder --data_root"),
-    (several, r"several formats: Pascal VOC \(Segm.*\.png, --format voc\) and COCO \(train\.json, --form"),
-    (unnamed, r"has 10 masks, but nothing that says what their values mean; add --classes NAME,NAME"),
-    (no_images, r"source holds COCO labels, but no image; add --images DIR, where they lie"),
-    (other_images, r"no image has a label that can be used: 10 images of result\.json that are not there, or twice "),
-    (damaged_json, r"result\.json is not valid JSON \(Expecting value.*\); export it again or remove it"),
-    (no_category, r"result\.json is damaged \(KeyError: '1'\)"),
-    (damaged_xml, r"a\.xml cannot be read \(no element found"),
-    (damaged_embedding, r"a\.json holds an image that cannot be read"),
-    (no_dict, r"cls_labels\.npy is not a dict of image name -> vector of labels"),
-    (semicolon, r"class 'a;b' has a semicolon, which separates classes"),
-]  # fmt: skip
+COCO = coco(ALL, lambda i: f"{NAMES[i]}.jpg", polygon)
+NO_IMAGE = labelme(0, "gone.jpg") | {"imageData": "AAAA"}
+REFUSED = [  # what makes a source, what is written to (None: removed from) it then, message
+    (one_image, {}, r"has 1 images, but no labels that are known here; wanted"),
+    (make_folder, {}, r"has a labels\.csv: no need to convert it, use --dataset folder --data_root"),
+    (
+        labelme_voc,
+        {"train.json": COCO},
+        r"formats: Pascal VOC \(Segm.*, --format voc\) and COCO \(train\.json, --form",
+    ),
+    (labelme_voc, {"class_names.txt": None}, r"has 10 masks, but nothing that says what their values mean; add --clas"),
+    (empty, {"result.json": COCO}, r"source holds COCO labels, but no image; add --images DIR, where they lie"),
+    (
+        one_image,
+        {"x.json": COCO},
+        r"no image has a label that can be used: 10 images of x\.json that are not there",
+    ),
+    (
+        one_image,
+        {"x.json": '{"images": ['},
+        r"x\.json is not valid JSON \(Expecting value.*\); export it again",
+    ),
+    (one_image, {"x.json": COCO | {"categories": COCO["categories"][:1]}}, r"x\.json is damaged \(KeyError: '1'\)"),
+    (one_image, {"a.xml": "<annotation>"}, r"a\.xml cannot be read \(no element found"),
+    (empty, {"a.json": NO_IMAGE}, r"a\.json holds an image that cannot be read"),
+    (one_image, {"cls_labels.npy": "no array"}, r"cls_labels\.npy is not a dict of image name -> vector of labels"),
+    (semicolon, {}, r"class 'a;b' has a semicolon, which separates classes"),
+]
 
 
-@pytest.mark.parametrize(("make", "message"), REFUSED, ids=lambda value: getattr(value, "__name__", None))
-def test_what_cannot_be_read_is_one_line_and_nothing_is_written(make, message, tmp_path):
+@pytest.mark.parametrize(("make", "files", "message"), REFUSED)
+def test_what_cannot_be_read_is_one_line_and_nothing_is_written(make, files, message, tmp_path):
     make(tmp_path / "source")
+    for name, content in files.items():
+        path = tmp_path / "source" / name
+        if content is None:
+            path.unlink()
+        else:
+            path.write_text(content if isinstance(content, str) else json.dumps(content))
     with pytest.raises(DataError, match=message) as error:
         convert(tmp_path / "source", tmp_path / "own")
     assert "\n" not in str(error.value) and [path.name for path in tmp_path.iterdir()] == ["source"]
