@@ -7,7 +7,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from data.base import Dataset, shortened
-from data.errors import DataError, UnknownValue
+from data.errors import DataError, UnknownValue, UserError
 from data.images import IGNORE, read_mask
 
 BORDER = IGNORE + 1  # an entry of `contents`
@@ -37,13 +37,13 @@ def black_and_white(paths: Iterable[Path]) -> bool:
     return black and white
 
 
-def mask_contents(dataset: Dataset, name: str) -> np.ndarray | None:
-    """The `contents` of an image's mask, also where it holds values that are no class; None without a mask."""
+def read_contents(dataset: Dataset, name: str) -> tuple[np.ndarray | None, str]:
+    """The `contents` of an image's mask, None where there is no mask that can be read, and what is wrong with it."""
     try:
-        mask = dataset.mask(name)
-    except UnknownValue as error:
-        mask = error.mask
-    return None if mask is None else contents(mask)
+        mask, problem = dataset.mask(name), ""
+    except UserError as error:
+        mask, problem = error.mask if isinstance(error, UnknownValue) else None, str(error)
+    return None if mask is None else contents(mask), problem
 
 
 def disagreement(
