@@ -26,7 +26,6 @@ from tests.exports_mini import (
     true_mask,
     write_image,
     write_json,
-    write_mask,
     write_xml,
 )  # fmt: skip
 from tests.folder_mini import labels_of
@@ -45,13 +44,6 @@ def xml_in_another_folder(root):
         write_xml(root / f"xml/{NAMES[i]}.xml", i, f"{NAMES[i - 1]}.jpg" if i % 2 else "")
 
 
-def masks_in_another_folder(root):
-    for i in ALL:
-        write_image(root / f"photos/{NAMES[i]}.jpg", i)
-        write_mask(root / f"mask/{NAMES[i]}_mask.png", i)
-    (root / "_classes.csv").write_text("Pixel Value, Class\n0, unlabeled\n1, apple\n2, leaf\n")
-
-
 def images_in_another_place(root):
     cvat(root)
     (root / "JPEGImages").rename(root.parent / "apart")
@@ -68,7 +60,7 @@ def originals_of_label_studio(root):
 
 
 PLACES = [
-    (xml_in_another_folder, "photos/{}", False, None), (masks_in_another_folder, "photos/{}", True, None),
+    (xml_in_another_folder, "photos/{}", False, None),
     (images_in_another_place, "cam1/{}", True, lambda i: "train" if i < 6 else "val"),
     (originals_of_label_studio, "{}", True, None),
 ]  # fmt: skip
