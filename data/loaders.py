@@ -13,47 +13,41 @@ from torch.utils.data import DataLoader, get_worker_info
 from data.base import Dataset, rng
 from data.errors import DataError
 from data.process import in_worker, rank, world_size
-from data.transforms import (
-    MEAN,
-    STD,
-    crop_box,
-    normalize,
-    paste,
-    pyramid,
-    raw_crop,
-    rescale_size,
-    resize,
-    training_crop,
-)
+from data.transforms import MEAN, STD, crop_box, normalize, paste, pyramid, raw_crop, rescale_size, resize
 
 SHARED_MEMORY = "/dev/shm"
 
 
-class TrainingCrops(torch.utils.data.Dataset):
-    """Augmented crops of single images; an item is asked for by (name, *keys), and the keys seed its augmentation."""
+class RawCrops(torch.utils.data.Dataset):
+    """Augmented crops of single images before normalisation, which `normalized` does on the device.
+
+    An item is asked for by (name, *keys), and the keys seed its augmentation. long: as in `raw_crop`.
+    """
 
     def __init__(self, dataset: Dataset, long: tuple[int, int], crop: int, seed: int):
         self.dataset, self.long, self.crop, self.seed = dataset, long, crop, seed
 
-    def __getitem__(self, item: tuple) -> tuple[torch.Tensor, torch.Tensor]:
-        """(float32 [3, crop, crop], label float32 [C])."""
-        name, *keys = item
-        image = training_crop(self.dataset.image(name), self.long, self.crop, rng(self.seed, name, *keys))
-        return torch.from_numpy(image), torch.from_numpy(self.dataset.label(name))
-
-
-class RawCrops(TrainingCrops):
-    """The same crops before normalisation, a quarter of the bytes to send; `normalized` does the rest on the device."""
-
-    def __getitem__(self, item: tuple) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def __getitem__(self, item: tuple) -> tuple[torch.Tensor, ...]:
         """(uint8 [crop, crop, 3], int64 [4] with top, bottom, left and right of the image in it, label float32 [C])."""
         name, *keys = item
         crop = raw_crop(self.dataset.image(name), self.long, self.crop, rng(self.seed, name, *keys))
         return *map(torch.from_numpy, crop), torch.from_numpy(self.dataset.label(name))
 
 
+class TrainingCrops(RawCrops):
+    """The same, normalised: four times as many bytes to send."""
+
+    def __getitem__(self, item: tuple) -> tuple[torch.Tensor, ...]:
+        """(float32 [3, crop, crop], label float32 [C])."""
+        crop, box, label = super().__getitem__(item)
+        return normalized(crop[None], box[None])[0].contiguous(), label
+
+
 def normalized(crops: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
-    """Raw crops [B, H, W, 3] and their boxes [B, 4] -> float32 [B, 3, H, W], to the bit what TrainingCrops gives."""
+    """Raw crops [B, H, W, 3] and their boxes [B, 4] -> float32 [B, 3, H, W], to the bit as `transforms.normalize`.
+
+    Outside the box it is 0, the mean colour.
+    """
     # Divisors are tensors: by a number a GPU multiplies with its inverse, which rounds differently.
     peak, mean, std = (_on(crops.device, tuple(values)) for values in ([255], MEAN.tolist(), STD.tolist()))
     images = (crops.permute(0, 3, 1, 2).float() / peak).sub_(mean).div_(std)
