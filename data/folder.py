@@ -15,21 +15,20 @@ Without labels.csv a trained network segments the images; the classes are those 
 """
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from data.agreement import black_and_white
-from data.base import Dataset, alike, check_names, how_to_convert, plain, read_lines, shortened
+from data.base import Dataset, alike, check_names, how_to_convert, read_lines, shortened
 from data.classes import read_classes
 from data.errors import DataError, MissingFile
 from data.files import load_json
 from data.formats import whites_of_set
 from data.images import IGNORE, image_size, read_image, read_mask
 from data.listing import list_files
-from data.tables import FILE, Labels, read_labels
+from data.tables import Labels, read_labels
 
 IMAGES, LABELS, MASKS, CLASSES, SPLITS = "images", "labels.csv", "masks", "classes.txt", "splits"
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
@@ -95,7 +94,6 @@ class Folder(Dataset):
         self._listing, masks = list_files(self.root / IMAGES, ENDINGS), list_files(self.root / MASKS, MASK_ENDINGS)
         self._images, self._masks = self._listing.files, masks.files
         self.problems += self._listing.problems + masks.problems
-        self._names = {plain(path): name for name, path in self._images.items()}  # path with ending -> name
         if not self._images:
             formats = "".join(f"; {line}" for line in self._listing.other_formats())
             raise DataError(f"{self.root / IMAGES} holds no image; wanted {', '.join(ENDINGS)}{formats}")
@@ -141,7 +139,7 @@ class Folder(Dataset):
             if not line.strip():
                 continue
             where = f"{path} line {number}"
-            name = self._find(line)
+            name = self._listing.find(line)
             if name is None:
                 name = line.strip()
                 self._absent[name] = where
@@ -159,7 +157,7 @@ class Folder(Dataset):
         return list(names)
 
     def find_name(self, text: str) -> str:
-        return self._find(text, in_list=False) or text
+        return self._listing.find(text, in_list=False) or text
 
     def all_names(self) -> list[str]:
         return sorted(self._images.keys() | self._absent.keys())
@@ -213,24 +211,6 @@ class Folder(Dataset):
             return reason
         return f"{text!r} is not in {self.root / IMAGES} (with ending {', '.join(ENDINGS)})"
 
-    def _find(self, text: str, in_list: bool = True) -> str | None:
-        """The name of the image that a text means by name or path.
-
-        in_list: it is one name, so it may also be a path that ends in one, `C:\\mine\\x`, or have another ending.
-        """
-        forms = [plain(text), plain(text.strip()), plain(text.strip().replace("\\", "/"))]
-        forms.append(forms[-1].removeprefix("./").removeprefix(f"{IMAGES}/"))
-        if in_list:
-            forms += [os.path.splitext(forms[-1])[0]] if FILE.fullmatch(forms[-1]) else []
-            for parts in [path.split("/") for path in forms[3:]]:
-                forms += ["/".join(parts[i:]) for i in range(1, len(parts))]
-        for path in forms:
-            if path in self._names:
-                return self._names[path]
-            if path in self._images:
-                return path
-        return None
-
     def _read_labels(self, trained_on: tuple[str, ...]) -> None:
         """Reads classes.txt and labels.csv."""
         listed = () if self.has_labels else trained_on
@@ -239,7 +219,7 @@ class Folder(Dataset):
             self.problems += problems
             self.notes += notes
         path = self.root / LABELS
-        table = read_labels(path, self._find, listed) if self.has_labels else Labels(path)
+        table = read_labels(path, self._listing.find, listed) if self.has_labels else Labels(path)
         self._listed = table.rows if self.has_labels else self._images  # the images that splits are made of
         self._rows, self._absent = table.rows, table.absent
         self.problems += table.problems

@@ -8,6 +8,7 @@ from pathlib import Path
 from data.base import alike, plain, read_lines, shortened
 from data.classes import BACKGROUND, IGNORED, NO, YES, doubts
 from data.errors import DataError
+from data.listing import FILE
 
 SEPARATORS = ",;\t| "  # of columns, the likeliest first
 FLAG = re.compile(
@@ -19,7 +20,6 @@ LABEL_HEADER = re.compile(
     re.IGNORECASE,
 )
 INDEX_HEADERS = {"", "index", "idx", "id", "no", "nr", "#"}
-FILE = re.compile(r".*\.(jpe?g|png|webp|tiff?|bmp|gif)", re.IGNORECASE)
 WANTED = "name,class1;class2"
 SAMPLE = 200  # rows by which columns are told apart
 Row = tuple[int, list[str]]  # line number, cells
