@@ -244,15 +244,8 @@ def stream_batches(names: Sequence[str], batch_size: int, seed: int, first: int,
     They are cut from one endless stream, one shuffled epoch after another, so a list may be shorter than a batch. With
     several ranks every rank takes its share of the same global batches.
     """
-    orders: dict[int, np.ndarray] = {}
-
-    def item(position: int) -> tuple[str, int]:
-        epoch, index = divmod(position, len(names))
-        if epoch not in orders:
-            orders[epoch] = rng(seed, "order", epoch).permutation(len(names))
-        return names[orders[epoch][index]], epoch
-
-    starts = range(first * batch_size, last * batch_size, batch_size)
-    return [
-        [item(position) for position in range(start + rank(), start + batch_size, world_size())] for start in starts
-    ]
+    epoch, skip = divmod(first * batch_size, len(names))
+    orders = ((k, rng(seed, "order", k).permutation(len(names))) for k in itertools.count(epoch))
+    stream = itertools.islice(((names[i], k) for k, order in orders for i in order), skip, None)
+    batches = [list(itertools.islice(stream, batch_size)) for _ in range(first, last)]
+    return [batch[rank() :: world_size()] for batch in batches]
