@@ -19,6 +19,7 @@ from data.images import read_mask
 RECORDED: list[tuple[str, float]] = []  # (test, relative error), for the table of `--golden_table`
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden"
+SCRATCH = ("--config", str(ROOT / "tests" / "scratch.yaml"))  # networks that need no weights
 MASKS = ("ir_label", "sem_seg", "sem_seg_cam", "seg", "seg_cam", "seg_truth")
 
 
@@ -160,7 +161,7 @@ def small_arguments(work_dir: Path, *arguments: str) -> list[str]:
         "--exp_times 2 --sem_seg_bg_thres 0.35 --seg_iter 12 --seg_lr 1e-4 --seg_checkpoint_every 4 "
         "--seg_batch_size 4 --seg_crop_size 48 --seg_crf_iter 2"
     ).split()
-    return ["--work_dir", str(work_dir), *small, *map(str, arguments)]
+    return ["--work_dir", str(work_dir), *SCRATCH, *small, *map(str, arguments)]
 
 
 def small_command(work_dir: Path, *arguments: str) -> list[str]:
