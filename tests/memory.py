@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data import progress, shapes
-from tests.helpers import run_cli, write_networks
+from tests.helpers import SCRATCH, run_cli, write_networks
 
 RUN = (  # all steps that go through images, but for training
     "make_cam", "eval_cam", "make_rib_cam", "eval_rib_cam", "cam_to_ir_label", "make_sem_seg", "eval_sem_seg",
     "make_ins_seg", "eval_ins_seg", "eval_seg",
 )  # fmt: skip
 SETTINGS = (
+    f"{' '.join(SCRATCH)} "
     "--infer_list train --eval_list train --val_list train --device cpu --RIB_iter 2 --RIB_batch_size 1 "
     "--RIB_crop_size 32 --RIB_resize_long 32,40 --cam_scales 1.0,0.5 --cam_eval_sweep 0,0.3,0.1 --conf_fg_thres 0.35 "
     "--conf_bg_thres 0.2 --exp_times 2 --seg_labels pseudo --seg_test_mirror False --seg_crf_iter 2"

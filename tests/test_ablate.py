@@ -19,7 +19,7 @@ from misc.run.recording import open_rib, record
 from misc.run.studies import STUDIES, points_of
 from run_sample import STEPS
 from tests.folder_mini import make_folder
-from tests.helpers import relative_error, run_cli, torchrun, undocumented, write_classifier
+from tests.helpers import SCRATCH, relative_error, run_cli, torchrun, undocumented, write_classifier
 
 # which points a study has
 
@@ -61,6 +61,7 @@ def test_the_key_of_a_point_is_what_its_results_depend_on(tmp_path):
 
 
 SMALL = (
+    f"{' '.join(SCRATCH)} "
     "--shapes_train 12 --shapes_val 4 --shapes_size 48 --num_workers 0 --device cpu --RIB_iter 2 --RIB_batch_size 2 "
     "--RIB_crop_size 48 --RIB_resize_long 40,56 --RIB_lr 3e-5 --cam_scales 1.0,0.5,1.5"
 ).split()

@@ -12,13 +12,14 @@ from data.shapes import Shapes
 from misc import crf
 from misc.run.runner import main
 from run_sample import STEPS
+from tests.helpers import SCRATCH
 from tests.voc_devkit import make_devkit
 
 SMALL = (
     "--device cpu --num_workers 0 --seg_model deeplabv2_resnet14 --seg_init scratch --seg_crop_size 48 --seg_iter 2 "
     "--seg_batch_size 4 --seg_lr 1e-4 --seg_checkpoint_every 2 --seg_aspp_rates 1,2 --seg_crf 1,3,20,13,4"
 ).split()
-SHAPES = ["--shapes_train", "6", "--shapes_val", "3", "--shapes_size", "48"]
+SHAPES = [*SCRATCH, "--shapes_train", "6", "--shapes_val", "3", "--shapes_size", "48"]
 DATA = Shapes(6, 3, 48)
 TRUTH = ["--steps", "train_seg", "--seg_labels", "truth"]
 

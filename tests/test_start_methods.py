@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.helpers import ROOT
+from tests.helpers import ROOT, SCRATCH
 
 METHODS = ["forkserver", pytest.param("spawn", marks=pytest.mark.slow)]
 RUN = """
@@ -45,7 +45,7 @@ class Fruits(Dataset):
         return np.array([name.startswith(c) for c in self.classes], np.float32)
 '''
 SMALL = (
-    "--device cpu --num_workers 2 --cam_network resnet14 --cam_init scratch --cam_crop_size 32 --cam_batch_size 2 "
+    f"{' '.join(SCRATCH)} --device cpu --num_workers 2 --cam_crop_size 32 --cam_batch_size 2 "
     "--cam_num_epoches 3 --cam_resize_long 32,40 --irn_crop_size 96"
 ).split()
 

@@ -21,13 +21,13 @@ from net.resnet50_irn import EdgeDisplacement
 from step.strips import find_names
 from tests.coco_mini import make_coco
 from tests.folder_mini import CLASSES, PATHS, make_folder
-from tests.helpers import golden_state, run_cli, write_classifier
+from tests.helpers import SCRATCH, golden_state, run_cli, write_classifier
 
 SMALL = (
     "--num_workers 0 --device cpu --cam_network resnet14 --RIB_batch_size 2 --RIB_crop_size 48 --RIB_resize_long 40,56 "
     "--RIB_lr 3e-5 --RIB_iter 2 --cam_scales 1.0,0.5 --stop_th 1e9 --explode_ratio 1.1"
 ).split()
-SHAPES = "--shapes_train 12 --shapes_val 4 --shapes_size 48 --limit 8".split()
+SHAPES = [*SCRATCH, *"--shapes_train 12 --shapes_val 4 --shapes_size 48 --limit 8".split()]
 
 
 @pytest.fixture
