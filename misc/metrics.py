@@ -70,8 +70,6 @@ class ThresholdSweep:
     def __init__(self, thresholds: Sequence[float], n_classes: int):
         # CAMs are stored in float32; the published code compares there.
         self.thresholds = np.asarray(thresholds, np.float32)
-        if (np.diff(self.thresholds) <= 0).any():
-            raise ValueError("thresholds must ascend")
         self.n_classes = n_classes
         # (ground truth, strongest class, thresholds passed)
         self.counts = np.zeros((n_classes, n_classes, len(self.thresholds) + 1), np.int64)

@@ -175,6 +175,12 @@ def torchrun(*argv: str, ranks: int = 2) -> str:
     return done.stderr
 
 
+def children(pid: int) -> list[int]:
+    """Process ids of the children of a process, whichever of its threads started them (Linux)."""
+    files = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(number) for file in files for number in file.read_text().split()]
+
+
 class Payload:
     """Creates a file when it is unpickled."""
 
