@@ -12,7 +12,6 @@ import torchvision
 from data.base import Dataset
 from data.loaders import SegmentationCrops, TrainingLoader, stream_batches
 from data.transforms import resize
-from misc.run.options import preset
 from misc.run.trainloop import fit
 from net import deeplabv2, weights
 from net.deeplabv2 import balanced_cross_entropy, build, cross_entropy, probabilities, segmentation_loss
@@ -130,18 +129,6 @@ def test_the_schedule_moves_every_ten_iterations():
         assert one == pytest.approx((1 - iteration // 10 * 10 / 40) ** 0.9)
         assert (ten, twenty) == pytest.approx((10 * one, 20 * one))
     assert all(group["momentum"] == 0.9 for group in optimizer.param_groups)
-
-
-def test_presets_are_those_of_the_authors():
-    voc, coco = preset("voc12"), preset("coco14")
-    wanted = {
-        "seg_model": "deeplabv2_resnet101", "seg_init": "imagenet", "seg_loss": "balanced", "seg_batch_size": 10,
-        "seg_iter": 30_000, "seg_lr": 2.5e-4, "seg_momentum": 0.9, "seg_weight_decay": 5e-4, "seg_crop_size": 321,
-        "seg_msc_scales": MSC, "seg_aspp_rates": RATES, "seg_crf": (1, 3, 67, 3, 4), "seg_crf_iter": 10,
-    }  # fmt: skip
-    assert {name: voc[name][0] for name in wanted} == wanted
-    assert (min(voc["seg_scales"][0]), max(voc["seg_scales"][0])) == (0.5, 2.0)
-    assert coco["seg_crop_size"][0] == 481 and voc["seg_labels"][0] == ("pseudo",)
 
 
 # losses
