@@ -185,7 +185,7 @@ def assert_near(got, wanted, error):
     assert [n for _, n in got] == [n for _, n in wanted]
     for (sums, _), (want, _) in zip(got, wanted, strict=True):
         for a, b in zip(sums, want, strict=True):
-            assert torch.equal(a, b) or relative_error(a.cpu(), b.cpu()) < error
+            assert torch.equal(a.cpu(), b.cpu()) or relative_error(a.cpu(), b.cpu()) < error
 
 
 @needs_gpu
