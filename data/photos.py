@@ -23,7 +23,7 @@ UNNAMED = {"background": 0, "ignored": IGNORE}  # what a polygon may be besides 
 POLYGONS = Path(__file__).with_suffix(".json")
 # Found on these photographs: docs/photos.md has what else was tried.
 _TUNED = {
-    "photos_size": 576, "cam_scales": (1.0, 0.5), "cam_eval_thres": 0.3, "cam_eval_sweep": (0.0, 0.9, 0.01),
+    "cam_scales": (1.0, 0.5), "cam_eval_thres": 0.3, "cam_eval_sweep": (0.0, 0.9, 0.01),
     "RIB_lr": 1e-4, "score_th": 0.8, "RIB_batch_size": 2, "RIB_crop_size": 224, "RIB_resize_long": (224, 320),
     "conf_fg_thres": 0.45, "conf_bg_thres": 0.25,
 }  # fmt: skip
@@ -51,7 +51,7 @@ class Photos(Dataset):
     name = "photos"
     classes = CLASSES
 
-    def __init__(self, size: int = 320):
+    def __init__(self, size: int):
         self.size = size
         self.folder = files("skimage") / "data"
         self.drawn = load_json(POLYGONS)
@@ -67,19 +67,16 @@ class Photos(Dataset):
         return self._resized(self._read(name))
 
     def label(self, name: str) -> np.ndarray:
-        present = {kind for kind, _ in self._polygons(name)}
+        present = {kind for kind, _ in self.drawn[name]["polygons"]}
         return np.array([kind in present for kind in self.classes], np.float32)
 
     def mask(self, name: str) -> np.ndarray:
         mask = np.zeros(self._read(name).shape[:2], np.uint8)
         values = UNNAMED | {kind: c + 1 for c, kind in enumerate(self.classes)}
-        for kind, points in self._polygons(name):
+        for kind, points in self.drawn[name]["polygons"]:
             corners = np.array([corner.split(",") for corner in points.split()], float)
             cv2.fillPoly(mask, [(corners * 16).round().astype(np.int32)], values[kind], shift=4)
         return self._resized(mask, nearest=True)
-
-    def has_mask(self, name: str) -> bool:
-        return True
 
     def check_names(self, names: Sequence[str], source: str) -> None:
         check_names(names, self.drawn, source, POLYGONS)
@@ -88,9 +85,6 @@ class Photos(Dataset):
         if name not in self.drawn:
             raise DataError(f"photos has no image {name!r}; there are {', '.join(self.drawn)}")
         return read_image(Path(str(self.folder / self.drawn[name]["file"])))
-
-    def _polygons(self, name: str) -> list[tuple[str, str]]:
-        return self.drawn[name]["polygons"]
 
     def _resized(self, array: np.ndarray, nearest: bool = False) -> np.ndarray:
         return resize(array, *rescale_size(array.shape, self.size / max(array.shape[:2])), nearest)
@@ -110,7 +104,8 @@ class OwnPhoto(Photos):
     def names(self, split: str) -> list[str]:
         if split == "infer":
             return [self.path]
-        return [name for name in self.drawn if {kind for kind, _ in self._polygons(name)} <= {*self.classes, *UNNAMED}]
+        known = {*self.classes, *UNNAMED}
+        return [name for name, drawn in self.drawn.items() if known.issuperset(kind for kind, _ in drawn["polygons"])]
 
     def image(self, name: str) -> np.ndarray:
         return self._resized(read_image(Path(name), exif=True)) if name == self.path else super().image(name)

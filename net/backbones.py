@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -15,6 +16,7 @@ from net.resnet50 import ResNet, strided_size
 
 PREFIX = "timm:"
 STRIDE = 16  # of the last two maps
+SIDE = 96  # pixels of the image that a network is tried on
 
 
 def build(kind: type[ResNet], *args: Any, arch: str, **options: Any) -> ResNet:
@@ -49,15 +51,17 @@ class Timm(ResNet):
         from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
         name = self.arch_name.removeprefix(PREFIX)
-        if not timm.is_model(name):
-            close = ", ".join(difflib.get_close_matches(name, timm.list_models(), 5)) or "nothing"
+        known = timm.list_models(pretrained="." in name)  # with a tag: NAME.TAG
+        if name not in known:
+            close = ", ".join(difflib.get_close_matches(name, known, 5)) or "nothing"
             raise UserError(f"timm has no network {name!r}; close to it: {close}")
+        self.body = timm.create_model(name, num_classes=1).eval()
+        reason = "its layers, one after another, do not give maps of stride 4, 8, 16 and 32 and then its logits"
         try:
-            self.body = timm.create_model(name, num_classes=1).eval()
             self._cut()
+            reason = "its last stage does not work without its stride"
             self._remove_last_stride()
         except Exception as error:  # a network that is built otherwise can raise anything
-            reason = " ".join(str(error).split())[:150] or type(error).__name__
             raise UserError(
                 f"--cam_network {self.arch_name} does not fit ({reason}); wanted a convolutional network whose stages "
                 "run one after another and end in global average pooling and a linear layer"
@@ -71,12 +75,8 @@ class Timm(ResNet):
         self.register_buffer("offset", (mean - own_mean) / own_std, persistent=False)
 
     def _cut(self) -> None:
-        """Finds the stages, what follows them and what lies after the pooling; ValueError if it is no such network."""
-        if self.body.pretrained_cfg["fixed_input_size"]:
-            raise ValueError("it takes images of one size only, as most transformers do")
+        """Finds the stages, what follows them and what lies after the pooling; an error if it is no such network."""
         ends = {info["reduction"]: info["module"] for info in self.body.feature_info}
-        if not {4, 8, 16, 32} <= set(ends):
-            raise ValueError("it has no stages of stride 4, 8, 16 and 32")
         classifier = self.body.get_classifier()
         self.head_name = next(name for name, module in self.body.named_modules() if module is classifier)
         layers = dict(_layers(self.body, [*ends.values(), self.head_name]))
@@ -93,27 +93,27 @@ class Timm(ResNet):
         self.after_pool = [layer for layer in modules[pool + 1 : head] if not isinstance(layer, nn.Flatten)]
         self.n_features = classifier.weight.shape[1]
 
-        image = torch.arange(3 * 64 * 64.0).sin().view(1, 3, 64, 64)
+        image = torch.arange(3.0 * SIDE * SIDE).sin().view(1, 3, SIDE, SIDE)
         with torch.no_grad():
             maps = _maps(image, self.parts)
             pooled = self.pre_logits(maps[-1].mean((2, 3), keepdim=True)).flatten(1)
             logits = F.linear(pooled, classifier.weight.flatten(1), classifier.bias)
             pairs = ((maps[-1], self.body.forward_features(image)), (logits, self.body(image)))
         if any(got.shape != own.shape or (got - own).abs().max() > 1e-4 * own.abs().max() for got, own in pairs):
-            raise ValueError("its layers, one after another, give other features or logits")
-        strides = [64 // stage.shape[2] for stage in maps[:4]]
+            raise ValueError
+        strides = [SIDE // stage.shape[2] for stage in maps[:4]]
         self.arch = Stages(tuple(stage.shape[1] for stage in maps[:5]), (*strides, STRIDE))
         self.body.set_submodule(self.head_name, nn.Identity())
 
     def _remove_last_stride(self) -> None:
-        """Sets stride 1 in the last stage, without dilation; ValueError if its maps do not come out at stride 16."""
+        """Sets stride 1 in the last stage, without dilation; an error if its maps do not come out at stride 16."""
         from timm.layers import BlurPool2d
 
         for layer in self.parts[4]:
             for name, module in list(layer.named_modules()):
                 if not isinstance(module, nn.Conv2d | nn.AvgPool2d | nn.MaxPool2d | BlurPool2d):
                     continue
-                stride, kernel = (max(_pair(getattr(module, key, 1))) for key in ("stride", "kernel_size"))
+                stride, kernel = (int(np.max(getattr(module, key, 1))) for key in ("stride", "kernel_size"))
                 if stride == kernel > 1 and not isinstance(module, nn.Conv2d):
                     layer.set_submodule(name, nn.Identity())  # a pooling over one position
                 elif stride > 1:
@@ -122,8 +122,8 @@ class Timm(ResNet):
                         module.padding = "same"
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of padding="same" with kernels of even size, said once a process
-            if _maps(torch.zeros(1, 3, 64, 64), self.parts[:5])[-1].shape[2] != 64 // STRIDE:
-                raise ValueError("its last stage cannot do without its stride")
+            if _maps(torch.zeros(1, 3, SIDE, SIDE), self.parts[:5])[-1].shape[2] != SIDE // STRIDE:
+                raise ValueError
             odd = _maps(torch.zeros(1, 3, 72, 40), self.parts[:5])
         sizes = [strided_size((72, 40), stride) for stride in self.arch.stage_strides]
         self.pads = [tuple(stage.shape[2:]) for stage in odd] != sizes  # it drops the last rows of maps of odd size
@@ -179,7 +179,3 @@ def _through(x: torch.Tensor, layers: Iterable[nn.Module]) -> torch.Tensor:
 def _maps(x: torch.Tensor, parts: Iterable[list[nn.Module]]) -> list[torch.Tensor]:
     """What comes out of each part."""
     return list(itertools.accumulate(parts, _through, initial=x))[1:]
-
-
-def _pair(value: Any) -> tuple[int, ...]:
-    return value if isinstance(value, tuple) else (value, value)

@@ -133,12 +133,8 @@ def _draw(
     args: argparse.Namespace, dataset: Dataset, names: Sequence[str], title: str, with_masks: bool
 ) -> Iterator[Drawn]:
     """Writes the strips of `names`; the IRN label is in them where there is a file of it."""
-    if not names:
-        return
     device = torchutils.resolve_device(args.device)
-    irn = None
-    if with_masks and find_doubled(path_of(args, "irn_weights_name")):
-        irn = load_irn(args, device)
+    irn = load_irn(args, device) if with_masks and find_doubled(path_of(args, "irn_weights_name")) else None
     with bar(len(names), title) as progress:
         for recording in record(args, dataset, names, device):
             name, written = recording.name, args.RIB_iter - 1

@@ -199,6 +199,7 @@ MISTAKES = [
         "--seg_crop_size is 32; wanted at least 8 pixels at the smallest of --seg_msc_scales, this gives 6.4",
     ),
     (["--pooling", "max"], "argument --pooling: invalid choice: 'max'"),
+    (["--cam_network", "efficientnet_b0"], "is none of resnet50, resnet14, timm:NAME; maybe timm:efficientnet_b0"),
     (["--train_cam_pass", "maybe"], "'maybe' is neither True nor False"),
     (["--dataset", "imagenet"], "there are shapes, photos, voc12"),
     (["--no_such", "1"], "unrecognized arguments: --no_such 1"),

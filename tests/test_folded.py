@@ -23,26 +23,17 @@ def model():
     return model
 
 
-def fold(model, dtype=torch.float64):
-    return Folded(model, dtype)
-
-
 def gradients(model):
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-def test_the_same_cam_without_any_normalisation(model):
-    folded = fold(model)
-    images = torch.randn(2, 3, 32, 40, dtype=torch.float64)
+def test_the_same_cam_and_gradients_without_any_normalisation(model):
+    plain, images = copy.deepcopy(model), torch.randn(2, 3, 32, 40, dtype=torch.float64)
+    folded = Folded(model, torch.float64)
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.net.modules())
     assert relative_error(folded.lower(images), model.lower(images)) < 1e-12
     got = folded.cam(folded.lower(images))
     assert got.dtype == torch.float32 and relative_error(got, model(images)) < 1e-6
-
-
-def test_the_same_gradients_and_the_same_after_a_step(model):
-    plain, images = copy.deepcopy(model), torch.randn(2, 3, 32, 32, dtype=torch.float64)
-    folded = fold(model)
     folded.pull()
     for scale in (1.0, 2.0):  # two passes whose gradients add up
         (scale * folded.net.classifier(folded.net.upper(folded.lower(images))) ** 2).sum().backward()
@@ -61,7 +52,6 @@ def test_the_same_gradients_and_the_same_after_a_step(model):
 
 def test_bf16_is_near(model):
     images = torch.randn(2, 3, 32, 32)
-    folded = fold(model.float(), torch.bfloat16)
-    folded.pull()
+    folded = Folded(model.float(), torch.bfloat16)
     assert folded.lower(images).dtype == torch.bfloat16
     assert relative_error(folded.cam(folded.lower(images)), model(images)) < 0.05

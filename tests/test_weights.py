@@ -41,12 +41,12 @@ def only(state, *prefixes):
     return {name: value for name, value in state.items() if name.startswith(prefixes)}
 
 
-def backbone(state):
-    return {name: value for name, value in state.items() if not name.startswith(("classifier.", "fc_"))}
-
-
 def heads(state):
-    return {name: value for name, value in state.items() if name.startswith(("classifier.", "fc_"))}
+    return only(state, "classifier.", "fc_")
+
+
+def backbone(state):
+    return {name: value for name, value in state.items() if name not in heads(state)}
 
 
 def check(model, state, chosen=None):
@@ -66,9 +66,6 @@ def refused(given, message, model=None):
 
 LAYOUTS = {
     "own names": lambda kind, state: state,
-    "without counters": lambda kind, state: {
-        n: v for n, v in state.items() if not n.endswith("num_batches_tracked")
-    },
     "published": published,
     "duplicates only": lambda kind, state: published(kind, state, originals=False),
     "stages only": lambda kind, state: only(published(kind, state, originals=False), "stage", *HEADS),
@@ -79,25 +76,20 @@ LAYOUTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("parallel", [False, True], ids=["", "module"])
 @pytest.mark.parametrize("layout", list(LAYOUTS))
-def test_every_layout_loads(kind, state, model, layout, parallel):
+def test_every_layout_loads(kind, state, model, layout):
     given = LAYOUTS[layout](kind, state)
-    if parallel:
-        given = {f"module.{name}": value for name, value in given.items()}
-    weights.load(model, given)
-    check(model, state)
+    for prefix in ("", "module."):
+        model.load_state_dict(NETWORKS[kind]().state_dict())
+        weights.load(model, {f"{prefix}{name}": value for name, value in given.items()})
+        check(model, state)
 
 
 PUBLISHED_NAMES = {
-    "classifier": (
-        "resnet50.conv1.weight stage1.0.weight stage1.1.running_var stage1.4.0.conv1.weight "
-        "stage2.0.0.downsample.0.weight stage4.0.0.bn3.bias backbone.3.0.0.conv2.weight newly_added.0.weight"
-    ),
-    "irn": (
-        "stage1.1.bias stage2.0.0.conv1.weight stage5.0.0.conv3.weight backbone.4.0.0.conv3.weight edge_layers.5.bias "
-        "dp_layers.6.3.weight dp_layers.0.1.weight mean_shift.running_mean fc_dp7.4.running_mean"
-    ),
+    "classifier": "resnet50.conv1.weight stage1.4.0.conv1.weight stage4.0.0.bn3.bias backbone.3.0.0.conv2.weight "
+    "newly_added.0.weight",
+    "irn": "stage1.1.bias stage5.0.0.conv3.weight backbone.4.0.0.conv3.weight edge_layers.5.bias dp_layers.6.3.weight "
+    "mean_shift.running_mean fc_dp7.4.running_mean",
 }
 
 
@@ -135,18 +127,15 @@ def test_a_classifier_loads_into_the_boundary_network(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("key", "prefix", "half"),
-    [
-        (None, "", False), (None, "", True), ("model_state_dict", "", False), ("net", "", False),
-        ("state_dict", "module.", False), ("state_dict", "model.", False), ("model", "module.model.", False),
-    ],
-)  # fmt: skip
-def test_a_classifier_of_torchvision_loads(tmp_path, key, prefix, half):
-    """Whose head is a linear layer `fc`, with a bias that a CAM has no use for."""
+    ("key", "prefix"),
+    [(None, ""), ("model_state_dict", ""), ("net", "module."), ("state_dict", "model."), ("model", "module.model.")],
+)
+def test_a_classifier_of_torchvision_loads(tmp_path, key, prefix):
+    """Whose head is a linear layer `fc`, with a bias that a CAM has no use for; in half precision."""
     model = NETWORKS["classifier"]()
-    state = {name: value.half().float() if half else value for name, value in golden_state(model).items()}
+    state = {name: value.half().float() for name, value in golden_state(model).items()}
     theirs = {**backbone(state), "fc.weight": state["classifier.weight"].flatten(1), "fc.bias": torch.ones(4)}
-    theirs = {f"{prefix}{name}": value.half() if half else value for name, value in theirs.items()}
+    theirs = {f"{prefix}{name}": value.half() for name, value in theirs.items()}
     torch.save({"epoch": 3, "optimizer": {}, key: theirs} if key else theirs, tmp_path / "w.pth")
     weights.load(model, tmp_path / "w.pth")
     check(model, state)
@@ -163,22 +152,12 @@ def test_a_classifiers_own_head_wins_over_that_of_imagenet():
 # files
 
 
-@pytest.mark.parametrize("key", [None, "state_dict", "model"])
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-def test_files(kind, state, model, tmp_path, key, zipped):
-    content = published(kind, state)
-    torch.save(
-        {key: content, "epoch": 3} if key else content, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped
-    )
-    weights.load(model, tmp_path / "w.pth")
-    check(model, state)
-    model = NETWORKS[kind]()
+def test_files(kind, state, model, tmp_path, zipped):
+    """By the doubled name that the published scripts write."""
+    torch.save(published(kind, state), tmp_path / "w.pth.pth", _use_new_zipfile_serialization=zipped)
     weights.load_backbone(model, str(tmp_path / "w.pth"))
     check(model, state, backbone(values(model)))
-
-
-def test_the_doubled_name_of_the_published_scripts_is_found(kind, state, model, tmp_path):
-    torch.save(state, tmp_path / "w.pth.pth")
     weights.load(model, tmp_path / "w.pth")
     check(model, state)
 
@@ -187,18 +166,16 @@ def another_network(state):
     return golden_state(resnet50_cam.Net(20, "resnet14"))
 
 
-N_CLASSES = r"classifier\.weight is \(20, (\d+), 1, 1\), wanted \(4, \1, 1, 1\); it was trained for another number of"
+N_CLASSES = r"classifier\.weight is \(20, .*, wanted \(4, .*; it was trained for another number of"
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (
-            lambda s: dict(list(values(NETWORKS["classifier"]()).items())[5:]),
-            r"lacks 5 of \d+ tensors: conv1\.weight, .* "
-            r"and 1 more; is it for this network\?",
+            lambda s: dict(list(s.items())[1:]),
+            r"lacks 1 of \d+ tensors: conv1\.weight; is it for this network\?",
         ),
-        (lambda s: {**s, "classifier.weight": torch.zeros(7, 7)}, r"classifier\.weight is \(7, 7\), wanted"),
         (lambda s: {**s, "conv1.weight": torch.zeros(1, 2)}, r"conv1\.weight is \(1, 2\), wanted \(\d+, 3, 7, 7\)$"),
         (another_network, N_CLASSES),
         (lambda s: published("classifier", another_network(s), originals=False), N_CLASSES),
@@ -208,25 +185,6 @@ N_CLASSES = r"classifier\.weight is \(20, (\d+), 1, 1\), wanted \(4, \1, 1, 1\);
 def test_weights_that_do_not_fit_are_named_and_change_nothing(tmp_path, change, message):
     torch.save(change(golden_state(NETWORKS["classifier"]())), tmp_path / "w.pth")
     refused(tmp_path / "w.pth", rf"w\.pth .*{message}")
-
-
-TRACES = []
-
-
-def trace():
-    TRACES.append("run")
-
-
-class Payload:
-    def __reduce__(self):
-        return trace, ()
-
-
-@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-def test_a_file_with_code_is_refused_and_not_run(state, model, tmp_path, zipped):
-    torch.save({**state, "more": Payload()}, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
-    refused(tmp_path / "w.pth", r"w\.pth holds more than tensors, or is damaged, and is refused", model)
-    assert TRACES == []
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])

@@ -95,7 +95,7 @@ def parse(steps: Sequence, argv: Sequence[str]) -> tuple[argparse.Namespace, dic
     first.add_argument("--photo")
     early, _ = first.parse_known_args(argv)
     config = _read_config(early.config, parser) if early.config else {}
-    if early.photo is not None:
+    if early.photo is not None or "photo" in config:
         parser.set_defaults(dataset="photos")
     values = preset(early.dataset or config.get("dataset") or parser.get_default("dataset"))
     sources = {name: source for name, (_, source) in values.items()}
@@ -112,6 +112,10 @@ def parse(steps: Sequence, argv: Sequence[str]) -> tuple[argparse.Namespace, dic
     if sources.get("steps") != "command line" and "steps" not in config:  # those of the preset
         asked = any(getattr(args, f"{step.name}_pass") for step in steps)
         args.steps = None if asked else args.steps
+    others = ("steps", *(f"{step.name}_pass" for step in steps), "check_data", "preview", "compare", "dry_run")
+    others = [f"--{name}" for name in others if sources.get(name) == "command line"]
+    if args.photo is not None and others:
+        raise UserError(f"--photo does nothing but its strip; leave it out, or {' and '.join(others)}")
     args.work_dir = args.work_dir or str(Path("result") / Path(args.dataset).stem)
     _check(args)
     return args, {name: sources.get(name, "default") for name in vars(args)}

@@ -27,25 +27,23 @@ def possible(args: argparse.Namespace, dataset: Dataset, chosen: Sequence) -> Se
     """The chosen steps (`runner.Step`) for which the dataset has labels and ground truth; UserError if none is left."""
     for note in dataset.notes:
         logging.warning(note)
+
+    def without(need: str, lacks: str) -> list:
+        out = [step.name for step in chosen if getattr(step, need)]
+        if len(out) == len(chosen):
+            raise UserError(f"{lacks}, and all of these steps need some: {', '.join(out)}")
+        if out:
+            logging.warning("%s: left out %s", lacks, ", ".join(out))
+        return [step for step in chosen if not getattr(step, need)]
+
     if not dataset.has_labels:
-        learning = [step.name for step in chosen if step.needs_labels]
-        chosen = [step for step in chosen if not step.needs_labels]
-        if not chosen:
-            raise UserError(f"{args.data_root} has no labels, and all of these steps need some: {', '.join(learning)}")
-        if learning:
-            logging.warning("%s has no labels: left out %s", args.data_root, ", ".join(learning))
-    scoring = [step.name for step in chosen if step.needs_masks]
-    lacks = f"dataset {args.dataset} has no masks"
-    if dataset.has_masks:
-        if not scoring or any(map(dataset.has_mask, image_names(args, dataset, "eval"))):
-            return chosen
-        lacks += f" for --eval_list {args.eval_list}"
-    if not scoring:
-        return chosen
-    if len(scoring) == len(chosen):
-        raise UserError(f"{lacks}, and all of these steps need some: {', '.join(scoring)}")
-    logging.warning("%s: left out %s", lacks, ", ".join(scoring))
-    return [step for step in chosen if not step.needs_masks]
+        chosen = without("needs_labels", f"{args.data_root} has no labels")
+    if not dataset.has_masks:
+        return without("needs_masks", f"dataset {args.dataset} has no masks")
+    scoring = any(step.needs_masks for step in chosen)
+    if scoring and not any(map(dataset.has_mask, image_names(args, dataset, "eval"))):
+        return without("needs_masks", f"dataset {args.dataset} has no masks for --eval_list {args.eval_list}")
+    return chosen
 
 
 def check_disk(args: argparse.Namespace, dataset: Dataset, steps: Sequence[str]) -> None:

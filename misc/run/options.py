@@ -16,13 +16,6 @@ RIB, IRN, DEEPLAB = "RIB, section 5.1", "IRN, run_sample.py", "DeepLab-v2"
 RIB_STEP, RIB_RUN, AUTHORS = "RIB, step/make_rib_cam.py", "RIB, run_sample.py", "RIB, as its authors report"
 
 
-class NetworkNames(tuple):
-    """Names of networks; `timm:` and the name of one of timm's is a choice too."""
-
-    def __contains__(self, name: object) -> bool:
-        return super().__contains__(name) or str(name).startswith("timm:")
-
-
 class Option(NamedTuple):
     """One argument. source: of the default, for values of the method. basic: shown by `--help`, the rest by
     `--help_all`. also: other names, those of the published code."""
@@ -78,6 +71,13 @@ def words(*choices: str) -> Callable[[str], tuple[str, ...]]:
 
     parse.__name__ = "list of words joined by commas"
     return parse
+
+
+def network(text: str) -> str:
+    """The name of a backbone: one of ours, or timm:NAME."""
+    if text not in ("resnet50", "resnet14") and not text.startswith("timm:"):
+        raise argparse.ArgumentTypeError(f"{text!r} is none of resnet50, resnet14, timm:NAME; maybe timm:{text}")
+    return text
 
 
 def boolean(text: str) -> bool:
@@ -138,14 +138,14 @@ OPTIONS: dict[str, list[Option]] = {
         Option("limit", None, POSITIVE, "N", "use only the first N images of every list"),
         Option("max_side", None, POSITIVE, "PX", "work on images scaled down to this long side; masks are stored and "
                "scored at the images' own size, CAM files stay small"),
-        _more("photos_size", 320, POSITIVE, "PX", "photos and --photo: long side of the images", "this program"),
+        _more("photos_size", 576, POSITIVE, "PX", "photos and --photo: long side of the images", "found on photos"),
         _more("shapes_train", 320, POSITIVE, "N", "shapes: training images"),
         _more("shapes_val", 80, POSITIVE, "N", "shapes: validation images"),
         _more("shapes_size", 96, POSITIVE, "PX", "shapes: side of the images"),
     ],
     "classifier and CAM (steps 1 to 3)": [
-        Option("cam_network", "resnet50", None, "NAME", "backbone of classifier and IRN; timm:NAME: a network of timm",
-               RIB, choices=NetworkNames(("resnet50", "resnet14", "timm:NAME"))),
+        Option("cam_network", "resnet50", network, "NAME",
+               "backbone of classifier and IRN: resnet50, resnet14, or timm:NAME, a network of timm", RIB),
         Option("cam_init", "imagenet", None, "INIT", "imagenet, scratch (every layer learns), or a weights file; "
                "head:imagenet or head:FILE: a classifier with its head, nothing is trained", "IRN, step/train_cam.py"),
         _more("cam_head_centred", True, boolean, "BOOL", "head:imagenet: subtract the mean row of all categories",

@@ -18,23 +18,25 @@ from misc.cam import combine_scales
 from misc.memory import out_of_memory
 from misc.rib import RIB
 from misc.run.networks import load_cam
+from net.resnet50_cam import CAM
 
 Item = tuple[str, tuple[int, int], list[torch.Tensor], torch.Tensor, Iterator[tuple[torch.Tensor, torch.Tensor]]]
 
 
 def open_rib(
-    args: argparse.Namespace, dataset: Dataset, names: Sequence[str], device: torch.device, n_iter: int | None = None
-) -> tuple[RIB, Iterator[Item], Stopwatch]:
+    args: argparse.Namespace, dataset: Dataset, names: Sequence[str], device: torch.device, n_iter: int | None = None,
+    model: CAM | None = None,
+) -> tuple[RIB, Iterator[Item], Stopwatch]:  # fmt: skip
     """RIB with the trained classifier, and for each of `names` what `RIB.run_features` takes.
 
     Items are (name, (H, W), pyramid, label [C], companions), on the device.
 
-    n_iter: steps, by default `--RIB_iter`, to which the learning rates belong in any case. The stopwatch counts how
-    long images were waited for.
+    n_iter: steps, by default `--RIB_iter`, to which the learning rates belong in any case. model: the classifier, by
+    default that of train_cam. The stopwatch counts how long images were waited for.
     """
     n_iter = n_iter or args.RIB_iter
     rib = RIB(
-        load_cam(args, dataset, device), args.RIB_lr, n_iter, args.pooling, args.score_th,
+        model or load_cam(args, dataset, device), args.RIB_lr, n_iter, args.pooling, args.score_th,
         args.stop_th, args.explode_th, args.explode_ratio, args.RIB_weight_decay, args.precision,
         args.RIB_activation, args.RIB_iter,
     )  # fmt: skip
@@ -104,7 +106,7 @@ class Recording(NamedTuple):
 
 
 def record(
-    args: argparse.Namespace, dataset: Dataset, names: Sequence[str], device: torch.device
+    args: argparse.Namespace, dataset: Dataset, names: Sequence[str], device: torch.device, model: CAM | None = None
 ) -> Iterator[Recording]:
     """Every image of `names` through RIB with `--RIB_iter` K updates of the weights, one more than make_rib_cam.
 
@@ -113,7 +115,7 @@ def record(
     (`RIB(..., n_iter=k + 1, schedule=K)`): the rate of a step depends on K, so k steps of it are not `--RIB_iter k`.
     An image whose numbers overflow on the way stays as it was before. Companions are those of make_rib_cam.
     """
-    rib, items, _ = open_rib(args, dataset, names, device, args.RIB_iter + 1)
+    rib, items, _ = open_rib(args, dataset, names, device, args.RIB_iter + 1, model)
     for name, size, levels, label, companions in items:
         keys = label.nonzero().flatten()
         recorded: list[list[torch.Tensor]] = []
