@@ -29,11 +29,11 @@ class Row:
 
 def measure(function: Callable[[], object], runs: int = 5, warm_up: int = 1) -> tuple[np.ndarray, object]:
     """Seconds of every run after `warm_up` unmeasured ones, and the last result."""
-    return measure_together(function, runs=runs, warm_up=warm_up)[0]
+    return measure_together([function], runs, warm_up)[0]
 
 
 def measure_together(
-    *functions: Callable[[], object], runs: int = 7, warm_up: int = 1
+    functions: Sequence[Callable[[], object]], runs: int = 7, warm_up: int = 1
 ) -> list[tuple[np.ndarray, object]]:
     """As `measure` for each of the functions, taking turns: what else the machine does slows all of them alike."""
     results: list = [None] * len(functions)
@@ -92,22 +92,16 @@ def environment() -> dict:
 
 
 class Budget:
-    """Whether there is time for one more row: for what it takes at least, and for the slowest one before it.
-
-    image: seconds of one image by precision, as far as measured.
-    """
+    """Whether there is time for one more row. image: seconds of one image by precision, as far as measured."""
 
     def __init__(self, seconds: float):
-        self.begin = self.last = time.perf_counter()
-        self.seconds, self.slowest = seconds, 0.0
+        self.end = time.perf_counter() + seconds
         self.skipped: list[str] = []
         self.image: dict[str, float] = {}
 
     def allows(self, what: str, least: float = 0.0) -> bool:
         """Asked before each row that takes `least` seconds or more; where it is refused, `skipped` keeps its name."""
-        now = time.perf_counter()
-        self.slowest, self.last = max(self.slowest, now - self.last), now
-        if now - self.begin + max(self.slowest, least) > self.seconds:
+        if time.perf_counter() + least > self.end:
             self.skipped.append(what)
         return what not in self.skipped
 
@@ -127,8 +121,7 @@ def write(rows: list[Row], folder: Path, name: str, skipped: Sequence[str] = ())
     if skipped:
         lines += ["", f"Not measured, for lack of time: {'; '.join(skipped)}."]
     text = "\n".join(lines) + "\n"
-    save_json(
-        folder / f"{name}.json", {"environment": machine, "rows": [asdict(r) for r in rows], "skipped": list(skipped)}
-    )
+    content = {"environment": machine, "rows": [asdict(r) for r in rows], "skipped": list(skipped)}
+    save_json(folder / f"{name}.json", content)
     write_atomic(folder / f"{name}.md", lambda file: file.write(text.encode()))
     return text

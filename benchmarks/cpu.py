@@ -58,18 +58,17 @@ def bench_walk() -> list[Row]:
 def bench_crf() -> list[Row]:
     """Both CRF runs of an IRN label on photographs, against pydensecrf where it is installed."""
     rows = []
+    backends = ["scipy", "pydensecrf"] if find_spec("pydensecrf") else ["scipy"]
     for name, n_labels in (*((name, 2) for name in PHOTOGRAPHS), ("chelsea", 20), ("motorcycle", 20)):
         image = photograph(name)
         labelings = labelings_of(image, n_labels)
-        what = f"IRN label, {name}, {image.shape[0]} x {image.shape[1]}, {n_labels} labels, both runs"
-        backends = ["scipy", "pydensecrf"][: 1 + (find_spec("pydensecrf") is not None)]
-        (ours, got), *others = measure_together(
-            *(partial(crf.crf_labels, image, labelings, n_labels, backend) for backend in backends)
-        )
+        works = [partial(crf.crf_labels, image, labelings, n_labels, backend) for backend in backends]
+        (ours, got), *others = measure_together(works)
         against = ()
         for seconds, wanted in others:
             different = np.count_nonzero(np.array(got) != np.array(wanted))
             against = "pydensecrf", seconds, f"{different} of {np.size(wanted)} pixels differ"
+        what = f"IRN label, {name}, {image.shape[0]} x {image.shape[1]}, {n_labels} labels, both runs"
         rows.append(row(what, ours, *against))
     return rows
 
@@ -88,9 +87,7 @@ def cam_files(folder: Path, n_images: int, n_classes: int) -> list[tuple[Path, n
     return out
 
 
-def sweep_files(
-    files: list[tuple[Path, np.ndarray]], thresholds: np.ndarray, n_classes: int, workers: int
-) -> np.ndarray:
+def sweep_files(files: list[tuple[Path, np.ndarray]], thresholds: np.ndarray, n_classes: int, workers: int):
     """Confusions at every threshold, as step eval_cam computes them."""
     total = ThresholdSweep(thresholds, n_classes)
     parts = [files[i : i + 16] for i in range(0, len(files), 16)]
@@ -119,11 +116,8 @@ def bench_eval() -> list[Row]:
             plain, wanted = measure(lambda: reference.confusions_by_threshold(few, THRESHOLDS, n_classes), 1, 0)
             same = np.array_equal(sweep_files(files[:16], THRESHOLDS, n_classes, 0), wanted)
         note = f"{'equal' if same else 'NOT EQUAL'}; {np.median(all_) / np.median(one):.2f}x the time of 1 threshold"
-        what, against = (
-            f"seeds at 30 thresholds, 128 images, {n_classes} classes",
-            "30 passes (1 process; 16 images, times 8)",
-        )
-        rows.append(row(what, all_, against, 8 * plain, note))
+        what = f"seeds at 30 thresholds, 128 images, {n_classes} classes"
+        rows.append(row(what, all_, "30 passes (1 process; 16 images, times 8)", 8 * plain, note))
     return rows
 
 
@@ -153,20 +147,19 @@ def bench_rib() -> list[Row]:
     return rows
 
 
-def objects(size: tuple[int, int], n: int = 6, seed: int = 0) -> np.ndarray:
+def objects(size: tuple[int, int], n: int = 6) -> np.ndarray:
     """float32 [2, h, w]: every position points to 0.7 of the way to the nearest of n centres, blurred, with noise."""
-    rng = np.random.default_rng(seed)
-    grid = np.indices(size)
+    rng = np.random.default_rng(0)
     centres = rng.uniform((0, 0), size, (n, 2))
-    offset = centres[:, :, None, None] - grid  # (n, 2, h, w)
+    offset = centres[:, :, None, None] - np.indices(size)  # (n, 2, h, w)
     nearest = (offset**2).sum(1).argmin(0)
     field = 0.7 * np.take_along_axis(offset, nearest[None, None], 0)[0]
     return (gaussian_filter(field, (0, 2, 2)) + rng.normal(0, 0.3, field.shape)).astype(np.float32)
 
 
-def smooth(size: tuple[int, int], amplitude: float, blur: float, seed: int = 0) -> np.ndarray:
+def smooth(size: tuple[int, int], amplitude: float, blur: float) -> np.ndarray:
     """float32 [2, h, w]: blurred noise of the given deviation before it is blurred."""
-    noise = np.random.default_rng(seed).normal(0, amplitude, (2, *size))
+    noise = np.random.default_rng(0).normal(0, amplitude, (2, *size))
     return gaussian_filter(noise, (0, blur, blur)).astype(np.float32)
 
 

@@ -6,8 +6,8 @@ Needs no dataset and no weights: it draws photographs, writes them as JPEG files
 from random weights, with the stop and the explosion guard switched off, so that every image takes all its steps. It
 measures the computation alone (companions on the device) in every precision, with CUDA graphs and with ordinary calls,
 against the plain form; images of many sizes one after another; the memory of the largest image; the whole step
-`make_rib_cam` with a pool of companions and with fresh ones, decoded by worker processes; and these processes alone.
-What does not fit into --minutes is left out, and the table says so.
+`make_rib_cam` with a pool of companions and with fresh ones, decoded by worker processes. What does not fit into
+--minutes is left out, and the table says so.
 """
 
 import argparse
@@ -15,25 +15,20 @@ import gc
 import json
 import sys
 import tempfile
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 import run_sample
 from benchmarks import reference
 from benchmarks.common import Budget, Row, measure, photo, row, write
-from data import open_dataset
-from data.loaders import Loader, RawCrops
 from data.process import cores
 from data.transforms import pyramid
 from misc.rib import RIB
-from misc.run.arguments import parse
 from misc.torchutils import resolve_device, set_precision
 from net.resnet50_cam import CAM
 
@@ -46,8 +41,6 @@ SIZES = [
     (0.75, 1), (0.666, 1), (0.75, 1), (1, 0.75), (0.668, 1), (0.75, 1), (1, 0.666), (0.664, 1), (0.75, 1), (1, 1),
     (0.666, 1), (0.75, 1), (1, 0.75), (0.562, 1), (0.748, 1), (0.75, 1),
 ]  # fmt: skip
-# Dense bfloat16 peaks in TFLOP/s as the makers give them, by a part of the device's name.
-PEAKS = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362, "RTX 4090": 165}
 FEWER_IMAGES = {"fp32": 6, "tf32": 2, "bf16": 1}  # slower precisions get so many times fewer images
 
 
@@ -94,22 +87,20 @@ def bench_compute(args: argparse.Namespace, device: torch.device, budget: Budget
         return reference.plain_rib(model, levels, label, companions, lr=LEARNING_RATE, n_iter=args.steps).cams
 
     set_precision("tf32")  # as PyTorch computes convolutions where nothing is said
-    fast, _ = measure(_finished(plain, device), runs=2)
+    fast, _ = _measured(plain, device, runs=2, warm_up=1)
     shape = f"{size[0]} x {size[1]}, K {args.steps}, B {args.companions}, crop {args.crop}"
     yield row(f"RIB, plain form, tf32, {shape}", fast)
     set_precision("fp32")
-    slow, wanted = measure(_finished(plain, device), runs=1)
+    slow, wanted = _measured(plain, device, warm_up=1)
     yield row("RIB, plain form, fp32", slow)
-    teraflop = _teraflop(_rib(args, device, "fp32", False), levels, label, companions)
     for what, precision, graph in _forms(args, device, budget):
         against = ("plain form, fp32", slow) if precision == "fp32" else ("plain form, tf32", fast)
         rib = _rib(args, device, precision, graph)
-        work = _finished(lambda rib=rib: rib.run(levels, label, companions), device)
-        seconds, (got, _) = measure(work, args.runs if graph else min(args.runs, 3), warm_up=2)
+        runs = args.runs if graph else min(args.runs, 3)
+        seconds, (got, _) = _measured(lambda rib=rib: rib.run(levels, label, companions), device, runs, warm_up=2)
         error = max(float((g[3] - w[3]).abs().max() / w[3].abs().max()) for g, w in zip(got, wanted, strict=True))
         middle = budget.image[precision] = float(np.median(seconds))
-        note = f"error {error:.1e}; {_pace(middle)}; {_arithmetic(teraflop, middle, device)}"
-        yield row(what, seconds, *against, note)
+        yield row(what, seconds, *against, f"error {error:.1e}; {_pace(middle)}")
 
 
 def bench_sizes(args: argparse.Namespace, device: torch.device, budget: Budget) -> Iterator[Row]:
@@ -120,8 +111,7 @@ def bench_sizes(args: argparse.Namespace, device: torch.device, budget: Budget) 
         rib = _rib(args, device, precision, graph)
         rib.run(*_inputs(args, (args.long // 2, args.long // 2), device))  # libraries are loaded
         rib.graphs.recorded = 0
-        work = _finished(lambda rib=rib, count=count: [rib.run(*x) for x in inputs[:count]], device)
-        seconds, _ = measure(work, runs=1, warm_up=0)
+        seconds, _ = _measured(lambda rib=rib, count=count: [rib.run(*x) for x in inputs[:count]], device)
         note = f"{count} images of {len(set(SIZES[:count]))} sizes; {_pace(seconds[0] / count)}"
         note += f"; {rib.graphs.recorded} graphs recorded" if rib.graphs.recorded else ""
         yield row(what, seconds / count, agreement=note)
@@ -142,7 +132,7 @@ def bench_memory(args: argparse.Namespace, device: torch.device, budget: Budget)
         torch.cuda.reset_peak_memory_stats()
         inputs = [_inputs(args, size, torch.device("cpu")) for size in sizes]
         inputs = [([level.to(device) for level in levels], label.to(device), rest) for levels, label, rest in inputs]
-        seconds, _ = measure(_finished(lambda rib=rib, inputs=inputs: [rib.run(*x) for x in inputs], device), 1, 0)
+        seconds, _ = _measured(lambda rib=rib, inputs=inputs: [rib.run(*x) for x in inputs], device)
         note = f"{torch.cuda.max_memory_reserved() / 2**30:.1f} GiB of GPU memory reserved at most"
         yield row(what, seconds / 3, agreement=note)
         del rib
@@ -166,21 +156,6 @@ def bench_step(args: argparse.Namespace, device: torch.device, budget: Budget) -
                 seconds = (times[-1] - times[begin]) / (count - 1 - begin)
                 note = f"{_pace(seconds)}; {values['waiting_share']:.1%} waiting for images; {args.workers} workers"
                 yield row(what, np.array([seconds]), agreement=note)
-        if budget.allows("companions alone"):
-            yield _companions_alone(args, root, device)
-
-
-def _companions_alone(args: argparse.Namespace, root: Path, device: torch.device, images: int = 20) -> Row:
-    """How fast fresh companions arrive where nothing else is computed; seconds per image."""
-    options, _ = parse(run_sample.STEPS, ["--dataset", "folder", "--data_root", str(root / "data")])
-    crops = RawCrops(open_dataset(options), options.RIB_resize_long, args.crop, seed=0)
-    n = images * (args.steps - 1)
-    batches = [[(f"{j % 120:04d}", i) for j in range(i, i + args.companions)] for i in range(n + 1)]
-    loader = iter(Loader(crops, args.workers, batch_sampler=batches, pin_memory=device.type == "cuda"))
-    next(loader)  # the workers have started
-    seconds, _ = measure(lambda: deque(loader, 0), runs=1, warm_up=0)
-    note = f"{1000 * seconds[0] * args.workers / (n * args.companions):.1f} ms a crop; {args.workers} workers"
-    return row("companions alone, fresh", seconds / images, agreement=note)
 
 
 def _step(
@@ -204,10 +179,8 @@ def _step(
 
 def _rib(args: argparse.Namespace, device: torch.device, precision: str, graph: bool) -> RIB:
     set_precision(precision)
-    rib = RIB(
-        _model(args, device), LEARNING_RATE, args.steps, score_th=0.4, stop_th=1e30, explode_ratio=2.0,
-        precision=precision,
-    )  # fmt: skip
+    endless = {"stop_th": 1e30, "explode_ratio": 2.0}
+    rib = RIB(_model(args, device), LEARNING_RATE, args.steps, precision=precision, **endless)
     rib.graphs.enabled = graph
     return rib
 
@@ -246,36 +219,16 @@ def _inputs(args: argparse.Namespace, size: tuple[int, int], device: torch.devic
     return levels, label, [(crops[k % 2], others) for k in range(args.steps)]
 
 
-def _finished(work, device: torch.device):
-    """`work`, done once the device is."""
+def _measured(work: Callable[[], object], device: torch.device, runs: int = 1, warm_up: int = 0) -> tuple:
+    """As `measure`, until the device is done."""
 
-    def run():
+    def run() -> object:
         result = work()
         if device.type == "cuda":
             torch.cuda.synchronize()
         return result
 
-    return run
-
-
-def _teraflop(rib: RIB, levels: list, label: torch.Tensor, companions: list) -> float:
-    """What the image takes in TFLOP, counted."""
-
-    def count(x: Sequence[int], weight: Sequence[int], *_, out_shape: Sequence[int], **__) -> int:
-        return conv_flop_count(x, weight, out_shape)
-
-    fused = (torch.ops.aten.cudnn_convolution_relu, torch.ops.aten.cudnn_convolution_add_relu)
-    with FlopCounterMode(display=False, custom_mapping=dict.fromkeys(fused, count)) as counter:
-        rib.run(levels, label, companions)
-    return counter.get_total_flops() / 1e12
-
-
-def _arithmetic(teraflop: float, seconds: float, device: torch.device) -> str:
-    """The work and its rate, as a fraction of the device's bfloat16 peak where that is known."""
-    name = torch.cuda.get_device_name() if device.type == "cuda" else ""
-    peak = next((peak for part, peak in PEAKS.items() if part in name), None)
-    fraction = f", {teraflop / seconds / peak:.0%} of the bf16 peak of {peak}" if peak else ""
-    return f"{teraflop:.1f} TFLOP, {teraflop / seconds:.0f} TFLOP/s{fraction}"
+    return measure(run, runs, warm_up)
 
 
 def _write_images(args: argparse.Namespace, root: Path) -> None:

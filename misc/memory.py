@@ -29,17 +29,17 @@ def split(rows: int | None, *tensors: torch.Tensor) -> Iterator[tuple[torch.Tens
 class Rows:
     """How many rows of a batch go through a network at once: all, or fewer once memory has run out.
 
-    most: rows at a time, None: all.
+    most: rows at a time, None: all. before: called before every further attempt.
     """
 
-    def __init__(self):
+    def __init__(self, before: Callable[[], None] = lambda: None):
         self.most: int | None = None
+        self.before = before
 
-    def retry(self, work: Callable[[int | None], T], batch: int, before: Callable[[], None] = lambda: None) -> T:
+    def retry(self, work: Callable[[int | None], T], batch: int) -> T:
         """work(most), and again with half as many rows at a time for as long as memory runs out.
 
-        batch: rows of the largest batch in it. before: called before every further attempt. The error is raised where
-        one row at a time is too much.
+        batch: rows of the largest batch in it. The error is raised where one row at a time is too much.
         """
         while True:
             try:
@@ -49,6 +49,6 @@ class Rows:
                     raise
             self.most = max(1, min(batch, self.most or batch) // 2)  # out of the handler: errors keep tensors alive
             logging.warning("out of memory, retrying with %d images at a time", self.most)
-            before()
+            self.before()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()

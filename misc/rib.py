@@ -24,8 +24,6 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "tanh": torch.tanh,
     "relu": torch.relu,
 }
-Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
-OnStep = Callable[[int, Sequence[torch.Tensor]], None]
 
 
 def gndrp(cam: torch.Tensor, score_th: float) -> torch.Tensor:
@@ -42,13 +40,12 @@ def gndrp(cam: torch.Tensor, score_th: float) -> torch.Tensor:
 class RIB:
     """Fine-tunes a classifier on one image at a time and collects the CAMs of every step.
 
-    model: CAM network with the trained weights; every run starts from them and they are restored afterwards.
-    lr: of the backbone (head 10x). pooling: "gndp" or "gap". stop_th: stop once |sum of the image's target logits|
-    exceeds it. explode_th, explode_ratio: an image ends when the normalised map exceeds explode_th on more than
-    explode_ratio of its positions. weight_decay: of every group. precision: "bf16" computes the network in bfloat16;
-    weights, sums and pooling stay in float32. activation: f in the loss, of every pooled logit by itself; what stops an
-    image stays the logits themselves. schedule: steps over which the learning rate falls, by default n_iter; with a
-    fixed schedule the first steps do not depend on n_iter. ValueError for a word that is none of the choices.
+    model: CAM network with the trained weights; every image starts from them and they are restored afterwards.
+    lr: of the backbone (head 10x). stop_th: stop once |sum of the image's target logits| exceeds it. explode_th,
+    explode_ratio: an image ends when the normalised map exceeds explode_th on more than explode_ratio of its positions.
+    precision: "bf16" computes the network in bfloat16; weights, sums and pooling stay in float32. activation: f in the
+    loss; what stops an image stays the logits themselves. schedule: steps over which the learning rate falls, by
+    default n_iter. ValueError for a word that is none of the choices.
     """
 
     def __init__(
@@ -77,42 +74,65 @@ class RIB:
         self.parameters = [parameter.requires_grad_(True) for parameter in (*upper, *head)]
         self.trained = [parameter.detach().clone() for parameter in self.parameters]
         groups = [
-            {"params": params, "lr": self.trained[0].new_tensor(rate), "weight_decay": weight_decay}
-            for params, rate in ((upper, lr), (head, 10 * lr))
+            {"params": parameters, "lr": self.trained[0].new_tensor(rate), "weight_decay": weight_decay}
+            for parameters, rate in ((upper, lr), (head, 10 * lr))
         ]
         self.optimizer = PolyOptimizer(groups, lr, weight_decay, max_step=schedule or n_iter, fused=True)
         self.network = for_rib(model, torch.bfloat16 if precision == "bf16" else torch.float32)
-        self.rows, self.graphs = Rows(), Graphs()
+        self.graphs = Graphs()
+        self.rows = Rows(before=self.graphs.clear)
         self.restore()
 
     def run(
-        self, pyramid: Sequence[torch.Tensor], label: torch.Tensor, companions: Batches, on_step: OnStep | None = None
-    ) -> tuple[list[torch.Tensor], int]:
+        self, pyramid: Sequence[torch.Tensor], label: torch.Tensor,
+        companions: Iterable[tuple[torch.Tensor, torch.Tensor]],
+        on_step: Callable[[int, Sequence[torch.Tensor]], None] | None = None, lowered: bool = False,
+    ) -> tuple[list[torch.Tensor], int]:  # fmt: skip
         """The CAMs of one image, summed over the steps.
 
         pyramid: per scale [2, 3, h, w] (image, mirror); the first entry is scale 1.0, the second 0.5. label: [C].
         companions: per step B disjoint images [B, 3, H, W] and labels [B, C]; where they end the image learns alone.
-        on_step: called as on_step(k, sums) once the CAMs of step k = 0, 1, ... are added (k = 0: the plain CAM); `sums`
-        go on growing, so clone them. The last call has what is returned.
+        lowered: they are what `lower` gives of the images. on_step: called as on_step(k, sums) once the CAMs of step
+        k = 0, 1, ... are added (k = 0: the plain CAM).
         Returns one [C, h', w'] per scale (relu, mirrors added, summed over steps) and the number of steps entered.
         FloatingPointError if CAMs or loss are not finite. Where memory runs out the image goes on with fewer rows at a
         time; the error is raised where one is too much.
         """
-        features = ((self.lower(images), labels.to(label.device, non_blocking=True)) for images, labels in companions)
-        return self.run_features(pyramid, label, features, on_step)
-
-    def run_features(
-        self, pyramid: Sequence[torch.Tensor], label: torch.Tensor, companions: Batches, on_step: OnStep | None = None
-    ) -> tuple[list[torch.Tensor], int]:
-        """As `run` with companions that have been through `lower`: (features after layer2 [B, D, h, w], labels)."""
+        if not lowered:
+            companions = ((self.lower(images), labels.to(label.device)) for images, labels in companions)
         self.rows.most = None
+        image = [self.lower(images) for images in pyramid]
+        batches = islice(companions, self.n_iter - 1)
+        batch = next(batches, None)
+        sums = [0.0] * len(image)
         try:
-            sums, n_steps = self._run(pyramid, label, companions, on_step or (lambda k, sums: None))
+            for k in range(self.n_iter):
+                learns = k < self.n_iter - 1  # the last update would never be used
+                self.optimizer.set_rates(k)
+                step = partial(self.graphs, self._step) if learns else self._step
+                n_rows = 2 if batch is None else max(2, len(batch[0]))
+                cams, criteria = self.rows.retry(partial(step, image, label, batch, learns), n_rows)
+                read = read_later(criteria)
+                batch = next(batches, None)  # goes through the lower layers before a GPU is waited for
+                coverage, target, loss = read()
+                exploded = k > 0 and coverage > self.explode_ratio
+                # FIDELITY: an explosion is noticed once scale 1.0 is added; the other scales of its step are left out.
+                for scale in range(1 if exploded else len(cams)):
+                    sums[scale] = sums[scale] + cams[scale]
+                if on_step is not None:
+                    on_step(k, sums)
+                if exploded or not learns:
+                    break
+                if not math.isfinite(loss):
+                    raise FloatingPointError(f"the loss is not finite in RIB step {k + 1}; try a smaller --RIB_lr")
+                # FIDELITY: the sum over the image's six rows stands where the paper has min(m, y).
+                if abs(target) > self.stop_th:
+                    break
         finally:
             self.restore()
         if not torch.stack([torch.isfinite(cam).all() for cam in sums]).all():
             raise FloatingPointError("the CAMs are not finite; try a smaller --RIB_lr")
-        return sums, n_steps
+        return sums, k + 1
 
     @torch.no_grad()
     def lower(self, images: torch.Tensor) -> torch.Tensor:
@@ -122,7 +142,7 @@ class RIB:
         def work(rows: int | None) -> torch.Tensor:
             return torch.cat([self.network.lower(part) for (part,) in split(rows, images)])
 
-        return self.rows.retry(work, len(images), before=self.graphs.clear)
+        return self.rows.retry(work, len(images))
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -131,57 +151,21 @@ class RIB:
             parameter.copy_(trained)
         self.optimizer.reset()
 
-    def _run(self, pyramid, label, companions: Batches, on_step: OnStep) -> tuple[list[torch.Tensor], int]:
-        image = [self.lower(images) for images in pyramid]  # never changes: once per image
-        batches = islice(companions, self.n_iter - 1)
-        batch = next(batches, None)
-        sums: list[torch.Tensor] = []
-        for k in range(self.n_iter):
-            last = k == self.n_iter - 1  # its update would never be used
-            self.optimizer.set_rates(k)
-            cams, read = self._call_step(image, label, batch, not last)
-            batch = next(batches, None)  # goes through the lower layers before a GPU is waited for
-            coverage, target, loss = read()
-            exploded = k > 0 and coverage > self.explode_ratio
-            sums = sums or [torch.zeros_like(cam) for cam in cams]
-            # FIDELITY: an explosion is noticed once scale 1.0 is added; the other scales of its step are left out.
-            for total, cam in zip(sums, cams[:1] if exploded else cams, strict=False):
-                total += cam
-            on_step(k, sums)
-            if exploded or last:
-                break
-            if not math.isfinite(loss):
-                raise FloatingPointError(f"the loss is not finite in RIB step {k + 1}; try a smaller --RIB_lr")
-            # FIDELITY: the sum over the image's six rows stands where the paper has min(m, y).
-            if abs(target) > self.stop_th:
-                break
-        return sums, k + 1
-
-    def _call_step(self, image, label, companions, learns: bool):
-        """`_step` as a CUDA graph (the last one as a call), in parts where memory runs out; its numbers on call."""
-        step = partial(*(self.graphs, self._step) if learns else (self._step,), image, label, companions, learns)
-        cams, criteria = self.rows.retry(step, max(2, len(companions[0]) if companions else 0), self.graphs.clear)
-        return cams, read_later(criteria)
-
     def _step(self, image: Sequence[torch.Tensor], label: torch.Tensor, companions, learns: bool, rows: int | None):
-        """The CAMs with the weights as they are, and one update of these.
+        """The CAMs [C, h', w'] of every scale with the weights as they are, and one update of these.
 
-        image: features after layer2 of every scale [2, D, h, w]. companions: (features, labels) of B images or None.
-        rows: images at a time. Returns the CAMs per scale [C, h', w'], and what the criteria look at: the fraction of
-        the map that exceeds explode_th, the sum of the image's target logits, the loss.
+        image: features of every scale. companions: features and labels, or None. rows: images at a time. Also returns
+        what the criteria look at: the fraction of covered positions, the sum of the image's target logits, the loss.
         """
         self.optimizer.zero_grad()
         with torch.set_grad_enabled(learns):
             self.network.pull()
-        cams, target, loss = [], 0.0, 0.0
-        for scale, features in enumerate(image):
-            in_loss = scale != 1  # FIDELITY: scale 0.5 gives a CAM but no logit
-            raw, image_target, part_loss = self._backward(features, label.expand(2, -1), learns and in_loss, rows)
-            cams.append(merge_mirrors(raw))
-            if in_loss:
-                target, loss = target + image_target, loss + part_loss
-        if companions is not None:
-            loss = loss + self._backward(*companions, learns, rows)[2]
+        batches = [(features, label.expand(2, -1)) for features in image] + ([companions] if companions else [])
+        outcomes = [self._backward(x, y, learns and i != 1, rows) for i, (x, y) in enumerate(batches)]
+        cams = [merge_mirrors(raw) for raw, _, _ in outcomes[: len(image)]]
+        del outcomes[1]  # FIDELITY: scale 0.5 gives a CAM but no logit
+        target = sum(target for _, target, _ in outcomes[: len(image) - 1])
+        loss = sum(loss for _, _, loss in outcomes)
         if learns:
             self.network.push()
             self.optimizer.update()
@@ -192,8 +176,7 @@ class RIB:
     def _backward(self, features: torch.Tensor, labels: torch.Tensor, learns: bool, rows: int | None):
         """Adds the gradient of the loss - sum label * logit: the sigmoid is removed (RIB, section 4.1).
 
-        features after layer2 [B, D, h, w], labels [B, C]. Returns the raw CAMs [B, C, h', w'], the sum of the target
-        logits and the loss.
+        Returns the raw CAMs [B, C, h', w'], the sum of the target logits and the loss.
         """
         cams, target, loss = [], 0.0, 0.0
         for x, y in split(rows, features, labels):  # the loss is a sum: each part gives back its memory

@@ -20,9 +20,9 @@ from misc.metrics import ThresholdSweep, fixed_and_best, mean_iou, sweep_thresho
 from misc.report import plots
 from misc.report.tables import ablation_tables
 from misc.run.outputs import require
-from misc.run.provenance import code_version, digest_of_array
+from misc.run.provenance import check_same, code_version, digest_of_array
 from misc.run.recording import Recording, record
-from misc.run.studies import STUDIES, Point, Times, chosen_studies, inputs_of, is_number, make_point, points_of
+from misc.run.studies import STUDIES, Point, Times, is_number, make_point, points_of
 
 RESULTS = "results.json"
 
@@ -37,20 +37,16 @@ def run(args: argparse.Namespace, dataset: Dataset) -> dict:
     scored = scored_names(args, dataset)
     order = rng(args.seed, "ablate").permutation(len(scored))
     names = [scored[i] for i in order[: args.ablate_limit]]
-    inputs = inputs_of(args, dataset)
-    studies = {name: points_of(STUDIES[name], args, inputs) for name in chosen_studies(args.ablate)}
-    points: dict[str, Point] = {}
-    for point in (point for listed in studies.values() for point in listed):
-        points.setdefault(point.key, point)
-    folder = Path(args.work_dir) / "ablate"
+    studies = {name: points_of(STUDIES[name], args, dataset) for name in STUDIES if name in args.ablate}
+    points = {point.key: point for listed in studies.values() for point in listed}
+    folder, device = Path(args.work_dir) / "ablate", torchutils.resolve_device(args.device)
     before = torchutils.on_first_rank(lambda: _before(args, folder, points, names))
-    device = torchutils.resolve_device(args.device)
     measured, made = {}, 0
     own_names = torchutils.shard(names)
     with bar(len(points) * len(own_names), "ablate") as progress:
         for i, point in enumerate(points.values()):
-            folder_of_point = folder / "points" / point.key
-            counts, ends, computed = _measure(point, dataset, own_names, folder_of_point, device, progress)
+            into = folder / "points" / point.key
+            counts, ends, computed = _measure(point, dataset, own_names, into, device, progress)
             made += computed
             curve = _curve(point.args, torchutils.all_reduce_sum(counts))
             ended_early, not_finite = torchutils.all_reduce_sum(ends).tolist()
@@ -59,11 +55,11 @@ def run(args: argparse.Namespace, dataset: Dataset) -> dict:
             progress.clear()
             logging.info(
                 "point %d of %d, %s: mIoU %.1f at the best threshold, %.1f at the fixed; CAM %.1f, %.1f",
-                i + 1, len(points), point.label, 100 * curve["best"][written], 100 * curve["fixed"][written],
-                100 * curve["best"][0], 100 * curve["fixed"][0],
+                i + 1, len(points), point.label,
+                *(100 * curve[key][k] for k in (written, 0) for key in ("best", "fixed")),
             )  # fmt: skip
     made = sum(torchutils.gather([made]))
-    own = make_point({}, args, inputs).key
+    own = make_point({}, args, dataset).key
     results = {name: _result(name, listed, own, measured, names) for name, listed in studies.items()}
     if torchutils.rank() == 0:
         results = _report(folder, dataset.name, own, results, before)
@@ -76,8 +72,8 @@ def _before(args: argparse.Namespace, folder: Path, points: Iterable[str], names
     if args.overwrite:
         for key, name in itertools.product(points, names):
             (folder / "points" / key / f"{name}.npz").unlink(missing_ok=True)
-    elif before and before.get("code") != code_version():
-        logging.warning("%s was created by another version of the code or of torch; its counts are kept", folder)
+    elif before:
+        check_same(folder, before, {"code": code_version()})
     return before
 
 
@@ -88,35 +84,29 @@ def _measure(
 
     Between the two int64 [2]: images that RIB ended before its last step, and those whose numbers overflowed.
     """
-    args = point.args
+    args, n_steps = point.args, point.args.RIB_iter + 1
     if torchutils.rank() == 0:
         save_json(folder / "setting.json", point.setting)
     thresholds = _thresholds(args)
-    total = np.zeros((args.RIB_iter + 1, *ThresholdSweep(thresholds, dataset.n_classes + 1).counts.shape), np.int64)
-    ends = np.zeros(2, np.int64)
-    todo = []
-
-    def show() -> None:
-        if not progress.disable:
-            miou = _curve(args, total[-2:-1])["best"][0]
-            progress.set_postfix_str(f"{point.label}: mIoU {100 * miou:.1f}", refresh=False)
+    stored = {name: _stored(folder / f"{name}.npz", dataset.mask(name)) for name in names}
+    todo = [name for name in names if not stored[name]]
+    progress.update(len(names) - len(todo))
+    for recording in record(args, dataset, todo, device) if todo else ():
+        name, counts = recording.name, _count(recording, dataset, thresholds, n_steps)
+        early = len(recording.keys) > 0 and len(recording.sums) < args.RIB_iter and not recording.overflowed
+        index = np.flatnonzero(counts)  # nearly all are 0
+        stored[name] = {
+            "index": index,
+            "count": counts.flat[index],
+            "end": np.array([early, recording.overflowed], np.int64),
+            "truth": np.array(digest_of_array(dataset.mask(name))),
+        }
+        write_atomic(folder / f"{name}.npz", lambda file, arrays=stored[name]: np.savez(file, **arrays))
         progress.update()
-
-    for name in names:
-        if _add_stored(total, ends, folder / f"{name}.npz", dataset.mask(name)):
-            show()
-        else:
-            todo.append(name)
-    if todo:
-        for recording in record(args, dataset, todo, device):
-            counts = _count(recording, dataset, thresholds, args.RIB_iter + 1)
-            early = len(recording.keys) > 0 and len(recording.sums) < args.RIB_iter and not recording.overflowed
-            end = np.array([early, recording.overflowed], np.int64)
-            _store(folder / f"{recording.name}.npz", counts, end, dataset.mask(recording.name))
-            total += counts
-            ends += end
-            show()
-    return total, ends, len(todo)
+    total = np.zeros((n_steps, *ThresholdSweep(thresholds, dataset.n_classes + 1).counts.shape), np.int64)
+    for arrays in stored.values():
+        total.reshape(-1)[arrays["index"]] += arrays["count"]
+    return total, sum((arrays["end"] for arrays in stored.values()), np.zeros(2, np.int64)), len(todo)
 
 
 def _count(recording: Recording, dataset: Dataset, thresholds: np.ndarray, steps: int) -> np.ndarray:
@@ -130,25 +120,16 @@ def _count(recording: Recording, dataset: Dataset, thresholds: np.ndarray, steps
     return np.stack(counts)
 
 
-def _store(path: Path, counts: np.ndarray, end: np.ndarray, truth: np.ndarray) -> None:
-    index = np.flatnonzero(counts)  # nearly all are 0
-    arrays = {"index": index, "count": counts.flat[index], "end": end, "truth": np.array(digest_of_array(truth))}
-    write_atomic(path, lambda file: np.savez(file, **arrays))
-
-
-def _add_stored(total: np.ndarray, ends: np.ndarray, path: Path, truth: np.ndarray) -> bool:
-    """Adds what was counted of an image; False where that is missing or was counted against another truth."""
+def _stored(path: Path, truth: np.ndarray) -> dict[str, np.ndarray]:
+    """What was counted of an image; {} where that is missing or was counted against another truth."""
     if not path.is_file():
-        return False
+        return {}
     try:
         with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
-            if str(file["truth"]) != digest_of_array(truth):
-                return False
-            total.reshape(-1)[file["index"]] += file["count"]
-            ends += file["end"]
+            arrays = dict(file)
+            return arrays if str(arrays["truth"]) == digest_of_array(truth) else {}
     except Exception as error:  # a damaged archive can raise anything
         raise UserError(f"{path} is damaged ({error}); delete it and run the command again") from error
-    return True
 
 
 def _curve(args: argparse.Namespace, counts: np.ndarray) -> dict[str, list[float]]:
@@ -209,14 +190,13 @@ def _report(folder: Path, dataset: str, own: str, results: dict, before: dict) -
 
 def _summary(results: dict) -> dict:
     """For metrics.json: per study and point the mIoU that make_rib_cam would have; the curve itself for the steps."""
-    short = {}
+    short: dict = {}
     for name, study in results.items():
-        ends = [{key: point[key] for key in ("ended_early", "not_finite")} for point in study["points"]]
-        if study["argument"] is None:
-            short[name] = {**study["points"][0]["curve"], **ends[0]}
-            continue
-        short[name] = {
-            point["label"]: {**{key: point["curve"][key][point["written"]] for key in point["curve"]}, **end}
-            for point, end in zip(study["points"], ends, strict=True)
-        }
+        for point in study["points"]:
+            ends = {key: point[key] for key in ("ended_early", "not_finite")}
+            if study["argument"] is None:
+                short[name] = {**point["curve"], **ends}
+            else:
+                scores = {key: values[point["written"]] for key, values in point["curve"].items()}
+                short.setdefault(name, {})[point["label"]] = {**scores, **ends}
     return short

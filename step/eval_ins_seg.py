@@ -49,8 +49,12 @@ def run(args: argparse.Namespace, dataset: Dataset) -> dict:
     if len(scored) < len(names):
         logging.warning("%d of %d images have no true instances", len(names) - len(scored), len(names))
     ap = instance_ap([image.matches for image in scored], dataset.n_classes)
-    if args.coco_json and torchutils.rank() == 0:
-        _export(args, dataset, ids, scored)
+    if args.coco_json and torchutils.rank() == 0:  # as pycocotools reads them, `COCO(truth).loadRes(results)`
+        folder, sizes = Path(args.coco_json), {image.name: image.size for image in scored}
+        truth = [entry for image in scored for entry in image.truth]
+        results = [entry for image in scored for entry in image.results]
+        cocojson.save(folder / "truth.json", cocojson.annotation_file(dataset, dataset.name, ids, sizes, truth))
+        cocojson.save(folder / "results.json", results)
     values = {"50": ap[COCO_IOUS.index(0.5)], "70": ap[COCO_IOUS.index(0.7)], "50_95": ap.mean(0)}
     logging.info("instance mAP %s", ", ".join(f"{number(mean_ap(v))} ({k})" for k, v in values.items()))
     return {
@@ -76,16 +80,6 @@ def _score(args: argparse.Namespace, dataset: Dataset, ids: dict[str, int] | Non
         truth = cocojson.truth(ids[name], masks, labels, dataset.category_ids) if ids else []
         scored.append(Scored(name, index.shape, matches, results, truth))
     return scored
-
-
-def _export(args: argparse.Namespace, dataset: Dataset, ids: dict[str, int], scored: Sequence[Scored]) -> None:
-    """Writes detections and truth as pycocotools reads them, `COCO(truth).loadRes(results)`."""
-    folder = Path(args.coco_json)
-    sizes = {image.name: image.size for image in scored}
-    truth = [entry for image in scored for entry in image.truth]
-    results = [entry for image in scored for entry in image.results]
-    cocojson.save(folder / "truth.json", cocojson.annotation_file(dataset, dataset.name, ids, sizes, truth))
-    cocojson.save(folder / "results.json", results)
 
 
 def _number(value: float) -> float | None:

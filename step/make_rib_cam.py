@@ -31,7 +31,7 @@ def run(args: argparse.Namespace, dataset: Dataset) -> dict:
         for name, size, levels, label, companions in items:
             if label.any():
                 with naming(name, size):
-                    cams, n_steps = rib.run_features(levels, label, companions)
+                    cams, n_steps = rib.run(levels, label, companions, lowered=True)
             else:  # no class, no map: nothing to widen
                 cams, n_steps = [levels[0].new_zeros((len(label), 1, 1))], 0
             keys = label.nonzero().flatten()

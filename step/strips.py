@@ -1,6 +1,7 @@
 """A strip per image: image, CAM, the map after some steps of RIB, ground truth (RIB, figure 3); also `--preview`."""
 
 import argparse
+import contextlib
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from data.images import read_mask
 from data.loaders import Pyramids, iterate_images
 from data.progress import bar
 from misc import torchutils
-from misc.report.pictures import grid, maps_of, save, strip, strip_note, strip_rows
+from misc.report.pictures import grid, maps_of, save, spread, strip, strip_note, strip_rows
 from misc.run.masks import pseudo_mask
 from misc.run.networks import load_cam, load_irn
 from misc.run.outputs import path_of, require, result_file
@@ -51,15 +52,11 @@ def run(args: argparse.Namespace, dataset: Dataset) -> dict:
 
 
 def _chosen(args: argparse.Namespace, dataset: Dataset) -> list[str]:
-    """The images of `--strips_images`; a number is a name where an image is called so, as all are in COCO."""
-    try:
+    """The images of `--strips_images`: so many of the inference list, or names, as 000000057870 is one."""
+    if not re.fullmatch("[1-9][0-9]*", args.strips_images):
         return find_names(dataset, args.strips_images, "--strips_images")
-    except (UserError, OSError, LookupError):  # the latter of a user's own dataset
-        if not re.fullmatch("[1-9][0-9]*", args.strips_images):  # 000000057870 is no count
-            raise
     listed = image_names(args, dataset, "infer")
-    count = min(int(args.strips_images), len(listed))
-    return [listed[i] for i in np.unique(np.linspace(0, len(listed) - 1, count).round().astype(int))]
+    return [listed[i] for i in spread(len(listed), int(args.strips_images))]
 
 
 def preview(args: argparse.Namespace, dataset: Dataset) -> list[Path]:
@@ -107,26 +104,25 @@ def find_names(dataset: Dataset, text: str, argument: str, labelled: bool = True
 
     labelled: they need a label.
     """
-    try:  # a name may hold commas itself
-        return [_known(dataset, text, labelled)]
-    except DataError:
-        names = []
-        for part in filter(None, (part.strip() for part in text.split(","))):
-            try:
-                names.append(_known(dataset, part, labelled))
-            except DataError as error:
-                raise UserError(f"{argument} {part}: {error}") from error
+
+    def known(part: str) -> str:
+        name = dataset.find_name(part)
+        dataset.image(name)
+        if labelled:
+            dataset.label(name)
+        return name
+
+    with contextlib.suppress(DataError):  # a name may hold commas itself
+        return [known(text)]
+    names = []
+    for part in filter(None, map(str.strip, text.split(","))):
+        try:
+            names.append(known(part))
+        except DataError as error:
+            raise UserError(f"{argument} {part}: {error}") from error
     if not names:
         raise UserError(f"{argument} names no image")
     return list(dict.fromkeys(names))
-
-
-def _known(dataset: Dataset, text: str, labelled: bool) -> str:
-    name = dataset.find_name(text)
-    dataset.image(name)
-    if labelled:
-        dataset.label(name)
-    return name
 
 
 def _draw(

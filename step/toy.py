@@ -22,7 +22,7 @@ from misc import torchutils
 from misc.hgr import COMPARED, finetune, gradient_maps, high_gradient_ratio
 from misc.report import plots
 from misc.report.toy import summarise, text
-from misc.run.provenance import code_version, differences
+from misc.run.provenance import check_same, code_version
 from net import weights
 from net.toy import LAYERS, ToyNet
 
@@ -102,15 +102,10 @@ def _stored(file: Path, made: dict, net: ToyNet) -> dict:
         stored = load_json(file)
         if not stored or not file.with_suffix(".pth").is_file():
             return {}
-        changed = differences(stored["made_by"], made)
-        if not changed:
-            weights.load(net, file.with_suffix(".pth"))
+        weights.load(net, file.with_suffix(".pth"))
     except UserError as error:
         raise UserError(f"toy: {error}; or make the seeds again with --overwrite") from error
-    if changed:
-        raise UserError(f"toy: {file} was created with {'; '.join(changed)}. Use --overwrite or another --work_dir.")
-    if stored["made_by"]["code"] != made["code"]:
-        logging.warning("%s was created by another version of the code or of torch; it is kept", file)
+    check_same(file, stored["made_by"], made)
     return stored
 
 
@@ -121,11 +116,17 @@ def _measured(args: argparse.Namespace, net: ToyNet, seed: int, device: torch.de
     """
     images, labels, regions = _tensors(make_pictures("test", args.toy_test, 1.0, seed, args.mnist_root), device)
     logits, steps, ratios = {}, {}, {}
+
+    def ratios_of(model: ToyNet, part: slice = slice(None)) -> torch.Tensor:
+        """HGR at every threshold, float32 [B, thresholds, 3, 7]."""
+        maps = gradient_maps(model, images[part], labels[part])
+        return torch.stack([high_gradient_ratio(maps, regions[part], value) for value in _thresholds(args)], 1)
+
     for name, model in (("untrained", _untrained(seed).to(device)), ("trained", net)):
         with torch.inference_mode():
             scores = model(images)
         logits[name] = scores.gather(1, labels[:, None]).flatten().tolist()
-        ratios[name] = _ratios(args, model, images, labels, regions)
+        ratios[name] = ratios_of(model)
     accuracy = (scores.argmax(1) == labels).float().mean().item()
     logging.info("toy: seed %d: accuracy %.3f on %d test images", seed, accuracy, len(images))
     with bar(len(COMPARED) * len(images), f"toy fine-tune, seed {seed}") as progress:
@@ -134,7 +135,7 @@ def _measured(args: argparse.Namespace, net: ToyNet, seed: int, device: torch.de
             for i in range(len(images)):
                 one = slice(i, i + 1)
                 copied, n_steps, logit = _finetuned(args, net, images[one], int(labels[i]), name)
-                parts.append(_ratios(args, copied, images[one], labels[one], regions[one]))
+                parts.append(ratios_of(copied, one))
                 logits[name].append(logit)
                 steps[name].append(n_steps)
                 progress.update()
@@ -152,12 +153,6 @@ def _measured(args: argparse.Namespace, net: ToyNet, seed: int, device: torch.de
 def _thresholds(args: argparse.Namespace) -> list[float]:
     """Those at which HGR is stored, so that another choice among them costs nothing."""
     return sorted({*THRESHOLDS, args.toy_threshold})
-
-
-def _ratios(args: argparse.Namespace, net: ToyNet, images, labels, regions) -> torch.Tensor:
-    """HGR at every threshold, float32 [B, thresholds, 3, 7], of tensors as `_tensors` makes them."""
-    maps = gradient_maps(net, images, labels)
-    return torch.stack([high_gradient_ratio(maps, regions, value) for value in _thresholds(args)], 1)
 
 
 def _untrained(seed: int) -> ToyNet:
@@ -206,21 +201,16 @@ def _draw(args: argparse.Namespace, folder: Path, seed: int, curves: dict[str, n
     test = make_pictures("test", min(args.toy_test, 20), 1.0, seed, args.mnist_root)
     net = ToyNet(len(DIGITS))
     weights.load(net, folder / f"seed_{seed}.pth")
-    plots.save(plots.toy_dataset(train, test), folder / "dataset")
-    plots.save(plots.toy_gradients(test, _example_rows(args, net, test)), folder / "gradients")
-    plots.save(plots.toy_curves(curves, args.toy_threshold), folder / "curves")
-
-
-def _example_rows(args: argparse.Namespace, net: ToyNet, test: Pictures) -> dict[tuple[int, str], np.ndarray]:
-    """(index of the picture, what was done to the network) -> G_1..G_6 [6, H, W], of the first pictures."""
     images, labels, _ = _tensors(test, torch.device("cpu"))
-    rows = {}
+    rows = {}  # (index of the picture, what was done to the network) -> G_1..G_6
     for i in range(min(EXAMPLES, len(test))):
         one, label = images[i : i + 1], labels[i : i + 1]
         copied, *_ = _finetuned(args, net, one, int(label), "none")
         for title, model in (("trained with sigmoid", net), ("fine-tuned, no activation", copied)):
             rows[i, title] = gradient_maps(model, one, label)[0, :LAYERS].numpy()
-    return rows
+    plots.save(plots.toy_dataset(train, test), folder / "dataset")
+    plots.save(plots.toy_gradients(test, rows), folder / "gradients")
+    plots.save(plots.toy_curves(curves, args.toy_threshold), folder / "curves")
 
 
 def _tensors(pictures: Pictures, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

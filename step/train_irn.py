@@ -13,9 +13,9 @@ from data.progress import bar
 from misc import torchutils
 from misc.indexing import PathIndex
 from misc.run.masks import stored_mask
-from misc.run.outputs import path_of, require
+from misc.run.networks import load_backbone
+from misc.run.outputs import require
 from misc.run.trainloop import Training, fit, loader_by_epoch
-from net import weights
 from net.backbones import build
 from net.resnet50_irn import AffinityDisplacementLoss, total_loss
 
@@ -28,23 +28,14 @@ def run(args: argparse.Namespace, dataset: Dataset) -> dict:
     names = image_names(args, dataset, "infer")
     require(args, "ir_label_out_dir", names, ".png")
     device = torchutils.resolve_device(args.device)
-    crops = AffinityCrops(
-        dataset,
-        partial(stored_mask, args, dataset, "ir_label_out_dir"),
-        args.irn_rescale,
-        args.irn_crop_size,
-        args.seed,
-    )
+    read_label = partial(stored_mask, args, dataset, "ir_label_out_dir")
+    crops = AffinityCrops(dataset, read_label, args.irn_rescale, args.irn_crop_size, args.seed)
     epochs = args.irn_num_epoches
     loader, steps = loader_by_epoch(crops, names, args.irn_batch_size, epochs, args, device.type == "cuda")
     torchutils.seed_everything(args.seed)
     side = args.irn_crop_size // 4
     model = build(AffinityDisplacementLoss, PathIndex(args.irn_radius, (side, side)), arch=args.cam_network)
-    if args.irn_backbone == "cam":
-        require(args, "cam_weights_name")
-        weights.load_backbone(model, str(path_of(args, "cam_weights_name")))
-    else:
-        weights.load_backbone(model, args.irn_backbone)
+    load_backbone(args, model, args.irn_backbone)
     model.to(device, memory_format=torch.channels_last)
     groups = model.parameter_groups(args.irn_learning_rate, args.irn_displacement_lr, args.irn_weight_decay)
     optimizer = torchutils.PolyOptimizer(groups, args.irn_learning_rate, args.irn_weight_decay, max_step=steps * epochs)

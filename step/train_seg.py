@@ -12,11 +12,10 @@ from data.errors import DataError, UserError
 from data.loaders import SegmentationCrops
 from misc import torchutils
 from misc.run.masks import make_pseudo_masks, stored_mask
-from misc.run.networks import build_seg
-from misc.run.outputs import SEG, metrics, path_of, require
+from misc.run.networks import build_seg, load_backbone
+from misc.run.outputs import SEG, metrics, require
 from misc.run.trainloop import Training, fit, loader_by_iteration
 from net.deeplabv2 import DeepLab, segmentation_loss
-from net.weights import load_backbone
 
 DECAY_EVERY = 10  # iterations between two steps of the learning rate
 
@@ -75,11 +74,8 @@ def _network(args: argparse.Namespace, dataset: Dataset) -> DeepLab:
         )
     torchutils.seed_everything(args.seed)
     model = build_seg(args, dataset)
-    if args.seg_init == "cam":
-        require(args, "cam_weights_name")
-        load_backbone(model.backbone, str(path_of(args, "cam_weights_name")))
-    elif args.seg_init != "scratch":
-        load_backbone(model.backbone, args.seg_init)
+    if args.seg_init != "scratch":
+        load_backbone(args, model.backbone, args.seg_init)
     return model
 
 

@@ -100,15 +100,18 @@ def relative_error(got, wanted) -> float:
     return error
 
 
-def run_cli(*argv: str) -> int:
-    """run_sample.py without the start of a process: its exit code; logging is left as it was."""
+def run_cli(*argv: str, steps: Sequence | None = None) -> int:
+    """run_sample.py without the start of a process, with its own steps or others: its exit code.
+
+    Logging is left as it was.
+    """
     from misc.run.runner import main
     from run_sample import STEPS
 
     root = logging.getLogger()
     before, level = root.handlers[:], root.level
     try:
-        return main(STEPS, [str(word) for word in argv])
+        return main(STEPS if steps is None else steps, [str(word) for word in argv])
     finally:
         for handler in set(root.handlers) - set(before):
             handler.close()

@@ -1,4 +1,4 @@
-"""Recorded steps of RIB, final activations, and the ablations as a user runs them."""
+"""The ablations: which points they have, recordings of RIB, and the step as a user runs it."""
 
 import argparse
 import json
@@ -10,112 +10,16 @@ from PIL import Image
 
 from data.results import load_cam
 from data.shapes import Shapes
-from data.transforms import pyramid
 from misc.metrics import ThresholdSweep, mean_iou
 from misc.report.tables import ablation_tables
-from misc.rib import ACTIVATIONS, RIB, gndrp
+from misc.rib import ACTIVATIONS, RIB
 from misc.run.arguments import parse
+from misc.run.options import ABLATIONS
 from misc.run.recording import open_rib, record
-from misc.run.studies import STUDIES, chosen_studies, points_of
-from misc.torchutils import PolyOptimizer
-from net.resnet50_cam import CAM
+from misc.run.studies import STUDIES, points_of
 from run_sample import STEPS
 from tests.folder_mini import make_folder
-from tests.helpers import golden_state, relative_error, run_cli, torchrun, undocumented, write_classifier
-
-SETTINGS = dict(lr=3e-5, n_iter=4, score_th=0.4, stop_th=1e9, explode_ratio=1.1)
-LABEL = torch.tensor([1.0, 0.0, 1.0, 0.0])
-
-
-@pytest.fixture(scope="module")
-def model():
-    model = CAM(4, "resnet14")
-    state = golden_state(model)
-    state["classifier.weight"] -= 0.005  # mean 0: raw CAMs of both signs
-    model.load_state_dict(state)
-    return model.eval()
-
-
-@pytest.fixture(scope="module")
-def levels():
-    image = np.kron(np.random.default_rng(2).integers(0, 256, (4, 6, 3)), np.ones((8, 8, 1))).astype(np.uint8)
-    return [torch.from_numpy(level) for level in pyramid(image, (1.0, 0.5, 1.5, 2.0))]
-
-
-def companions(n=9):
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.tensor([[0, 1.0, 0, 0], [0, 1.0, 0, 1]])
-    return [(torch.randn(2, 3, 32, 32, generator=generator), labels) for _ in range(n)]
-
-
-def recorded(model, levels, **changes):
-    """What `run` returns, and clones of what it gave to on_step."""
-    steps = []
-
-    def keep(k, sums):
-        assert k == len(steps)
-        steps.append([cam.clone() for cam in sums])
-
-    sums, entered = RIB(model, **{**SETTINGS, **changes}).run(levels, LABEL, companions(), keep)
-    return sums, entered, steps
-
-
-# recorded steps
-
-
-def test_recording_changes_nothing(model, levels):
-    sums, entered, steps = recorded(model, levels, activation="none", schedule=4)
-    plain, again = RIB(model, **SETTINGS).run(levels, LABEL, companions())
-    assert entered == again
-    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(sums, plain, steps[-1], strict=True))
-
-
-def test_recording_ends_with_the_image(model, levels):
-    _, _, whole = recorded(model, levels)
-    _, entered, steps = recorded(model, levels, stop_th=1e-9)
-    assert entered == len(steps) == 1 and torch.equal(steps[0][0], whole[0][0])
-    exploded, entered, steps = recorded(model, levels, explode_ratio=0.0)
-    assert entered == len(steps) == 2  # of the second step only scale 1.0 is added
-    assert torch.equal(steps[1][0], whole[1][0]) and torch.equal(steps[1][1], whole[0][1])
-    assert all(torch.equal(a, b) for a, b in zip(exploded, steps[1], strict=True))
-
-
-# final activations
-
-VALUES = {
-    "none": [-2.0, -0.5, 0.0, 0.5, 2.0], "sigmoid": [0.119203, 0.377541, 0.5, 0.622459, 0.880797],
-    "softsign": [-2 / 3, -1 / 3, 0.0, 1 / 3, 2 / 3], "tanh": [-0.964028, -0.462117, 0.0, 0.462117, 0.964028],
-    "relu": [0.0, 0.0, 0.0, 0.5, 2.0],
-}  # fmt: skip
-SLOPES = {
-    "none": lambda z: torch.ones_like(z),
-    "sigmoid": lambda z: torch.exp(-z) / (1 + torch.exp(-z)) ** 2,
-    "softsign": lambda z: 1 / (1 + z.abs()) ** 2,
-    "tanh": lambda z: 1 - (2 / (1 + torch.exp(-2 * z)) - 1) ** 2,
-    "relu": lambda z: (z > 0).float(),
-}
-
-
-@pytest.mark.parametrize("name", list(ACTIVATIONS))
-def test_the_gradient_is_that_of_the_activation_of_every_row(model, levels, name, monkeypatch):
-    """f'(logit) weighs the gradient of every row and class by itself, the companions' too."""
-    z = torch.tensor([-2.0, -0.5, 0.0, 0.5, 2.0])
-    torch.testing.assert_close(ACTIVATIONS[name](z), torch.tensor(VALUES[name]), atol=1e-6, rtol=1e-5)
-    rib = RIB(model, **{**SETTINGS, "n_iter": 2}, activation=name)
-    gradients = []
-    monkeypatch.setattr(
-        PolyOptimizer, "update", lambda self: gradients.append([p.grad.clone() for p in rib.parameters])
-    )
-    others, other_labels = companions(1)[0]
-    rib.run(levels, LABEL, [(others, other_labels)])
-    logits = [gndrp(model(levels[scale])[:, LABEL > 0], 0.4).flatten() for scale in (0, 2, 3)]
-    logits.append(gndrp(model(others), 0.4)[other_labels > 0])
-    logits = torch.cat(logits)
-    assert len(logits) == 6 * 2 + 3 and (logits > 0).any() and (logits < 0).any()
-    wanted = torch.autograd.grad(-(SLOPES[name](logits.detach()) * logits).sum(), rib.parameters)
-    for got, want in zip(gradients[0], wanted, strict=True):
-        assert relative_error(got, want) < 1e-4
-
+from tests.helpers import relative_error, run_cli, torchrun, undocumented, write_classifier
 
 # which points a study has
 
@@ -126,7 +30,7 @@ def arguments(**changes):
 
 
 def labels_of(name, **changes):
-    return [point.label for point in points_of(STUDIES[name], arguments(**changes), {})]
+    return [point.label for point in points_of(STUDIES[name], arguments(**changes), Shapes(12, 4, 48))]
 
 
 def test_points_are_in_order_and_hold_the_setting_of_the_run():
@@ -135,19 +39,22 @@ def test_points_are_in_order_and_hold_the_setting_of_the_run():
     pooling = labels_of("pooling", score_th=0.45)
     assert pooling[0] == "pooling=gap" and pooling[3:5] == ["pooling=gndp, score_th=0.4", "score_th=0.45"]
     assert labels_of("activation") == [f"RIB_activation={name}" for name in ACTIVATIONS]
-    assert chosen_studies(None) == list(STUDIES) and chosen_studies("activation, steps") == ["steps", "activation"]
+    assert list(STUDIES) == list(ABLATIONS) and parse(STEPS, ["--ablate", "activation, steps"])[0].ablate[1] == "steps"
 
 
-def test_the_key_of_a_point_is_what_its_results_depend_on():
-    def key(made_of="a", **changes):
-        return points_of(STUDIES["steps"], arguments(**changes), {"classifier": made_of})[0].key
+def test_the_key_of_a_point_is_what_its_results_depend_on(tmp_path):
+    dataset = Shapes(12, 4, 48)
 
-    assert key() == key(num_workers=0) == key(make_rib_cam_pass=True)
-    keys = [key(), key("b"), key(RIB_lr=1e-4), key(seed=1), key(pooling="gap")]
-    assert len(set(keys)) == len(keys)
-    (own,) = points_of(STUDIES["steps"], arguments(), {})
+    def key(study="steps", **changes):
+        return [point.key for point in points_of(STUDIES[study], arguments(**changes), dataset)]
+
+    (own,) = key()
+    assert key(num_workers=0) == key(make_rib_cam_pass=True) == key(RIB_pool_size=7) == [own]
+    (tmp_path / "other.pth").write_bytes(b"weights")
+    changes = ({"RIB_lr": 1e-4}, {"seed": 1}, {"pooling": "gap"}, {"cam_weights_name": str(tmp_path / "other.pth")})
+    assert len({own, *(key(**changed)[0] for changed in changes), key(cam_eval_thres=0.3)[0]}) == 6
     for name in ("pooling", "activation", "companions", "learning_rate"):
-        assert [p.key for p in points_of(STUDIES[name], arguments(), {})].count(own.key) == 1
+        assert key(name).count(own) == 1
 
 
 # the step
@@ -178,15 +85,15 @@ def work_dir(tmp_path):
 @pytest.fixture
 def runs(monkeypatch):
     """`runs.count`: the images that RIB ran on; at `runs.stop_at` it is interrupted."""
-    plain, state = RIB.run_features, argparse.Namespace(count=0, stop_at=None)
+    plain, state = RIB.run, argparse.Namespace(count=0, stop_at=None)
 
-    def counted(self, *args):
+    def counted(self, *args, **options):
         if state.count == state.stop_at:
             raise KeyboardInterrupt
         state.count += 1
-        return plain(self, *args)
+        return plain(self, *args, **options)
 
-    monkeypatch.setattr(RIB, "run_features", counted)
+    monkeypatch.setattr(RIB, "run", counted)
     return state
 
 
@@ -198,7 +105,7 @@ def test_ablate_gives_what_the_steps_give(work_dir, capsys):
     studies = results(work_dir)
     own = studies["steps"]["points"][0]
     names, dataset = studies["steps"]["names"], Shapes(12, 4, 48)
-    assert len(set(names)) == 2 and own["setting"]["RIB_iter"] == 2 and own["setting"]["RIB_activation"] == "none"
+    assert len(set(names)) == 2 and own["setting"]["--RIB_iter"] == 2 and own["setting"]["--RIB_activation"] == "none"
     assert [len(own["curve"][key]) for key in ("best", "best_threshold", "fixed")] == [3, 3, 3]
     for k, kind in ((0, "cam"), (own["written"], "cam_rib")):
         sweep = ThresholdSweep(np.arange(61) / 100, 7)
@@ -211,7 +118,7 @@ def test_ablate_gives_what_the_steps_give(work_dir, capsys):
         assert f"{100 * own['curve']['best'][k]:.1f}" in printed
     points = {point["label"]: point for point in studies["activation"]["points"]}
     assert points["RIB_activation=none"]["curve"] == own["curve"] and points["RIB_activation=none"]["own"]
-    assert points["RIB_activation=sigmoid"]["setting"]["RIB_activation"] == "sigmoid"
+    assert points["RIB_activation=sigmoid"]["setting"]["--RIB_activation"] == "sigmoid"
     assert points["RIB_activation=sigmoid"]["curve"]["best"][0] == own["curve"]["best"][0]  # the CAM is the CAM
     metrics = json.loads((work_dir / "metrics.json").read_text())["ablate"]
     assert metrics["images"] == metrics["of"] == 2 * POINTS and metrics["points"] == POINTS
@@ -258,18 +165,19 @@ def test_a_recording_equals_separate_runs_of_fewer_steps(work_dir):
     args, _ = parse(STEPS, [*SMALL, *endless, "--work_dir", str(work_dir)])
     (recording,) = record(args, dataset, [name], cpu)
     assert len(recording.sums) == 5 and not recording.overflowed
-    for k, got in enumerate(recording.sums):
-        rib, items, _ = open_rib(args, dataset, [name], cpu, k + 1)
+
+    def run(*n_iter, **settings):
+        rib, items, _ = open_rib(args, dataset, [name], cpu, *n_iter)
+        assert (rib.n_iter, rib.optimizer.max_step) == (*n_iter, 4, 4)[:2]
         ((_, _, levels, label, others),) = items
-        assert (rib.n_iter, rib.optimizer.max_step) == (k + 1, 4)
-        want, _ = rib.run_features(levels, label, others)
-        assert all(relative_error(a, b[recording.keys]) < 1e-5 for a, b in zip(got, want, strict=True))
-    rib, items, _ = open_rib(args, dataset, [name], cpu)  # as make_rib_cam
-    ((_, _, levels, label, others),) = items
-    plain, _ = RIB(rib.model, 1e-3, 4, stop_th=1e9, explode_ratio=1.1).run_features(levels, label, others)
-    written = recording.sums[3]
-    assert all(relative_error(a, b[recording.keys]) < 1e-5 for a, b in zip(written, plain, strict=True))
-    assert relative_error(written[0], 4 * recording.sums[0][0]) > 0.1  # the weights do move
+        rib = RIB(rib.model, **settings) if settings else rib
+        return [sums[recording.keys] for sums in rib.run(levels, label, others, lowered=True)[0]]
+
+    for k, got in enumerate(recording.sums):
+        assert all(relative_error(a, b) < 1e-5 for a, b in zip(got, run(k + 1), strict=True))
+    plain = run(lr=1e-3, n_iter=4, stop_th=1e9, explode_ratio=1.1)  # as make_rib_cam
+    assert all(relative_error(a, b) < 1e-5 for a, b in zip(recording.sums[3], plain, strict=True))
+    assert relative_error(plain[0], 4 * recording.sums[0][0]) > 0.1  # the weights do move
 
 
 def test_images_that_end_early_or_overflow_are_counted(work_dir):
@@ -285,7 +193,7 @@ def test_images_that_end_early_or_overflow_are_counted(work_dir):
     assert "make_rib_cam stops with an error there" in text and text.splitlines()[5].split()[-3:] == ["2", "0", "2"]
 
 
-def study(**changed):
+def study(title="pooling"):
     """A study of three settings as in results.json."""
 
     def point(label, best, at, **more):
@@ -293,12 +201,9 @@ def study(**changed):
         values = {"images": 3, "own": False, "ended_early": 0, "not_finite": 0, "written": 1, "curve": curve}
         return {"label": label, **values, **more}
 
-    points = [point("pooling=gap", 0.45, 0.3), point("score_th=0.4", 0.5, 0.2, x=0.4, own=True)]
-    points.append(point("score_th=0.8", 0.6, 0.6, x=0.8, ended_early=2))
-    return {
-        "title": "pooling", "argument": "score_th", "words": False, "log": False, "sweep": [0.0, 0.6],
-        "points": points, **changed,
-    }  # fmt: skip
+    points = [point("pooling=gap", 0.45, 0.3), point("score_th=0.4", 0.5, 0.2, own=True)]
+    points.append(point("score_th=0.8", 0.6, 0.6, ended_early=2))
+    return {"title": title, "argument": "score_th", "sweep": [0.0, 0.6], "points": points}
 
 
 def test_the_table_marks_what_may_mislead():
@@ -322,7 +227,7 @@ def test_mistakes_get_one_line(tmp_path, capsys):
     error = capsys.readouterr().err.splitlines()[-1]
     assert f"{path} is damaged" in error and "delete it and run the command again" in error
     assert ablate(tmp_path, "--ablate", "poling") == 2
-    assert "there is no study 'poling'; there are steps, pooling" in capsys.readouterr().err.splitlines()[-1]
+    assert "'poling' is none of steps, pooling" in capsys.readouterr().err.splitlines()[-1]
     mini = make_folder(tmp_path / "data", masks=False)
     assert ablate(tmp_path, "--dataset", "folder", "--data_root", mini.root) == 2
     assert "has no masks, and all of these steps need some: ablate" in capsys.readouterr().err

@@ -26,20 +26,20 @@ def test_rib_on_a_gpu_runs_in_its_smallest_form(tmp_path):
     rows = json.loads((tmp_path / "rib_gpu.json").read_text())["rows"]
     names = [r["what"].split(",")[0] for r in rows]
     # Two plain forms, one image, many sizes; the step.
-    assert names == ["RIB"] * 6 + ["step make_rib_cam"] * 4 + ["companions alone"]
+    assert names == ["RIB"] * 6 + ["step make_rib_cam"] * 4
     assert float(rows[2]["agreement"].split(";")[0].removeprefix("error ")) < 1e-4
-    assert "waiting for images" in rows[-2]["agreement"] and "step make_rib_cam, fp32, pool" in done.stdout
-    assert rows[-1]["agreement"].endswith("ms a crop; 1 workers") and "Not measured" not in done.stdout
+    assert "waiting for images; 1 workers" in rows[-1]["agreement"] and "Not measured" not in done.stdout
+    assert "step make_rib_cam, fp32, pool" in done.stdout
 
 
 def test_rows_that_there_is_no_time_for_are_named(tmp_path):
     budget = Budget(0.4)
     rows = []
-    for what, seconds in {"a": 0.0, "b": 0.25, "c": 0.0, "d": 0.0}.items():
+    for what, seconds in {"a": 0.0, "b": 0.45, "c": 0.0, "d": 0.0}.items():
         if budget.allows(what):
             time.sleep(seconds)
             rows.append(row(what, np.array([seconds])))
-    assert [r.what for r in rows] == ["a", "b"]  # 0.25 s are gone, and the slowest row took as long
+    assert [r.what for r in rows] == ["a", "b"]
     table = write(rows, tmp_path, "table", budget.skipped)
     assert Budget(10).allows("long", least=9) and not Budget(10).allows("too long", least=11)
     assert json.loads((tmp_path / "table.json").read_text())["skipped"] == ["c", "d"]

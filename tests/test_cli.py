@@ -1,8 +1,6 @@
 """The command line: which steps run, which values win and where they come from, and what a mistake looks like."""
 
-import argparse
 import json
-import logging
 import os
 import re
 import subprocess
@@ -13,25 +11,22 @@ import pytest
 import yaml
 
 from data.errors import UserError
+from misc.report.arguments import arguments
+from misc.run.arguments import parse
 from misc.run.options import OPTIONS, preset
-from misc.run.runner import Step, choose, main, parse
+from misc.run.runner import Step, choose
 from run_sample import STEPS
-from tests.helpers import ROOT
+from tests.helpers import ROOT, run_cli
 
 ALL = [step.name for step in STEPS if step.number is not None]
 
 
 def parsed(*argv):
-    args, sources = parse(STEPS, argv)
-    return args, sources
+    return parse(STEPS, argv)
 
 
 def chosen(*argv):
     return [step.name for step in choose(STEPS, parsed(*argv)[0])]
-
-
-def run(*argv):
-    return main(STEPS, argv)
 
 
 @pytest.fixture
@@ -47,10 +42,6 @@ def config(tmp_path):
 # which steps
 
 
-def but(*names):
-    return [name for name in ALL if name not in names]
-
-
 @pytest.mark.parametrize(
     ("argv", "wanted"),
     [
@@ -59,7 +50,7 @@ def but(*names):
         *[(f"--train_cam_pass{yes}", ["train_cam"]) for yes in (" True", "=true", " 1")],
         ("--train_cam_pass --overwrite --eval_cam_pass", ["train_cam", "eval_cam"]),
         ("--steps 3 --train_cam_pass", ["train_cam", "eval_cam"]),
-        *[(f"--{no}", but("train_cam")) for no in ("train_cam_pass False", "train_cam_pass=no", "no-train_cam_pass")],
+        *[(f"--{no}", ALL[1:]) for no in ("train_cam_pass False", "train_cam_pass=no", "no-train_cam_pass")],
         ("--no-train_cam_pass --steps 1-2", ["make_cam"]),
         ("--no-train_cam_pass --eval_cam_pass", ["eval_cam"]),
         ("--steps 3-6", ["eval_cam", "make_rib_cam", "eval_rib_cam", "cam_to_ir_label"]),
@@ -67,6 +58,8 @@ def but(*names):
         ("--steps 2-eval_cam", ["make_cam", "eval_cam"]),
         ("--steps eval_cam,1", ["train_cam", "eval_cam"]),  # always in their own order
         ("--steps 1,1-2,", ["train_cam", "make_cam"]),
+        *[(argv, ["ablate"]) for argv in ("--steps ablate", "--ablate_pass")],  # without a number: only by its name
+        ("--steps 13-report,toy", ["eval_seg", "report", "toy"]),
     ],
 )
 def test_steps_and_flags_choose(argv, wanted):
@@ -79,38 +72,12 @@ def test_steps_and_flags_choose(argv, wanted):
         ({"steps": 3}, ["eval_cam"]),
         ({"steps": [3, "train_cam"]}, ["train_cam", "eval_cam"]),
         ({"steps": "2-3", "make_cam_pass": False}, ["eval_cam"]),
-        ({"make_cam_pass": "no"}, but("make_cam")),
+        ({"make_cam_pass": "no"}, [ALL[0], *ALL[2:]]),
     ],
 )
 def test_a_config_chooses_steps(config, content, wanted):
     assert chosen(config(content)) == wanted
     assert chosen(config({"steps": "2-3"}), "--steps", "1") == ["train_cam"]
-
-
-def test_a_step_without_a_number_runs_only_by_its_name():
-    steps = [Step(1, "first", "m", "", ""), Step(2, "second", "m", "", ""), Step(None, "apart", "m", "", "")]
-    for text, apart, wanted in [
-        (None, None, ["first", "second"]),
-        ("apart", None, ["apart"]),
-        ("1-2,apart", None, ["first", "second", "apart"]),
-        (None, True, ["apart"]),
-    ]:
-        args = argparse.Namespace(steps=text, first_pass=None, second_pass=None, apart_pass=apart)
-        assert [step.name for step in choose(steps, args)] == wanted
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("99", "there is no step '99'; there are 1 train_cam, 2 make_cam,"),
-        ("1-nosuch", "there is no step 'nosuch'; there are"),
-        ("make_rib_cam-2", "make_rib_cam-2 runs backwards"),
-        ("", "names no step"),
-    ],
-)
-def test_steps_that_cannot_be(text, message):
-    with pytest.raises(UserError, match=f"--steps:? {re.escape(message)}"):
-        chosen(f"--steps={text}")
 
 
 # which values
@@ -124,9 +91,6 @@ def test_values_of_the_dataset_win_over_the_published_ones():
         assert getattr(args, name) == value and sources[name] == source, name
     assert (args.dataset, args.work_dir, args.seed) == ("shapes", "result/shapes", 0)
     assert sources["seed"] == sources["dataset"] == "default"
-
-
-def test_values_of_voc12_are_the_published_ones():
     args, sources = parsed("--dataset", "voc12")
     assert (args.RIB_lr, args.RIB_iter, args.RIB_batch_size, args.score_th, args.stop_th) == (8e-6, 10, 20, 0.4, 600)
     assert (args.cam_network, args.infer_list, args.work_dir) == ("resnet50", "train_aug", "result/voc12")
@@ -136,12 +100,11 @@ def test_values_of_voc12_are_the_published_ones():
 def test_command_line_wins_over_config_over_preset(config):
     given = config({"RIB_lr": 0.5, "RIB_iter": 7, "cam_scales": [1.0, 0.5, 2.0], "overwrite": True})
     args, sources = parsed(given, "--RIB_iter=3", "--cam_resize_long", "10,20")
-    path = given.removeprefix("--config=")
-    assert (args.RIB_lr, sources["RIB_lr"]) == (0.5, f"config {path}")
+    assert (args.RIB_lr, sources["RIB_lr"]) == (0.5, given.removeprefix("--").replace("=", " "))
     assert (args.RIB_iter, sources["RIB_iter"]) == (3, "command line")
-    assert (args.cam_scales, args.overwrite) == ((1.0, 0.5, 2.0), True)
     assert (args.cam_resize_long, sources["cam_resize_long"]) == ((10, 20), "command line")
     assert (args.score_th, sources["score_th"]) == preset("shapes")["score_th"]
+    assert (args.cam_scales, args.overwrite) == ((1.0, 0.5, 2.0), True)
     given = config({"dataset": "voc12", "RIB_iter": 7})  # brings the preset of that dataset
     for argv, wanted in (((), ("voc12", "resnet50", 7)), (("--dataset", "shapes"), ("shapes", "resnet14", 7))):
         args, _ = parsed(given, *argv)
@@ -179,25 +142,23 @@ def test_bad_configs(config, content, message):
 # mistakes
 
 MISTAKES = [
-    (["--steps", "99"], "there is no step '99'"),
+    (["--steps", "99"], "--steps: there is no step '99'; there are 1 train_cam, 2 make_cam,"),
+    (["--steps", "1-nosuch"], "--steps: there is no step 'nosuch'; there are"),
+    (["--steps", "make_rib_cam-2"], "--steps: make_rib_cam-2 runs backwards"),
+    (["--steps", "13-ablate"], "--steps: 13-ablate is no range; a step without a number"),
+    (["--steps="], "--steps names no step"),
     (["--beta", "x"], "argument --beta: invalid number value: 'x'"),
     (["--beta", "0"], "0 is not above 0"),
     (["--steps", "1", "--no-train_cam_pass"], "all selected steps are switched off"),
     (["--RIB_iter", "0"], "argument --RIB_iter: 0 is not at least 1"),
     (["--RIB_batch_size", "-1"], "argument --RIB_batch_size/--RIB_batch: -1 is not at least 0"),
     (["--cam_resize_long", "320"], "argument --cam_resize_long: '320' has 1 values, wanted 2 joined by commas"),
-    (
-        ["--cam_scales", "0.5,1.0"],
-        "--cam_scales is (0.5, 1.0); wanted numbers above 0, the first 1.0 and the second 0.5",
-    ),
+    (["--cam_scales", "0.5,1.0"], "--cam_scales is (0.5, 1.0); wanted the first 1.0 and the second 0.5"),
     (["--cam_eval_sweep", "0.5,0.1,0.1"], "wanted LO <= HI and STEP above 0"),
     (["--irn_crop_size", "97"], "--irn_crop_size is 97; wanted a multiple of 4"),
     (["--cam_weight_decay=-1e-4"], "--cam_weight_decay: -1e-4 is not at least 0"),
     (["--seg_crf", "0,3,67,3,4"], "wanted deviations (1st, 3rd, 4th) above 0"),
-    (
-        ["--seg_model", "deeplabv2_resnet14", "--seg_crop_size", "32", "--seg_msc_scales", "1,0.2"],
-        "--seg_crop_size is 32; wanted at least 8 pixels at the smallest of --seg_msc_scales, this gives 6.4",
-    ),
+    (["--seg_crop_size", "32", "--seg_msc_scales", "1,0.2"], "--seg_crop_size is 32; wanted at least 8 pixels at the"),
     (["--pooling", "max"], "argument --pooling: invalid choice: 'max'"),
     (["--cam_network", "efficientnet_b0"], "is none of resnet50, resnet14, timm:NAME; maybe timm:efficientnet_b0"),
     (["--train_cam_pass", "maybe"], "'maybe' is neither True nor False"),
@@ -211,25 +172,22 @@ MISTAKES = [
 @pytest.mark.parametrize(("argv", "message"), MISTAKES, ids=[" ".join(argv) for argv, _ in MISTAKES])
 def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, argv, message):
     monkeypatch.chdir(tmp_path)
-    assert run(*argv) == 2
+    assert run_cli(*argv) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("run_sample.py: ") and err.count("\n") == 1 and err.endswith("\n")
     assert message in err
     assert list(tmp_path.iterdir()) == []
 
 
-# what is only said
-
-
 def test_dry_run_and_list_steps_say_the_plan_and_do_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert run("--dry_run", "--steps", "2-3", "--work_dir", "out") == 0
+    assert run_cli("--dry_run", "--steps", "2-3", "--work_dir", "out") == 0
     out, err = capsys.readouterr()
     lines = out.splitlines()
     assert lines[0] == "dataset shapes, results in out" and err == ""
     assert [line.split()[:2] for line in lines[2:]] == [["2", "make_cam"], ["3", "eval_cam"]]
     assert "sess/res50_cam.pth" in lines[2] and "cam/NAME.npy" in lines[2]
-    assert run("--list_steps") == 0
+    assert run_cli("--list_steps") == 0
     for step, line in zip(STEPS, capsys.readouterr().out.splitlines()[1:], strict=True):
         assert " ".join(line.split()).startswith(f"{step.title} ") and step.reads in line and step.writes in line
     assert list(tmp_path.iterdir()) == []
@@ -237,40 +195,27 @@ def test_dry_run_and_list_steps_say_the_plan_and_do_nothing(tmp_path, monkeypatc
 
 def help_text(capsys, *argv):
     with pytest.raises(SystemExit) as exit_:
-        run(*argv)
+        run_cli(*argv)
     assert exit_.value.code == 0
-    return capsys.readouterr().out
-
-
-def shown_default(text, flag):
-    """What the help says of one argument, up to the next one."""
-    entry = re.search(rf"^  {flag}\b.*\n(?:   .*\n)*", text, re.MULTILINE).group()
-    found = re.search(r"\(default: ([^)]*)\)", " ".join(entry.split()))
-    return found and found.group(1)
+    return " ".join(capsys.readouterr().out.split())
 
 
 def test_help_shows_the_values_of_the_dataset(capsys, config):
     text = help_text(capsys, "--help_all", "--dataset", "voc12")
-    shown = {
-        flag: shown_default(text, flag) for flag in ("--RIB_batch_size", "--cam_scales", "--infer_list", "--limit")
-    }
-    assert shown == {
-        "--RIB_batch_size": "20", "--cam_scales": "1,0.5,1.5,2", "--infer_list": "train_aug", "--limit": None
-    }  # fmt: skip
-    assert shown_default(help_text(capsys, "--help", config({"RIB_batch_size": 3})), "--RIB_batch_size") == "3"
+    for flag, value in (("RIB_batch_size", "20"), ("cam_scales", "1,0.5,1.5,2"), ("infer_list", "train_aug")):
+        assert re.search(rf"--{flag}\b[^(]*\(default: {value}\)", text)
+    assert "use only the first N images of every list --max_side" in text  # without a default
+    assert "disjoint images per step; 0: none (default: 3)" in help_text(capsys, "-h", config({"RIB_batch_size": 3}))
 
 
 def test_the_short_help_leaves_out_what_is_seldom_changed(capsys):
     short, everything = help_text(capsys, "--help"), help_text(capsys, "--help_all")
-    assert "--RIB_lr" in short and "--explode_ratio" not in short
+    assert "--RIB_lr" in short and "--explode_ratio" not in short and "steps one by one:" in everything
     assert all(f"--{option.name}" in everything for options in OPTIONS.values() for option in options)
-    titles = re.findall(r"^(\S.*):$", everything, re.MULTILINE)
-    assert {"what to run", "machine", "data", "classifier and CAM (steps 1 to 3)", "steps one by one"} <= set(titles)
 
 
 def test_published_names_are_accepted(config):
-    published = ("--RIB_batch", "7", "--np_power", "2", "--voc12_root", "somewhere", "--chainer_eval_set", "val")
-    args, sources = parsed(*published)
+    args, sources = parsed(*"--RIB_batch 7 --np_power 2 --voc12_root somewhere --chainer_eval_set val".split())
     assert (args.RIB_batch_size, args.cam_power, args.data_root, args.eval_list) == (7, 2.0, "somewhere", "val")
     assert sources["RIB_batch_size"] == "command line"
     assert parsed(config({"RIB_batch": 9}))[0].RIB_batch_size == 9
@@ -284,34 +229,21 @@ def ran(monkeypatch):
     """Steps `one`, `two`, `three` of a module made up here; gives what was called."""
     calls = []
 
-    def step(args, dataset, say="", error=None, values=None):
+    def step(args, dataset, say, error, values):
         calls.append((say, args.seed))
         if error is not None:
             raise error
         return values
 
-    module = types.ModuleType("made_up_step")
-    module.run = step
-    monkeypatch.setitem(sys.modules, "made_up_step", module)
-    root = logging.getLogger()
-    before, level = root.handlers[:], root.level
-    yield calls
-    for handler in root.handlers:
-        if handler not in before:
-            handler.close()
-    root.handlers[:] = before
-    root.setLevel(level)
-
-
-def made_up(**errors):
-    names = ("one", "two", "three")
-    options = {name: {"say": name, "error": errors.get(name), "values": {"images": 4}} for name in names}
-    options["two"]["values"] = None
-    return [Step(i + 1, name, "made_up_step", "", "", options[name]) for i, name in enumerate(names)]
+    monkeypatch.setitem(sys.modules, "made_up_step", types.SimpleNamespace(run=step))
+    return calls
 
 
 def run_made_up(tmp_path, *argv, **errors):
-    return main(made_up(**errors), ["--work_dir", str(tmp_path / "out"), *argv])
+    values = {"one": {"images": 4}, "two": None, "three": {"images": 4}}
+    options = [{"say": name, "error": errors.get(name), "values": values[name]} for name in values]
+    steps = [Step(i, of["say"], "made_up_step", "", "", of) for i, of in enumerate(options, 1)]
+    return run_cli("--work_dir", tmp_path / "out", *argv, steps=steps)
 
 
 def test_steps_run_in_order_and_what_they_measure_is_kept(ran, tmp_path):
@@ -331,19 +263,12 @@ def test_steps_run_in_order_and_what_they_measure_is_kept(ran, tmp_path):
 
 @pytest.mark.parametrize(
     ("error", "code", "message"),
-    [
-        (
-            UserError("cam/x.npy is missing; add --steps make_cam"),
-            2,
-            "run_sample.py: cam/x.npy is missing; add --steps",
-        ),
-        (KeyboardInterrupt(), 130, "to resume, run the same command again"),
-    ],
+    [(UserError("x.npy is missing"), 2, "x.npy is missing"), (KeyboardInterrupt(), 130, "run the same command")],
 )
 def test_a_step_that_stops_is_one_line_and_an_exit_code(ran, tmp_path, capsys, error, code, message):
     assert run_made_up(tmp_path, two=error) == code
     assert [name for name, _ in ran] == ["one", "two"]
-    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert re.search(f"^run_sample.py: .*{message}", capsys.readouterr().err.splitlines()[-1])
 
 
 def test_a_work_dir_that_cannot_be_written(ran, tmp_path, capsys):
@@ -364,11 +289,7 @@ def test_a_rank_that_fails_ends_at_once(tmp_path):
 
 
 def test_the_table_of_arguments_is_that_of_the_program():
-    from misc.report.arguments import arguments
-
-    assert (ROOT / "docs" / "arguments.md").read_text() == arguments(), (
-        "python -m misc.report.arguments > docs/arguments.md"
-    )
+    assert (ROOT / "docs" / "arguments.md").read_text() == arguments(), "make it again, as misc.report.arguments says"
 
 
 def test_every_page_and_picture_that_the_docs_link_to_exists():

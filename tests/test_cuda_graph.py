@@ -101,7 +101,8 @@ def test_numbers_are_read_later():
 
 
 def test_rows_are_halved_until_memory_suffices():
-    rows, tried, freed = memory.Rows(), [], []
+    tried, freed = [], []
+    rows = memory.Rows(before=lambda: freed.append(1))
 
     def work(most):
         tried.append(most)
@@ -109,7 +110,7 @@ def test_rows_are_halved_until_memory_suffices():
             raise torch.OutOfMemoryError("CUDA out of memory")
         return [len(part) for (part,) in memory.split(most, torch.ones(5))]
 
-    assert rows.retry(work, 20, lambda: freed.append(1)) == [2, 2, 1]
+    assert rows.retry(work, 20) == [2, 2, 1]
     assert tried == [None, 10, 5, 2] and len(freed) == 3
     assert rows.retry(work, 20) == [2, 2, 1]  # it remembers
 

@@ -128,7 +128,7 @@ def test_companions_show_something_else(photograph):
         ),
         ("--photo PHOTO --make_cam_pass", "leave it out, or --make_cam_pass"),
         ("--config CONFIG --check_data", "leave it out, or --check_data"),
-        ("--photo PHOTO --label ,", "--label is (); wanted at least one name"),
+        ("--photo PHOTO --label ,", "holds no value, wanted at least one"),
         ("--label cat", "--label is ('cat',); wanted it beside --photo"),
         ("--photo FOLDER/config.yaml --label cat", "or TIFF or BMP\n"),
         ("--photo FOLDER --label cat", "is a folder; --photo wants one image file"),

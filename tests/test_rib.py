@@ -6,7 +6,8 @@ import torch
 
 from benchmarks.reference import plain_rib
 from data.transforms import pyramid
-from misc.rib import RIB, gndrp
+from misc.rib import ACTIVATIONS, RIB, gndrp
+from misc.torchutils import PolyOptimizer
 from net.folded import Folded
 from net.resnet50 import ARCHS, Arch
 from net.resnet50_cam import CAM
@@ -228,5 +229,66 @@ def test_an_image_that_runs_out_of_memory_goes_on_with_fewer_rows(model, images,
 def test_companions_may_be_features(model, images):
     rib = RIB(model, **SETTINGS)
     wanted, _ = rib.run(images, LABEL, make_companions(3))
-    got, _ = rib.run_features(images, LABEL, [(rib.lower(x), labels) for x, labels in make_companions(3)])
+    got, _ = rib.run(images, LABEL, [(rib.lower(x), y) for x, y in make_companions(3)], lowered=True)
     assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+
+
+# recorded steps
+
+
+def recorded(model, images, **changes):
+    """What `run` returns, and clones of what it gave to on_step."""
+    steps = []
+
+    def keep(k, sums):
+        assert k == len(steps)
+        steps.append([cam.clone() for cam in sums])
+
+    sums, entered = RIB(model, **{**SETTINGS, **changes}).run(images, LABEL, make_companions(9), keep)
+    return sums, entered, steps
+
+
+def test_recording_changes_nothing(model, images, base):
+    sums, entered, steps = recorded(model, images, activation="none", schedule=4)
+    assert entered == len(steps) == 4
+    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(sums, base, steps[-1], strict=True))
+
+
+def test_recording_ends_with_the_image(model, images):
+    _, _, whole = recorded(model, images)
+    _, entered, steps = recorded(model, images, stop_th=1e-9)
+    assert entered == len(steps) == 1 and torch.equal(steps[0][0], whole[0][0])
+    exploded, entered, steps = recorded(model, images, explode_ratio=0.0)
+    assert entered == len(steps) == 2  # of the second step only scale 1.0 is added
+    assert torch.equal(steps[1][0], whole[1][0]) and torch.equal(steps[1][1], whole[0][1])
+    assert all(torch.equal(a, b) for a, b in zip(exploded, steps[1], strict=True))
+
+
+# final activations
+
+Z = torch.tensor([-2.0, -0.5, 0.0, 0.5, 2.0])
+ACTIVATION = {  # its values at Z, its slope
+    "none": ([-2.0, -0.5, 0.0, 0.5, 2.0], torch.ones_like),
+    "sigmoid": ([0.119203, 0.377541, 0.5, 0.622459, 0.880797], lambda z: torch.exp(-z) / (1 + torch.exp(-z)) ** 2),
+    "softsign": ([-2 / 3, -1 / 3, 0.0, 1 / 3, 2 / 3], lambda z: 1 / (1 + z.abs()) ** 2),
+    "tanh": ([-0.964028, -0.462117, 0.0, 0.462117, 0.964028], lambda z: 1 - (2 / (1 + torch.exp(-2 * z)) - 1) ** 2),
+    "relu": ([0.0, 0.0, 0.0, 0.5, 2.0], lambda z: (z > 0).float()),
+}
+
+
+@pytest.mark.parametrize("name", list(ACTIVATIONS))
+def test_the_gradient_is_that_of_the_activation_of_every_row(model, images, name, monkeypatch):
+    """f'(logit) weighs the gradient of every row and class by itself, the companions' too."""
+    values, slope = ACTIVATION[name]
+    torch.testing.assert_close(ACTIVATIONS[name](Z), torch.tensor(values), atol=1e-6, rtol=1e-5)
+    rib = RIB(model, **{**SETTINGS, "n_iter": 2}, activation=name)
+    gradients = []
+    monkeypatch.setattr(PolyOptimizer, "update", lambda _: gradients.append([p.grad.clone() for p in rib.parameters]))
+    ((others, other_labels),) = batches = make_companions(1)
+    rib.run(images, LABEL, batches)
+    logits = [gndrp(model(images[scale])[:, LABEL > 0], 0.4).flatten() for scale in (0, 2, 3)]
+    logits = torch.cat([*logits, gndrp(model(others), 0.4)[other_labels > 0]])
+    assert len(logits) == 6 * 2 + 3 and (logits > 0).any() and (logits < 0).any()
+    wanted = torch.autograd.grad(-(slope(logits.detach()) * logits).sum(), rib.parameters)
+    for got, want in zip(gradients[0], wanted, strict=True):
+        assert relative_error(got, want) < 1e-4

@@ -261,14 +261,13 @@ def test_going_on_gives_the_same_bits(tmp_path, monkeypatch, model):
         yield next(real(loader, first))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(TrainingLoader, "epochs", cut)
-    assert run_cli(*arguments, tmp_path / "cut") == 130
+    with monkeypatch.context() as patched:
+        patched.setattr(TrainingLoader, "epochs", cut)
+        assert run_cli(*arguments, tmp_path / "cut") == 130
     assert not (tmp_path / "cut/sess/deeplabv2_truth.pth").exists()
-    monkeypatch.setattr(TrainingLoader, "epochs", real)
     torch.manual_seed(12345)  # whatever happened in between
     assert run_cli(*arguments, tmp_path / "cut") == 0
-    whole, again = (
-        torch.load(tmp_path / kind / "sess/deeplabv2_truth.pth", weights_only=True) for kind in ("whole", "cut")
-    )
+    sess = "sess/deeplabv2_truth.pth"
+    whole, again = (torch.load(tmp_path / kind / sess, weights_only=True) for kind in ("whole", "cut"))
     assert list(whole) == list(again) and all(torch.equal(whole[name], again[name]) for name in whole)
     assert not (tmp_path / "cut/sess/deeplabv2_truth.checkpoint").exists()

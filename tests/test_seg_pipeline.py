@@ -154,7 +154,7 @@ def test_voc_val_and_test(tmp_path):
         ([*TRUTH, "--seg_init", "cam"], "step train_cam makes it"),
         ([*TRUTH, "--seg_init", "imagenet"], "no ImageNet weights for resnet14"),
         ([*TRUTH, "--seg_model", "deeplabv3_resnet50", "--seg_accumulate", "4"], "at least 2 images at a time"),
-        (["--seg_labels", "rib"], "no list of different words out of pseudo, cam, truth"),
+        (["--seg_labels", "rib"], "'rib' is none of pseudo, cam, truth"),
         (["--seg_batch_size", "9", "--seg_accumulate", "2"], "9; wanted a multiple of --seg_accumulate 2"),
         (["--seg_crf", "1,3"], "2 values, wanted 5"),
     ],

@@ -53,7 +53,7 @@ def build(args: argparse.Namespace, dataset: Dataset, measured: dict, names: Seq
         scored=scored(measured),
         classes=class_table(measured),
         confusions=[_confusion(measured, stage) for stage in reversed(scored(measured))],
-        experiments=[*_photographs(work_dir, dataset), *_experiments(work_dir, measured)],
+        experiments=_experiments(work_dir, dataset, measured),
         gallery=gallery(args, measured, dataset, names),
         steps=_steps(measured, steps),
         calls=calls(work_dir),
@@ -122,13 +122,13 @@ def settings(args: argparse.Namespace) -> dict[str, str]:
 
 def hardware(work_dir: Path) -> str:
     """The machines that took part."""
-    texts = {}
+    texts = []
     for call in calls(work_dir):
-        machine = call.get("hardware", {})
-        on_cpu = call["arguments"].get("device") == "cpu" or not machine.get("gpu")
-        name = machine.get("cpu") if on_cpu else machine["gpu"]
-        texts |= {f"{name}, {machine.get('cores')} cores": None} if machine else {}
-    return "; ".join(texts)
+        machine = call.get("hardware")
+        if machine:
+            name = machine["cpu"] if call["arguments"].get("device") == "cpu" else machine.get("gpu") or machine["cpu"]
+            texts.append(f"{name}, {machine['cores']} cores")
+    return "; ".join(dict.fromkeys(texts))
 
 
 def _headline(measured: dict) -> list[tuple[str, str, str, str]]:
@@ -166,23 +166,20 @@ def _confusion(measured: dict, stage) -> dict:
     return {**content, "picture": confusion_picture(fraction), "largest": Table("Largest confusions", head, rows)}
 
 
-def _photographs(work_dir: Path, dataset: Dataset) -> list[dict]:
-    """The scores and strips of the run on photographs that lies beside this one."""
+def _experiments(work_dir: Path, dataset: Dataset, measured: dict) -> list[dict]:
+    """Sections: photographs (a run that lies beside this one), strips, toy experiment, ablations, where they ran."""
+    sections = []
+
+    def add(key: str, title: str, text: str, *parts: dict) -> None:
+        sections.append({"id": key, "title": title, "text": text, "parts": parts})
+
     beside = work_dir.parent / dataset.beside
-    if not dataset.beside or not (beside / "metrics.json").is_file():
-        return []
-    text = f"CAM and RIB of a classifier that was trained already. ../{dataset.beside}/report.html has more. {STRIPS}"
-    table = stage_table(load_json(beside / "metrics.json"), "Scores (%)")
-    parts = [{"table": table}, _plot(beside, "strips.jpg", STRIPS)]
-    return [{"id": dataset.beside, "title": "Photographs", "text": text, "parts": parts}]
-
-
-def _experiments(work_dir: Path, measured: dict) -> list[dict]:
-    """The toy experiment and the ablations, where metrics.json has something of them."""
-    out = []
+    if dataset.beside and (beside / "metrics.json").is_file():
+        text = f"CAM and RIB of a ready classifier. ../{dataset.beside}/report.html has more. {STRIPS}"
+        table = stage_table(load_json(beside / "metrics.json"), "Scores (%)")
+        add(dataset.beside, "Photographs", text, {"table": table}, _plot(beside, "strips.jpg", STRIPS))
     if "strips" in measured:
-        parts = [_plot(work_dir, "strips.jpg", STRIPS)]
-        out.append({"id": "strips", "title": "Step by step", "text": STRIPS, "parts": parts})
+        add("strips", "Step by step", STRIPS, _plot(work_dir, "strips.jpg", STRIPS))
     if "toy" in measured:
         values = measured["toy"]
         text = (
@@ -192,16 +189,15 @@ def _experiments(work_dir: Path, measured: dict) -> list[dict]:
             "holds in every seed."
         )
         figures = [_plot(work_dir, f"toy/{name}.png", words) for name, words in plots.TOY_FIGURES.items()]
-        parts = [{"table": table} for table in toy.tables(values)]
-        out.append({"id": "toy", "title": "Toy experiment", "text": text, "parts": [*parts, *figures]})
+        add("toy", "Toy experiment", text, *({"table": table} for table in toy.tables(values)), *figures)
     if "ablate" in measured:
         studies = load_json(work_dir / "ablate" / "results.json").get("studies", {})
         text = "mIoU of RIB's seeds at the best threshold of the sweep and at the fixed one, on the same images."
         parts = []
         for name, table in zip(studies, ablation_tables(studies), strict=True):
             parts += [{"table": table}, _plot(work_dir, f"ablate/{name}.png", table.title)]
-        out.append({"id": "ablate", "title": "Ablations", "text": text, "parts": parts})
-    return out
+        add("ablate", "Ablations", text, *parts)
+    return sections
 
 
 def _plot(work_dir: Path, path: str, words: str) -> dict:

@@ -1,7 +1,6 @@
 """Two runs side by side, on the terminal and as compare.md: settings, stages, classes, the masks that changed most."""
 
 import argparse
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from data import image_names, open_dataset
 from data.errors import UserError
 from data.files import load_json, write_atomic
 from data.images import read_mask
-from data.progress import bar, map_items
+from data.progress import progress_map
 from data.results import load_cam
 from misc.cam import cams_to_mask
 from misc.metrics import confusion, mean_iou
@@ -76,19 +75,15 @@ def _settings(a: Run, b: Run) -> Table:
     changed = [settings(run.args) for run in (a, b)]
     rows = []
     for name in sorted({*changed[0], *changed[1]}):
-        before, after = (
-            s.get(name, shown(getattr(run.args, name, ""))) for s, run in zip(changed, (a, b), strict=True)
-        )
-        if before != after:
-            rows.append((name, before, after))
+        values = [own.get(name, shown(getattr(run.args, name, ""))) for own, run in zip(changed, (a, b), strict=True)]
+        if values[0] != values[1]:
+            rows.append((name, *values))
     return Table("Settings", ("setting", "A", "B"), rows, () if rows else ("The two runs have the same settings.",))
 
 
-def _row(label: str, a: Run, b: Run, path: Sequence[str]) -> list[str]:
+def _row(label: str, a: Run, b: Run, *path: str) -> list[str]:
     """A, B and their difference at a path in metrics.json, in percent."""
-    before, after = (at(run.measured, path[0]) for run in (a, b))
-    for key in path[1:]:
-        before, after = ((value or {}).get(key) for value in (before, after))
+    before, after = (at(run.measured, *path) for run in (a, b))
     change = None if before is None or after is None else after - before
     return [label, number(before), number(after), number(change) if change is None else f"{100 * change:+.1f}"]
 
@@ -101,7 +96,7 @@ def _stages(a: Run, b: Run) -> Table:
             paths.append((f"{stage.label}, fixed threshold", f"{stage.path}.fixed.miou"))
         paths += [(f"{stage.label}, {key}", f"{stage.best}.foreground.{key}") for key in ("precision", "recall")]
     paths += dict.fromkeys([*variants(a.measured), *variants(b.measured)])
-    rows = [_row(label, a, b, [path]) for label, path in paths]
+    rows = [_row(label, a, b, path) for label, path in paths]
     rows = [row for row in rows if row[3] != "\u2013"]
     notes = () if rows else ("There is no stage that both runs have scored.",)
     return Table("Stages (%)", ("stage", "A", "B", "B - A"), rows, notes)
@@ -113,7 +108,7 @@ def _classes(a: Run, b: Run) -> Table:
     head = ["IoU (%)", *(text for stage in stages for text in (f"{stage.key}: A", "B", "B - A"))]
     rows = []
     for name in ("background", *a.dataset.classes):
-        rows.append([name, *(cell for stage in stages for cell in _row("", a, b, [f"{stage.best}.iou", name])[1:])])
+        rows.append([name, *(cell for stage in stages for cell in _row("", a, b, f"{stage.best}.iou", name)[1:])])
     return Table("Classes", head, rows if stages else [])
 
 
@@ -126,11 +121,8 @@ def _images(a: Run, b: Run, num_workers: int) -> Table:
     names = files[kind]
     if not np.array_equal(a.dataset.image(names[0]), b.dataset.image(names[0])):
         return Table("Images", ("image",), (), [f"The two runs saw different images under one name, {names[0]} first."])
-    changes = []
-    with bar(len(names), "compare masks") as progress:
-        for values in map_items(partial(_changed, a, b, kind), names, num_workers):
-            changes.append(values)
-            progress.update()
+    changed = partial(_changed, a, b, kind)
+    changes = list(progress_map(changed, names, "compare masks", num_workers))
     order = sorted(range(len(names)), key=lambda i: (-changes[i][0], names[i]))
     rows = [[names[i], *map(number, changes[i])] for i in order[:MOST] if changes[i][0] > 0]
     mean = np.mean([fraction for fraction, *_ in changes])

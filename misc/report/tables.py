@@ -53,9 +53,9 @@ def is_figure(text: str) -> bool:
     return re.fullmatch(r"[-+\u2212\u2013\u00b1\d.,:!*% ]*", text) is not None
 
 
-def at(values: dict, path: str) -> object:
-    """The entry of nested dicts that `a.b.c` names, None where there is none."""
-    for key in path.split("."):
+def at(values: dict, path: str, *names: str) -> object:
+    """The entry of nested dicts that `a.b.c`, then each of the names (which may hold dots), leads to; else None."""
+    for key in (*path.split("."), *names):
         if not isinstance(values, dict) or key not in values:
             return None
         values = values[key]
@@ -168,9 +168,8 @@ def class_table(measured: dict) -> Table:
     names = dict.fromkeys(name for stage in stages for name in at(measured, f"{stage.best}.iou") or {})
     rows = []
     for name in names:
-        values = [(at(measured, f"{stage.best}.iou") or {}).get(name) for stage in stages]
-        paths = [f"{stage.best}.iou.{name}" for stage in stages]
-        rows.append([name, *(Cell(number(v), p if v is not None else "") for v, p in zip(values, paths, strict=True))])
+        cells = [(at(measured, f"{stage.best}.iou", name), f"{stage.best}.iou.{name}") for stage in stages]
+        rows.append([name, *(Cell(number(value), path if value is not None else "") for value, path in cells)])
     return Table("IoU per class (%), seeds at their best threshold", ["class", *(s.label for s in stages)], rows)
 
 

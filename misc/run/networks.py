@@ -5,11 +5,19 @@ import argparse
 import torch
 
 from data.base import Dataset
-from misc.run.outputs import path_of
+from misc.run.outputs import path_of, require
 from net import deeplabv2, weights
 from net.backbones import build
 from net.resnet50_cam import CAM
 from net.resnet50_irn import EdgeDisplacement
+
+
+def load_backbone(args: argparse.Namespace, model: torch.nn.Module, init: str) -> None:
+    """Loads the backbone that training starts from: `cam` is the classifier's, else as net.weights has it."""
+    if init == "cam":
+        require(args, "cam_weights_name")
+        init = str(path_of(args, "cam_weights_name"))
+    weights.load_backbone(model, init)
 
 
 def load_cam(args: argparse.Namespace, dataset: Dataset, device: torch.device) -> CAM:

@@ -48,28 +48,28 @@ def number(kind: type, low: float = -math.inf, open_low: bool = False, high: flo
 
 
 def listed(kind: Callable[[str], Any], count: int | None = None) -> Callable[[str], tuple]:
-    """A type of values joined by commas, exactly `count` of them if given."""
+    """A type of values joined by commas, at least one, exactly `count` of them if given."""
 
     def parse(text: str) -> tuple:
-        values = tuple(kind(part) for part in text.strip("()[] ").split(",") if part.strip())
+        values = tuple(kind(part.strip()) for part in text.strip("()[] ").split(",") if part.strip())
+        if not values:
+            raise argparse.ArgumentTypeError(f"{text!r} holds no value, wanted at least one")
         if count is not None and len(values) != count:
             raise argparse.ArgumentTypeError(f"{text!r} has {len(values)} values, wanted {count} joined by commas")
         return values
 
-    parse.__name__ = "list of numbers joined by commas"
+    parse.__name__ = "list of values joined by commas"
     return parse
 
 
-def words(*choices: str) -> Callable[[str], tuple[str, ...]]:
-    """A type of words out of `choices`, joined by commas, each at most once and at least one of them."""
+def one_of(*choices: str) -> Callable[[str], str]:
+    """A type of words out of `choices`."""
 
-    def parse(text: str) -> tuple[str, ...]:
-        values = tuple(part.strip() for part in text.strip("()[] ").split(",") if part.strip())
-        if not values or len(set(values)) < len(values) or not set(values) <= set(choices):
-            raise argparse.ArgumentTypeError(f"{text!r} is no list of different words out of {', '.join(choices)}")
-        return values
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(choices)}")
+        return text
 
-    parse.__name__ = "list of words joined by commas"
     return parse
 
 
@@ -90,8 +90,8 @@ def boolean(text: str) -> bool:
 
 POSITIVE, COUNT = number(int, 1), number(int, 0)
 FINITE, RATE, NOT_NEGATIVE = number(float), number(float, 0, True), number(float, 0)
-FRACTION = number(float, 0, True, 1)
-FLOATS, FLOATS2, INTS2 = listed(FINITE), listed(FINITE, 2), listed(int, 2)
+RATES, FLOATS2, INTS2 = listed(RATE), listed(FINITE, 2), listed(int, 2)
+ABLATIONS = ("steps", "pooling", "activation", "companions", "learning_rate")
 FLAG = "flag"  # in place of a type: no value follows
 
 
@@ -160,7 +160,7 @@ OPTIONS: dict[str, list[Option]] = {
         Option("cam_num_epoches", 5, POSITIVE, "N", "epochs", IRN),
         Option("cam_learning_rate", 0.1, RATE, "LR", "learning rate of the backbone; sgd: head 10x", IRN),
         _more("cam_weight_decay", 1e-4, NOT_NEGATIVE, "W", "weight decay", IRN),
-        _more("cam_scales", (1.0, 0.5, 1.5, 2.0), FLOATS, "S,...", "image scales; the first 1.0, the second 0.5", IRN),
+        _more("cam_scales", (1.0, 0.5, 1.5, 2.0), RATES, "S,...", "image scales; the first 1.0, the second 0.5", IRN),
         _more("cam_dtype", "float32", None, None, "of CAM files; float16 halves them", choices=("float32", "float16")),
         _more("cam_eval_thres", 0.15, FINITE, "T", "fixed background threshold that is reported", IRN),
         _more("cam_eval_sweep", (0.20, 0.49, 0.01), listed(FINITE, 3), "LO,HI,STEP", "background thresholds to sweep",
@@ -231,15 +231,15 @@ OPTIONS: dict[str, list[Option]] = {
     "segmentation network (steps 12 and 13)": [
         Option("seg_model", "deeplabv2_resnet101", None, None, "v2 as published; v3 is torchvision's", RIB, choices=(
             "deeplabv2_resnet101", "deeplabv2_resnet14", "deeplabv3_resnet101", "deeplabv3_resnet50")),
-        Option("seg_labels", ("pseudo",), words("pseudo", "cam", "truth"), "WORD,...", "one network for each, the "
-               "first is the result: pseudo (step 8's masks), cam (the same walk from the plain CAMs), truth (the "
+        Option("seg_labels", ("pseudo",), listed(one_of("pseudo", "cam", "truth")), "WORD,...", "one network for each, "
+               "the first is the result: pseudo (step 8's masks), cam (the same walk from the plain CAMs), truth (the "
                "dataset's masks)", RIB),
         Option("seg_init", "imagenet", None, "INIT", "backbone: imagenet, coco (torchvision's DeepLab-v3), cam (the "
                "classifier's), scratch, or a file", f"{AUTHORS} (DeepLab-v2 itself starts from COCO)"),
         _more("seg_loss", "balanced", None, None, "balanced: average foreground and background separately, then add",
               f"{AUTHORS}; DSRG, CVPR 2018", choices=("ce", "balanced")),
         _more("seg_crop_size", 321, POSITIVE, "PX", "side of the training crops", DEEPLAB),
-        _more("seg_scales", (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0), FLOATS, "S,...", "image scales in training, one is "
+        _more("seg_scales", (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0), RATES, "S,...", "image scales in training, one is "
               "drawn", f"{AUTHORS} (DeepLab-v2: to 1.5)"),
         Option("seg_batch_size", 10, POSITIVE, "N", "images per step, over all ranks and --seg_accumulate",
                f"{DEEPLAB}; {AUTHORS}"),
@@ -250,10 +250,10 @@ OPTIONS: dict[str, list[Option]] = {
         _more("seg_momentum", 0.9, NOT_NEGATIVE, "M", "momentum of SGD", DEEPLAB),
         _more("seg_weight_decay", 5e-4, NOT_NEGATIVE, "W", "weight decay (biases: none)", DEEPLAB),
         _more("seg_checkpoint_every", 1000, POSITIVE, "N", "steps between two checkpoints", "this program"),
-        _more("seg_msc_scales", (1.0, 0.75, 0.5), FLOATS, "S,...", "v2: scales within the network; the first 1.0",
+        _more("seg_msc_scales", (1.0, 0.75, 0.5), RATES, "S,...", "v2: scales within the network; the first 1.0",
               DEEPLAB),
-        _more("seg_aspp_rates", (6, 12, 18, 24), listed(int), "R,...", "v2: dilations of the classifier", DEEPLAB),
-        _more("seg_test_scales", (1.0,), FLOATS, "S,...", "image scales at inference, averaged",
+        _more("seg_aspp_rates", (6, 12, 18, 24), listed(POSITIVE), "R,...", "v2: dilations of the classifier", DEEPLAB),
+        _more("seg_test_scales", (1.0,), RATES, "S,...", "image scales at inference, averaged",
               f"{DEEPLAB}: the network has scales of its own"),
         _more("seg_test_mirror", False, boolean, "BOOL", "average with the mirror image", DEEPLAB),
         _more("seg_crf", (1.0, 3.0, 67.0, 3.0, 4.0), listed(FINITE, 5), "S,C,S,S,C", "CRF: Gaussian deviation (px) and "
@@ -261,7 +261,7 @@ OPTIONS: dict[str, list[Option]] = {
         _more("seg_crf_iter", 10, COUNT, "N", "iterations of the CRF; 0: no CRF", DEEPLAB),
     ],
     "ablations and strips (steps that run only by name)": [
-        _more("ablate", None, None, "LIST", "steps, pooling, activation, companions, learning_rate (default: all)"),
+        _more("ablate", ABLATIONS, listed(one_of(*ABLATIONS)), "LIST", "settings that are compared"),
         _more("ablate_limit", 8, POSITIVE, "N", "images that every point takes"),
         _more("strips_images", "12", None, "NAMES|N", "images that get a strip: names, or how many"),
     ],
@@ -277,7 +277,7 @@ OPTIONS: dict[str, list[Option]] = {
         _more("toy_rib_lr", 1e-3, RATE, "LR", "fine-tuning's learning rate of the convolutions (head 10x)"),
         _more("toy_rib_iter", 10, POSITIVE, "K", "fine-tuning steps per image"),
         _more("toy_stop_th", 100.0, RATE, "M", "fine-tuning ends once |logit| exceeds it"),
-        _more("toy_threshold", 0.2, FRACTION, "T", "fraction of the maximum above which G_k is high"),
+        _more("toy_threshold", 0.2, number(float, 0, True, 1), "T", "fraction of the maximum above which G_k is high"),
     ],
     "files (default: below --work_dir)": [
         *(_more(f"{name}_weights_name", None, None, "FILE", text) for name, text in (

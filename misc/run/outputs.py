@@ -17,7 +17,7 @@ from data import image_names
 from data.base import Dataset
 from data.errors import UserError
 from data.files import load_json, save_json
-from misc.run.provenance import code_version, differences, digest, digest_of_array, digest_of_file, digest_of_names
+from misc.run.provenance import check_same, code_version, digest, digest_of_array, digest_of_file, digest_of_names
 from misc.torchutils import gather, on_first_rank, rank, shard
 from net.weights import find_doubled
 
@@ -135,26 +135,29 @@ def record_file(args: argparse.Namespace, argument: str) -> Path:
     return path / ".made_by.json" if argument.endswith("_out_dir") else path.with_suffix(".made_by.json")
 
 
+def missing_of(args: argparse.Namespace, argument: str, names: Sequence[str], suffix: str) -> list[str]:
+    """The images whose result file is missing."""
+    return [name for name in names if not result_file(args, argument, name, suffix).is_file()]
+
+
 def require(args: argparse.Namespace, argument: str, names: Sequence[str] | None = None, suffix: str = ".npy") -> None:
     """UserError if a file that an earlier step makes is missing, naming that step. All ranks must call it.
 
     names: the images whose result files are needed; without, the argument names a single file.
     """
-    on_first_rank(lambda: _require(args, argument, names, suffix))
-
-
-def _require(args: argparse.Namespace, argument: str, names: Sequence[str] | None, suffix: str) -> None:
     step, path = OUTPUTS[argument].step, path_of(args, argument)
-    if names is None:
-        if find_doubled(path) is None:
-            raise UserError(f"{path} is missing; step {step} makes it: add --steps {step}")
-        return
-    missing = [name for name in names if not result_file(args, argument, name, suffix).is_file()]
-    if missing:
-        raise UserError(
-            f"{len(missing)} of {len(names)} files are missing, {path / missing[0]}{suffix} first; step {step} makes "
-            f"those of --infer_list: add --steps {step}, or choose another list"
-        )
+
+    def check() -> None:
+        if names is None:
+            if find_doubled(path) is None:
+                raise UserError(f"{path} is missing; step {step} makes it: add --steps {step}")
+        elif missing := missing_of(args, argument, names, suffix):
+            raise UserError(
+                f"{len(missing)} of {len(names)} files are missing, {path / missing[0]}{suffix} first; step {step} "
+                f"makes those of --infer_list: add --steps {step}, or choose another list"
+            )
+
+    on_first_rank(check)
 
 
 def provenance(args: argparse.Namespace, dataset: Dataset, argument: str) -> dict:
@@ -192,39 +195,30 @@ def _input(args: argparse.Namespace, name: str) -> str | None:
 
 def check_provenance(args: argparse.Namespace, argument: str, now: dict) -> bool:
     """Whether there is a record of what made an output. UserError if that differs; other code is only a warning."""
-    path, before = path_of(args, argument), load_json(record_file(args, argument))
-    if not before:
-        return False
-    changed = differences(before, now)
-    if changed:
-        step = OUTPUTS[argument].step
-        raise UserError(
-            f"{path} was created with {'; '.join(changed)}. Use --overwrite (--steps {step}-report --overwrite) or "
-            "another --work_dir."
-        )
-    if before.get("code") != now["code"]:
-        logging.warning("%s was created by another version of the code or of torch; it is kept", path)
-    return True
+    before = load_json(record_file(args, argument))
+    if before:
+        check_same(path_of(args, argument), before, now, f" (--steps {OUTPUTS[argument].step}-report --overwrite)")
+    return bool(before)
 
 
 def pending(args: argparse.Namespace, dataset: Dataset, argument: str, names: Sequence[str], suffix: str) -> list[str]:
     """This rank's images whose result file is missing; UserError if the existing ones were made by something else."""
-    missing = set(on_first_rank(lambda: _settle(args, dataset, argument, names, suffix)))
+
+    def settle() -> list[str]:
+        folder, now = path_of(args, argument), provenance(args, dataset, argument)
+        missing = missing_of(args, argument, names, suffix)
+        empty = len(missing) == len(names) and not any(folder.rglob(f"*{suffix}"))
+        known = not empty and check_provenance(args, argument, now)
+        if not empty and not known:
+            logging.info("the results in %s have no provenance; they are used", folder)
+        if missing and not known:
+            save_json(record_file(args, argument), now)
+        if len(missing) < len(names):
+            logging.info("%d of %d results exist in %s, skipping them", len(names) - len(missing), len(names), folder)
+        return missing
+
+    missing = set(on_first_rank(settle))
     return [name for name in shard(names) if name in missing]
-
-
-def _settle(args: argparse.Namespace, dataset: Dataset, argument: str, names: Sequence[str], suffix: str) -> list[str]:
-    folder, now = path_of(args, argument), provenance(args, dataset, argument)
-    missing = [name for name in names if not result_file(args, argument, name, suffix).is_file()]
-    empty = len(missing) == len(names) and not any(folder.rglob(f"*{suffix}"))
-    known = False if empty else check_provenance(args, argument, now)
-    if not empty and not known:
-        logging.info("the results in %s have no provenance; they are used", folder)
-    if missing and not known and load_json(record_file(args, argument)) != now:
-        save_json(record_file(args, argument), now)
-    if len(missing) < len(names):
-        logging.info("%d of %d results exist in %s, skipping them", len(names) - len(missing), len(names), folder)
-    return missing
 
 
 def remove_results(args: argparse.Namespace, steps: Iterable[str]) -> None:
@@ -241,13 +235,7 @@ def remove_results(args: argparse.Namespace, steps: Iterable[str]) -> None:
             continue
         path, record, named = path_of(args, argument), record_file(args, argument), bool(getattr(args, argument))
         figures.pop(entry.scored_by, None)
-        if argument.endswith("_weights_name"):
-            files = [path.with_suffix(".checkpoint")]
-            if not named:
-                files += [path, path.with_name(f"{path.name}.pth"), record]
-            elif find_doubled(path):
-                logging.info("%s exists and was given with --%s, keeping it", path, argument)
-        else:
+        if argument.endswith("_out_dir"):
             folders = [path, Path(f"{path}_before_crf")] if entry.step == "eval_seg" else [path]
             kind = "*.npy" if argument in NPY_FOLDERS else "*.png"
             files = [file for folder in folders for file in folder.rglob(kind)]
@@ -256,6 +244,12 @@ def remove_results(args: argparse.Namespace, steps: Iterable[str]) -> None:
                     f"--{argument} {path} was not filled by this program: delete it yourself, or choose another"
                 )
             files.append(record)
+        else:
+            files = [path.with_suffix(".checkpoint")]
+            if not named:
+                files += [path, path.with_name(f"{path.name}.pth"), record]
+            elif find_doubled(path):
+                logging.info("%s exists and was given with --%s, keeping it", path, argument)
         for file in files:
             file.unlink(missing_ok=True)
     save_json(Path(args.work_dir) / "metrics.json", figures)

@@ -3,6 +3,7 @@
 import argparse
 import datetime
 import hashlib
+import logging
 import os
 import platform
 import shlex
@@ -14,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
+from data.errors import UserError
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "pillow", "opencv-python-headless", "pydensecrf2")
 
@@ -69,6 +72,18 @@ def differences(before: dict, now: dict) -> list[str]:
             f"{key} {shown(old[key])}, now {shown(new[key])}" for key in old if new.get(key, old[key]) != old[key]
         ]
     return changed
+
+
+def check_same(path: Path, before: dict, now: dict, how: str = "") -> None:
+    """UserError if what made a file differs from what would make it now; other code is only a warning.
+
+    how: of the advice, in parentheses.
+    """
+    changed = differences(before, now)
+    if changed:
+        raise UserError(f"{path} was created with {'; '.join(changed)}. Use --overwrite{how} or another --work_dir.")
+    if before.get("code") != now.get("code"):
+        logging.warning("%s was created by another version of the code or of torch; it is kept", path)
 
 
 def shown(value: object) -> str:

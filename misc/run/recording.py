@@ -27,7 +27,7 @@ def open_rib(
     args: argparse.Namespace, dataset: Dataset, names: Sequence[str], device: torch.device, n_iter: int | None = None,
     model: CAM | None = None,
 ) -> tuple[RIB, Iterator[Item], Stopwatch]:  # fmt: skip
-    """RIB with the trained classifier, and for each of `names` what `RIB.run_features` takes.
+    """RIB with the trained classifier, and for each of `names` what `RIB.run` takes.
 
     Items are (name, (H, W), pyramid, label [C], companions), on the device.
 
@@ -111,9 +111,8 @@ def record(
     """Every image of `names` through RIB with `--RIB_iter` K updates of the weights, one more than make_rib_cam.
 
     K is the last step of the paper's sum over 0 <= k <= K; the published code ends at K - 1, and so do the files of
-    make_rib_cam. One recording equals separate runs of fewer steps whose learning rates fall over K as well
-    (`RIB(..., n_iter=k + 1, schedule=K)`): the rate of a step depends on K, so k steps of it are not `--RIB_iter k`.
-    An image whose numbers overflow on the way stays as it was before. Companions are those of make_rib_cam.
+    make_rib_cam. The rate of a step depends on K, so k steps of a recording are not `--RIB_iter k`. An image whose
+    numbers overflow on the way stays as it was before. Companions are those of make_rib_cam.
     """
     rib, items, _ = open_rib(args, dataset, names, device, args.RIB_iter + 1, model)
     for name, size, levels, label, companions in items:
@@ -121,15 +120,14 @@ def record(
         recorded: list[list[torch.Tensor]] = []
         overflowed = False
 
-        def keep(k: int, sums: Sequence[torch.Tensor], keys=keys, recorded=recorded) -> None:
-            del recorded[k:]
+        def keep(_: int, sums: Sequence[torch.Tensor], keys=keys, recorded=recorded) -> None:
             if all(torch.isfinite(cam).all() for cam in sums):
                 recorded.append([cam[keys] for cam in sums])
 
         if len(keys):
             try:
                 with naming(name, size):
-                    rib.run_features(levels, label, companions, keep)
+                    rib.run(levels, label, companions, keep, lowered=True)
             except FloatingPointError as error:
                 if not recorded:
                     raise

@@ -19,6 +19,7 @@ from data.base import Dataset
 from data.errors import UserError
 from data.failures import explain, prepare_process
 from data.process import GO_ON, end_process, in_notebook, on_signals, rank, world_size
+from misc.report.tables import Table
 from misc.run import board
 from misc.run.arguments import parse
 
@@ -140,21 +141,22 @@ def _run(args: argparse.Namespace, sources: dict[str, str], chosen: Sequence[Ste
         _start_log(work_dir, first)
         if first:
             _begin(args, sources, argv)
-        dataset = open_dataset(args) if any(step.needs_dataset for step in chosen) else None
-        if dataset is not None:
+        dataset, told, bad_images = None, {}, {}
+        names = [step.name for step in chosen]
+        if any(step.needs_dataset for step in chosen):
+            dataset = open_dataset(args)
             if args.skip_bad:
                 skip_bad_images(args, dataset)
-            chosen = possible(args, dataset, chosen)
-        names = [step.name for step in chosen]
-        told = remark(args, dataset, names) if dataset else {}
-        torchutils.on_first_rank(lambda: check_batches(args, names))
-        if dataset is not None:
+            bad_images, chosen = dataset.bad_images, possible(args, dataset, chosen)
+            names = [step.name for step in chosen]
+            told = remark(args, dataset, names)
+            torchutils.on_first_rank(lambda: check_batches(args, names))
             torchutils.on_first_rank(lambda: check_disk(args, dataset, names))
         if args.overwrite:
             torchutils.on_first_rank(lambda: remove_results(args, names))
         for step in chosen:
             _run_step(args, dataset, step, told.get(step.name, []))
-        for name, problem in (dataset.bad_images if dataset else {}).items():
+        for name, problem in bad_images.items():
             logging.warning("left out %s: %s", name, problem)
         torchutils.barrier()
 
@@ -232,12 +234,10 @@ def _start_log(work_dir: Path, first: bool) -> None:
 def choose(steps: Sequence[Step], args: argparse.Namespace) -> list[Step]:
     """The steps to run, in order. UserError for a step that there is not."""
     flags = {step.name: getattr(args, f"{step.name}_pass") for step in steps}
+    chosen = {name for name, flag in flags.items() if flag}
     if args.steps is not None:
-        chosen = _select(steps, args.steps)
-        chosen |= {name for name, flag in flags.items() if flag}
-    elif any(flags.values()):
-        chosen = {name for name, flag in flags.items() if flag}
-    else:
+        chosen |= _select(steps, args.steps)
+    elif not chosen:
         chosen = {step.name for step in steps if step.number is not None}
     plan = [step for step in steps if step.name in chosen and flags[step.name] is not False]
     if not plan:
@@ -270,6 +270,5 @@ def _select(steps: Sequence[Step], text: str) -> set[str]:
 
 def table(steps: Sequence[Step]) -> str:
     """The steps as text."""
-    rows = [("", "step", "reads", "writes"), *((str(s.number or ""), s.name, s.reads, s.writes) for s in steps)]
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+    rows = [(str(step.number or ""), step.name, step.reads, step.writes) for step in steps]
+    return Table("", ("", "step", "reads", "writes"), rows).text()

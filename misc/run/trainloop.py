@@ -23,7 +23,7 @@ from data.progress import bar
 from misc import torchutils
 from misc.run import board
 from misc.run.outputs import OUTPUTS, check_provenance, path_of, provenance, record, record_file
-from misc.run.provenance import differences
+from misc.run.provenance import check_same
 from net.weights import find_doubled
 
 
@@ -44,9 +44,10 @@ def fit(
     computed one after the other to save memory; the mean of their losses is the batch's. FloatingPointError if a loss
     is not finite, on every rank.
     """
+    parts = {"model": model, "optimizer": optimizer, **({"scheduler": scheduler} if scheduler else {})}
     first, losses, batches = 0, [], 0
     if torchutils.on_first_rank(training.checkpoint.is_file):
-        first, losses, batches = _resume(training, model, optimizer, scheduler)
+        first, losses, batches = _resume(training, parts)
         logging.info("%s: resuming after epoch %d", title, first)
     model.train()
     parallel = _parallel(model)
@@ -56,7 +57,9 @@ def fit(
             if epoch == first:  # one bar for the whole step, from the epoch on at which it is
                 progress.reset((loader.n_epochs - first) * n_batches)
             for i, batch in enumerate(loaded):
-                value = _train_step(parallel, loss_of, optimizer, scheduler, batch, accumulate)
+                value = _train_step(parallel, loss_of, optimizer, batch, accumulate)
+                if scheduler is not None:
+                    scheduler.step()
                 if not math.isfinite(value):
                     raise FloatingPointError(
                         f"{title}: the loss is {value} in epoch {epoch + 1}, batch {i + 1}; lower the learning rate"
@@ -68,13 +71,15 @@ def fit(
             losses.append(total.item() / max(1, n_batches))
             if not sys.stderr.isatty():  # where the bar shows it
                 logging.info("%s: epoch %d of %d, loss %.4f", title, epoch + 1, loader.n_epochs, losses[-1])
-            _save_state(
-                training, model, optimizer, scheduler, {"epoch": epoch + 1, "losses": losses, "batches": batches}
-            )
+            state = {name: part.state_dict() for name, part in parts.items()}
+            state |= {"epoch": epoch + 1, "losses": losses, "batches": batches, "settings": training.provenance}
+            if torchutils.rank() == 0:
+                save_torch(training.checkpoint, state)
+            torchutils.barrier()
     return losses
 
 
-def _train_step(parallel, loss_of, optimizer, scheduler, batch: Sequence, accumulate: int) -> float:
+def _train_step(parallel, loss_of, optimizer, batch: Sequence, accumulate: int) -> float:
     """One update of the weights; returns the loss, its mean over the ranks."""
     optimizer.zero_grad(set_to_none=True)
     value = 0.0
@@ -85,23 +90,7 @@ def _train_step(parallel, loss_of, optimizer, scheduler, batch: Sequence, accumu
             loss.backward()
         value = value + loss.detach()
     optimizer.step()
-    if scheduler is not None:
-        scheduler.step()
     return torchutils.mean_over_ranks(value).item()
-
-
-def _save_state(training: "Training", model, optimizer, scheduler, progress: dict) -> None:
-    """Writes what `_resume` reads."""
-    state = {
-        **progress,
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "scheduler": scheduler.state_dict() if scheduler is not None else None,
-        "settings": training.provenance,
-    }
-    if torchutils.rank() == 0:
-        save_torch(training.checkpoint, state)
-    torchutils.barrier()
 
 
 def _show(progress: tqdm, text: str, batch: Sequence) -> None:
@@ -202,32 +191,21 @@ class Training:
         torchutils.barrier()
 
 
-def _resume(
-    training: Training,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scheduler: torch.optim.lr_scheduler.LRScheduler | None,
-) -> tuple[int, list[float], int]:
+def _resume(training: "Training", parts: dict) -> tuple[int, list[float], int]:
     """Takes up a run that was interrupted: the next epoch, the losses and the number of batches so far.
 
     UserError if the checkpoint is damaged or was made with other settings.
     """
     try:
         state = torch.load(training.checkpoint, map_location="cpu", weights_only=True)
-        changed = differences(state["settings"], training.provenance)
-        if not changed:
-            model.load_state_dict(state["model"])
-            optimizer.load_state_dict(state["optimizer"])
-            if scheduler is not None:
-                scheduler.load_state_dict(state["scheduler"])
-            return int(state["epoch"]), [float(loss) for loss in state["losses"]], int(state["batches"])
-    except (OSError, MemoryError, torch.OutOfMemoryError):
+        check_same(training.checkpoint, state["settings"], training.provenance)
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        return int(state["epoch"]), [float(loss) for loss in state["losses"]], int(state["batches"])
+    except (UserError, OSError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # a damaged file can raise anything
         raise UserError(f"{training.checkpoint} is damaged; delete it, or use --overwrite, to start again") from error
-    raise UserError(
-        f"{training.checkpoint} was created with {'; '.join(changed)}. Use --overwrite or another --work_dir."
-    )
 
 
 def _parallel(model: nn.Module) -> nn.Module:
