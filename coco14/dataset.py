@@ -10,11 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.base import Dataset, check_names, read_list
+from data.base import Dataset, check_names, how_to_convert, read_list
 from data.errors import DataError, MissingFile
 from data.files import write_atomic
 from data.images import image_size, read_image, read_instances, read_mask
-from data.sources import hint
 
 # Official category id -> name, in the order of the official list; mask value i + 1 is the i-th of them.
 CATEGORIES = {
@@ -194,10 +193,10 @@ def name_of(image_id: int) -> str:
 
 def how_to_get(root: Path) -> str:
     """What to do where COCO 2014 is missing or not prepared."""
-    return hint(root, CLASSES) or (
+    return (
         f"Get COCO 2014 with `python -m data.download coco2014 --data_root {root}`, or put its images into "
         f"{' and '.join(IMAGE_FOLDERS[1:3])} (or {IMAGE_FOLDERS[0]}) and its JSON files into annotations. Then make "
-        f"labels, lists and masks with `{_prepare(root)}`"
+        f"labels, lists and masks with `{_prepare(root)}`. {how_to_convert(root)}"
     )
 
 

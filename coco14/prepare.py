@@ -22,7 +22,6 @@ from pycocotools.coco import COCO
 
 from coco14.dataset import (
     CATEGORIES,
-    CLASSES,
     IMAGE_FOLDERS,
     INDEX,
     MASKS,
@@ -35,14 +34,13 @@ from coco14.dataset import (
     how_to_get,
     name_of,
 )
-from data.base import shortened
+from data.base import how_to_convert, shortened
 from data.errors import DataError
 from data.failures import one_line
 from data.files import load_json, save_json, sweep, write_atomic
 from data.images import IGNORE, check_size, image_size, mask_exists, save_mask, voc_palette
 from data.process import cores
 from data.progress import progress_map
-from data.sources import hint
 
 SOURCES = "sources.json"
 CLASS_OF = {category: i for i, category in enumerate(CATEGORIES)}  # 0-based
@@ -119,7 +117,7 @@ def read_annotations(path: Path) -> COCO:
 
 def _again(path: Path) -> str:
     root = path.parent.parent if path.parent.name == "annotations" else path.parent
-    return hint(root, CLASSES) or "Get the annotations again with `python -m data.download coco2014`"
+    return f"Get the annotations again with `python -m data.download coco2014`. {how_to_convert(root)}"
 
 
 def paint(image: dict[str, Any], annotations: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:

@@ -6,9 +6,8 @@ import logging
 from pathlib import Path
 from types import ModuleType
 
-from data.base import Dataset, load_file
+from data.base import Dataset, Scaled, load_file
 from data.errors import DataError
-from data.scaled import Scaled
 
 PURPOSES = ("train", "infer", "eval", "val")  # of image lists: `--PURPOSE_list`
 LABELLED = PURPOSES[:3]  # a segmentation network needs no labels; the classifier is scored where there are some
@@ -59,20 +58,15 @@ def scored_names(args: argparse.Namespace, dataset: Dataset) -> list[str]:
 
 
 def data_module(name: str) -> ModuleType:
-    """The module of a dataset, by its name or its file; DataError if there is none."""
+    """The module of a dataset, by its name or its file; DataError if it cannot be run or lacks what it should offer."""
     if name in DATASETS:
         return importlib.import_module(DATASETS[name][0])
-    if name.endswith(".py"):
-        return _own_module(Path(name))
-    raise DataError(f"--dataset is {name!r}; there are {', '.join(DATASETS)}, or the path of a Python file")
-
-
-def _own_module(path: Path) -> ModuleType:
-    """The module of a user's own dataset; DataError if it cannot be run or lacks what a dataset module offers."""
-    if not path.is_file():
-        raise DataError(f"--dataset {path} does not exist; wanted a Python file, or one of {', '.join(DATASETS)}")
-    module = load_file(path.resolve())
-    missing = [name for name in ("PRESET", "open_dataset") if not hasattr(module, name)]
+    if not name.endswith(".py"):
+        raise DataError(f"--dataset is {name!r}; there are {', '.join(DATASETS)}, or the path of a Python file")
+    if not Path(name).is_file():
+        raise DataError(f"--dataset {name} does not exist; wanted a Python file, or one of {', '.join(DATASETS)}")
+    module = load_file(Path(name).resolve())
+    missing = [word for word in ("PRESET", "open_dataset") if not hasattr(module, word)]
     if missing:
-        raise DataError(f"--dataset {path} offers no {' and no '.join(missing)}; see docs/adding_a_dataset.md")
+        raise DataError(f"--dataset {name} offers no {' and no '.join(missing)}; see docs/adding_a_dataset.md")
     return module

@@ -7,7 +7,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from data.base import Dataset, shortened
-from data.errors import DataError, UnknownValue
+from data.errors import DataError, UnknownValue, UserError
 from data.images import IGNORE, read_mask
 
 BORDER = IGNORE + 1  # an entry of `contents`
@@ -37,13 +37,13 @@ def black_and_white(paths: Iterable[Path]) -> bool:
     return black and white
 
 
-def mask_contents(dataset: Dataset, name: str) -> np.ndarray | None:
-    """The `contents` of an image's mask, also where it holds values that are no class; None without a mask."""
+def read_contents(dataset: Dataset, name: str) -> tuple[np.ndarray | None, str]:
+    """The `contents` of an image's mask, None where there is no mask that can be read, and what is wrong with it."""
     try:
-        mask = dataset.mask(name)
-    except UnknownValue as error:
-        mask = error.mask
-    return None if mask is None else contents(mask)
+        mask, problem = dataset.mask(name), ""
+    except UserError as error:
+        mask, problem = error.mask if isinstance(error, UnknownValue) else None, str(error)
+    return None if mask is None else contents(mask), problem
 
 
 def disagreement(
@@ -93,18 +93,14 @@ def _explained(labels: np.ndarray, values: np.ndarray, classes: Sequence[str]) -
             return f"the masks hold nothing but 0 and {IGNORE}, which is ignored; {wanted}"
         return "the masks hold no object; are they those of these images?"
     good = min(UNEXPLAINED, (_wrong(labels, shown, ignored) | unknown).mean() / 4)
-    beyond = values[:, n + 2 : IGNORE].any(1)
-    if n < IGNORE - 1 and (_wrong(labels, values[:, 2 : n + 2], ignored) | beyond).mean() <= good:
-        return "the masks count the classes from 2; subtract 1"
-    empty = ~labels.any(1)
-    if n == 1 and empty.any() and (shown & ~values[:, :1])[empty].mean() > 1 - TOO_MANY:
-        return f"the masks are inverse, all {classes[0]} where the label is empty; swap {classes[0]} and background"
-    named, held = labels.astype(np.float32), shown.astype(np.float32)
-    misses = named.T @ (1 - held) + (1 - named).T @ held  # (class, value): images where one is without the other
-    _, order = linear_sum_assignment(misses - 0.5 * np.eye(n))
-    if (_wrong(labels, shown[:, order], ignored) | unknown).mean() <= good:
-        listed = [classes[c] for c in np.argsort(order)]
-        return f"the classes are in another order; list them in classes.txt as the masks do: {shortened(listed, 20)}"
+    background, order = _stored(labels, values[:, :IGNORE])
+    others = np.delete(values[:, :IGNORE], [background, *order], 1).any(1)
+    if (_wrong(labels, values[:, order], ignored) | others).mean() <= good:
+        if background == 0 and order.max() <= n:
+            listed = shortened([classes[c] for c in np.argsort(order)], 20)
+            return f"the classes are in another order; list them in classes.txt as the masks do: {listed}"
+        pairs = zip((background, *order), ("background", *classes), strict=True)
+        return f"the masks seem to hold {shortened([f'{v} for {name}' for v, name in pairs], 20)}; {wanted}"
     if n > 1 and (_wrong(labels[:, 1:], shown[:, :-1], ignored) | unknown).mean() <= good:
         return "the masks count the classes from 0; add 1"
     if unknown.mean() > TOO_MANY:
@@ -116,3 +112,13 @@ def _explained(labels: np.ndarray, values: np.ndarray, classes: Sequence[str]) -
         f"the mask lacks a class of the label in {absent} and has one that is not in the label in {unnamed}; correct "
         "the labels or the masks"
     )
+
+
+def _stored(labels: np.ndarray, values: np.ndarray) -> tuple[int, np.ndarray]:
+    """The value of the background and of every class [C], by which values bool [N, 255] occur with which labels."""
+    background = int(values.mean(0).argmax())
+    named, held = labels.astype(np.float32), values.astype(np.float32)
+    misses = named.T @ (1 - held) + (1 - named).T @ held  # (class, value): images where one is without the other
+    misses -= 0.5 * np.eye(*misses.shape, 1)  # where nothing tells, a class has the value that it should have
+    misses[:, background] = len(labels) + 1
+    return background, linear_sum_assignment(misses)[1]

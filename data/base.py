@@ -2,6 +2,7 @@
 
 import importlib.util
 import operator
+import shlex
 import sys
 import unicodedata
 import zlib
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from data.errors import DataError, UserError
+from data.transforms import rescale_size, resize
 
 
 class Dataset:
@@ -35,7 +37,7 @@ class Dataset:
     # The run beside this one that its report shows too, by the name of its folder.
     beside = ""
     has_labels = True  # whether there are any; without them a trained network is all that can be used
-    max_side: int | None = None  # see data/scaled.py
+    max_side: int | None = None  # see `Scaled`
 
     def __reduce_ex__(self, protocol: int) -> tuple:
         """For worker processes that inherit no modules: a user's own dataset file is loaded there first."""
@@ -149,6 +151,31 @@ class Wrapped:
         return getattr(self.dataset, name)
 
 
+class Scaled(Wrapped):
+    """A dataset that hands out its images with a long side of at most `max_side`; ground truth stays as it is."""
+
+    def __init__(self, dataset: Dataset, max_side: int):
+        super().__init__(dataset)
+        self.max_side = max_side
+
+    @property
+    def identity(self) -> dict[str, object]:
+        return {**self.dataset.identity, "--max_side": self.max_side}
+
+    def image(self, name: str) -> np.ndarray:
+        image = self.dataset.image(name)
+        return resize(image, *self.working_size(image.shape[:2]))
+
+    def working_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        return rescale_size(size, min(1.0, self.max_side / max(size)))
+
+    def full_size(self, name: str, masks: np.ndarray) -> np.ndarray:
+        size = self.dataset.image(name).shape[:2]
+        flat = masks.reshape(-1, *masks.shape[-2:]).astype(np.uint8)
+        resized = [resize(mask, *size, nearest=True) for mask in flat]
+        return np.array(resized, masks.dtype).reshape(*masks.shape[:-2], *size)
+
+
 @cache
 def load_file(path: Path) -> ModuleType:
     """The module of a user's Python file; DataError if it cannot be run."""
@@ -217,6 +244,18 @@ def check_names(names: Sequence[str], known: Collection[str], source: str, where
             f"{len(unknown)} of the {len(names)} names of {source} have no image in {where}: {shortened(unknown)}; "
             f"correct the list or add the images"
         )
+
+
+def how_to_convert(root: Path) -> str:
+    """What to do with a folder that an annotation tool has exported."""
+    command = f"python -m data.convert {shlex.quote(str(root))} --data_root NEW_FOLDER"
+    return f"For an export of your own data run `{command}`, then use --dataset folder"
+
+
+def class_table(classes: Sequence[str], counts: Sequence[int]) -> list[str]:
+    """Lines with the mask value and the number of images of every class."""
+    rows = (f"{c:>10}  {n:>9,}  {name}" for c, (name, n) in enumerate(zip(classes, counts, strict=True), 1))
+    return ["", f"{'mask value':>10}  {'images':>9}  class", *rows]
 
 
 def shortened(names: Sequence[str], shown: int = 5) -> str:

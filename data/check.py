@@ -10,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from data.agreement import TOO_MANY, contents, disagreement
-from data.base import Dataset, alike
-from data.errors import DataError, MissingFile, UnknownValue, UserError
+from data.agreement import TOO_MANY, disagreement, read_contents
+from data.base import Dataset, alike, class_table
+from data.errors import DataError, MissingFile, UserError
 from data.progress import progress_map
 from data.remarks import BATCHES, remarks
 
@@ -146,10 +146,8 @@ def _table(dataset: Dataset, lists: dict[str, list[str]], found: Sequence[Findin
         ("without mask", sum(f.mask is None for f in found if f.kind not in (MISSING, UNREADABLE, BAD_MASK)), ""),
         *((f"--{purpose}_list", len(names), "") for purpose, names in lists.items()),
     ]
-    lines = [f"dataset {dataset.name}", *(f"{name:<18}{n:>9,}  {text}".rstrip() for name, n, text in rows)]
-    lines += ["", f"{'mask value':>10}  {'images':>9}  class"]
-    lines += [f"{c + 1:>10}  {n:>9,}  {dataset.classes[c]}" for c, n in enumerate(per_class)]
-    return "\n".join(lines)
+    lines = (f"{name:<18}{n:>9,}  {text}".rstrip() for name, n, text in rows)
+    return "\n".join([f"dataset {dataset.name}", *lines, *class_table(dataset.classes, per_class)])
 
 
 def _read(dataset: Dataset, names: Sequence[str]) -> list[Finding]:
@@ -166,9 +164,7 @@ def _read_one(dataset: Dataset, name: str) -> Finding:
         found = found._replace(label=dataset.label(name) > 0)
     except UserError as error:
         found = found._replace(kind=UNLABELLED, problem=str(error))
-    try:
-        mask = dataset.mask(name)
-    except UserError as error:
-        mask = error.mask if isinstance(error, UnknownValue) else None
-        found = found._replace(kind=found.kind or BAD_MASK, problem=found.problem or str(error))
-    return found if mask is None else found._replace(mask=contents(mask))
+    mask, problem = read_contents(dataset, name)
+    if problem and not found.kind:
+        found = found._replace(kind=BAD_MASK, problem=problem)
+    return found._replace(mask=mask)

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from data.base import plain, read_lines, shortened
+from data.base import class_table, plain, read_lines, shortened
 from data.classes import BACKGROUND, IGNORED, doubts, joined
 from data.errors import DataError
 from data.exports import Export, Item, read
@@ -225,8 +225,7 @@ def _write(
         f"images{len(labels):>27,}  {sum(not names for names in labels.values())} of them without any class",
         f"masks{n_masks:>28,}  {rest}".rstrip(),
         *(f"{path:<24}{text.count(chr(10)):>9,}" for path, text in texts.items()),
-        "", f"{'mask value':>10}  {'images':>9}  class",
-        *(f"{c:>10}  {counts[name]:>9,}  {name}" for c, name in enumerate(classes, 1)),
+        *class_table(classes, [counts[name] for name in classes]),
         "", *(f"note: {note}" for note in export.notes),
         *([f"note: {both} images are in train and in val"] if both else []),
         *(f"left out: {len(what)} {why}: {shortened(what, 3)}" for why, what in export.left_out.items()),

@@ -25,7 +25,6 @@ from data.results import load_dict
 from data.sources import FORMATS, SPLITS, Tree, is_coco, read_json, read_xml
 
 LISTS = (*SPLITS, "trainval", "train_aug", "trainaug")
-LISTS = (*SPLITS, "trainval", "train_aug", "trainaug")
 
 
 class Item(NamedTuple):

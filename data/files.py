@@ -21,43 +21,25 @@ class FileError(UserError):
 def write_atomic(path: Path, write: Callable[[Any], None]) -> None:
     """Calls write(binary file) on a temporary file beside `path` and renames it; on an error nothing is left.
 
-    FileError if the file cannot be written, also where `write` hides that in an error of its own.
+    FileError if the file cannot be written.
     """
     path = Path(path)
     # The name is not part of it: it may be as long as the system allows.
     temporary = path.with_name(f".{os.getpid()}.{secrets.token_hex(8)}.tmp")
-    raw = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _UNFINISHED.add(temporary)
-        raw = _Raw(temporary, "wb")
-        with io.BufferedWriter(raw) as file:
+        with open(temporary, "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except Exception as error:
-        refused = raw.refused if raw is not None and raw.refused else error
-        if not isinstance(refused, OSError) or isinstance(refused, io.UnsupportedOperation):
-            raise
-        raise FileError(refusal(refused, "written", path)) from error
+    except OSError as error:
+        raise FileError(refusal(error, "written", path)) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         _UNFINISHED.discard(temporary)
-
-
-class _Raw(io.FileIO):
-    """A file that remembers why it could not be written: torch.save raises a RuntimeError that does not say."""
-
-    refused: OSError | None = None
-
-    def write(self, data: Any) -> int:
-        try:
-            return super().write(data)
-        except OSError as error:
-            self.refused = error
-            raise
 
 
 def refusal(error: OSError, done: str, path: Path | str | None = None) -> str:
@@ -71,11 +53,8 @@ def refusal(error: OSError, done: str, path: Path | str | None = None) -> str:
 _FULL = "Free some space and run the command again; it resumes."
 _REFUSED = "Check its permissions or choose another folder (--work_dir and --*_out_dir set where results go)."
 _ADVICE = {
-    errno.ENOSPC: _FULL,
-    errno.EDQUOT: _FULL,
-    errno.EROFS: _REFUSED,
-    errno.EACCES: _REFUSED,
-    errno.EPERM: _REFUSED,
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _FULL),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), _REFUSED),
 }
 _UNFINISHED: set[Path] = set()
 _TEMPORARY = re.compile(r"\.\d+\.[0-9a-f]{16}\.tmp")
@@ -119,7 +98,9 @@ def load_json(path: Path) -> dict:
 
 
 def save_torch(path: Path, value: Any) -> None:
-    """torch.save through `write_atomic`."""
+    """torch.save through `write_atomic`, by way of memory: on a full disk torch would not say why it fails."""
     import torch  # takes seconds, which --help need not wait for
 
-    write_atomic(path, lambda file: torch.save(value, file))
+    content = io.BytesIO()
+    torch.save(value, content)
+    write_atomic(path, lambda file: file.write(content.getbuffer()))

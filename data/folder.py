@@ -15,21 +15,20 @@ Without labels.csv a trained network segments the images; the classes are those 
 """
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from data.agreement import black_and_white
-from data.base import Dataset, alike, check_names, plain, read_lines, shortened
+from data.base import Dataset, alike, check_names, how_to_convert, read_lines, shortened
 from data.classes import read_classes
 from data.errors import DataError, MissingFile
 from data.files import load_json
 from data.formats import whites_of_set
 from data.images import IGNORE, image_size, read_image, read_mask
 from data.listing import list_files
-from data.tables import FILE, Labels, read_labels
+from data.tables import Labels, read_labels
 
 IMAGES, LABELS, MASKS, CLASSES, SPLITS = "images", "labels.csv", "masks", "classes.txt", "splits"
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
@@ -89,50 +88,24 @@ class Folder(Dataset):
         known = trained_on or (trained_on is not None and (self.root / CLASSES).exists())
         needed = (IMAGES,) if known else (IMAGES, LABELS)
         if missing := [name for name in needed if not (self.root / name).exists()]:
-            from data.sources import hint  # it imports this module
-
             network = ", or --seg_weights_name FILE, a network that segments them" if missing == [LABELS] else ""
-            wanted = f"wanted {_LAYOUT}{network}. {hint(self.root)}".strip()
+            wanted = f"wanted {_LAYOUT}{network}. {how_to_convert(self.root)}"
             raise DataError(f"{self.root} has no {' and no '.join(missing)}; {wanted}")
         self._listing, masks = list_files(self.root / IMAGES, ENDINGS), list_files(self.root / MASKS, MASK_ENDINGS)
         self._images, self._masks = self._listing.files, masks.files
-        self._mask_files = sorted({*masks.files.values(), *masks.others.values()})
         self.problems += self._listing.problems + masks.problems
-        self._names = {plain(path): name for name, path in self._images.items()}  # path with ending -> name
         if not self._images:
             formats = "".join(f"; {line}" for line in self._listing.other_formats())
             raise DataError(f"{self.root / IMAGES} holds no image; wanted {', '.join(ENDINGS)}{formats}")
-        listed = self._read_classes() or (() if self.has_labels else tuple(trained_on or ()))
-        table = Labels({}, set(), {}, [], [])
-        if self.has_labels:
-            table = read_labels(self.root / LABELS, self._find, listed)
-        self._listed = table.rows if self.has_labels else self._images  # the images that splits are made of
-        self._rows, self._absent = table.rows, table.absent
-        self.problems += table.problems
-        self.notes += table.notes
-        self.classes = listed or tuple(sorted(table.classes, key=lambda name: (name.isdecimal() and int(name), name)))
-        if not (self._listed and self.classes) and not self.problems and not self._absent:
-            kind = "class" if self._rows else "image"
-            self._complain(f"{self.root / LABELS} names no {kind}; wanted {_LAYOUT}")
-        if len(self.classes) > MAX_CLASSES:
-            self._complain(f"{len(self.classes)} classes are more than the {MAX_CLASSES} that a mask can hold")
-        self._note_what_is_left_out(listed)
+        self._read_labels(tuple(trained_on or ()))
+        self._note_what_is_left_out(sorted({*masks.files.values(), *masks.others.values()}))
         if strict:
             absent: dict[str, list[str]] = {}
             for text, where in self._absent.items():
                 reason = self._no_image(text)
                 absent.setdefault(reason.partition("exists, but")[2], []).append(f"{where}: {reason}")
             self._raise([*map(alike, absent.values()), *self.problems])
-        paths = [path for path in self._images.values() if path.lower().endswith(DEEP_ENDINGS)]
-        self.whites = whites_of_set([self.root / IMAGES / path for path in paths])
-        for kind, white in self.whites.items():
-            what = "floating-point images" if kind == "f" else "images of more than 8 bits"
-            self.notes.append(f"{what}: {white:.0f} is read as white, by the largest value of a sample")
-        masks = sorted(self._masks.keys() & self._listed.keys(), key=lambda name: (not self._rows.get(name), name))
-        paths = [self.root / MASKS / self._masks[name] for name in masks[:SAMPLE]]
-        self._white_is_class = len(self.classes) == 1 and black_and_white(paths)
-        if self._white_is_class:
-            self.notes.append(f"{MASKS}/ holds nothing but 0 and 255: 255 is read as {self.classes[0]}")
+        self._look_at_values()
 
     @property
     def has_masks(self) -> bool:
@@ -166,7 +139,7 @@ class Folder(Dataset):
             if not line.strip():
                 continue
             where = f"{path} line {number}"
-            name = self._find(line)
+            name = self._listing.find(line)
             if name is None:
                 name = line.strip()
                 self._absent[name] = where
@@ -184,7 +157,7 @@ class Folder(Dataset):
         return list(names)
 
     def find_name(self, text: str) -> str:
-        return self._find(text, in_list=False) or text
+        return self._listing.find(text, in_list=False) or text
 
     def all_names(self) -> list[str]:
         return sorted(self._images.keys() | self._absent.keys())
@@ -238,34 +211,42 @@ class Folder(Dataset):
             return reason
         return f"{text!r} is not in {self.root / IMAGES} (with ending {', '.join(ENDINGS)})"
 
-    def _find(self, text: str, in_list: bool = True) -> str | None:
-        """The name of the image that a text means by name or path.
+    def _read_labels(self, trained_on: tuple[str, ...]) -> None:
+        """Reads classes.txt and labels.csv."""
+        listed = () if self.has_labels else trained_on
+        if (self.root / CLASSES).exists():
+            listed, problems, notes = read_classes(self.root / CLASSES)
+            self.problems += problems
+            self.notes += notes
+        path = self.root / LABELS
+        table = read_labels(path, self._listing.find, listed) if self.has_labels else Labels(path)
+        self._listed = table.rows if self.has_labels else self._images  # the images that splits are made of
+        self._rows, self._absent = table.rows, table.absent
+        self.problems += table.problems
+        self.notes += table.notes
+        self.classes = listed or tuple(sorted(table.classes, key=lambda name: (name.isdecimal() and int(name), name)))
+        if not (self._listed and self.classes) and not self.problems and not self._absent:
+            kind = "class" if self._rows else "image"
+            self._complain(f"{self.root / LABELS} names no {kind}; wanted {_LAYOUT}")
+        if len(self.classes) > MAX_CLASSES:
+            self._complain(f"{len(self.classes)} classes are more than the {MAX_CLASSES} that a mask can hold")
+        if self._masks and not listed:
+            self.notes.append(f"no {CLASSES}: mask values are the classes in alphabetical order")
 
-        in_list: it is one name, so it may also be a path that ends in one, `C:\\mine\\x`, or have another ending.
-        """
-        forms = [plain(text), plain(text.strip()), plain(text.strip().replace("\\", "/"))]
-        forms.append(forms[-1].removeprefix("./").removeprefix(f"{IMAGES}/"))
-        if in_list:
-            forms += [os.path.splitext(forms[-1])[0]] if FILE.fullmatch(forms[-1]) else []
-            for parts in [path.split("/") for path in forms[3:]]:
-                forms += ["/".join(parts[i:]) for i in range(1, len(parts))]
-        for path in forms:
-            if path in self._names:
-                return self._names[path]
-            if path in self._images:
-                return path
-        return None
+    def _look_at_values(self) -> None:
+        """What is white in images of more than 8 bits, and whether it is the class in masks."""
+        paths = [path for path in self._images.values() if path.lower().endswith(DEEP_ENDINGS)]
+        self.whites = whites_of_set([self.root / IMAGES / path for path in paths])
+        for kind, white in self.whites.items():
+            what = "floating-point images" if kind == "f" else "images of more than 8 bits"
+            self.notes.append(f"{what}: {white:.0f} is read as white, by the largest value of a sample")
+        masks = sorted(self._masks.keys() & self._listed.keys(), key=lambda name: (not self._rows.get(name), name))
+        paths = [self.root / MASKS / self._masks[name] for name in masks[:SAMPLE]]
+        self._white_is_class = len(self.classes) == 1 and black_and_white(paths)
+        if self._white_is_class:
+            self.notes.append(f"{MASKS}/ holds nothing but 0 and 255: 255 is read as {self.classes[0]}")
 
-    def _read_classes(self) -> tuple[str, ...]:
-        """The classes of classes.txt; empty without it."""
-        if not (self.root / CLASSES).exists():
-            return ()
-        classes, problems, notes = read_classes(self.root / CLASSES)
-        self.problems += problems
-        self.notes += notes
-        return classes
-
-    def _note_what_is_left_out(self, listed: Sequence[str]) -> None:
+    def _note_what_is_left_out(self, mask_files: Sequence[str]) -> None:
         unlabelled = sorted(self._images.keys() - self._listed.keys()) if self._listed else ()
         if unlabelled:
             self.notes.append(
@@ -274,16 +255,13 @@ class Folder(Dataset):
             )
         self.notes += self._listing.other_formats(self._absent)
         orphans = sorted(self._masks.keys() - self._images.keys())
-        files = self._mask_files
-        if files and len(orphans) == len(self._masks):
+        if mask_files and len(orphans) == len(self._masks):
             self._complain(
-                f"none of the {len(files)} files in {self.root / MASKS} is named as an image: {shortened(files, 2)}; "
-                f"wanted {next(iter(self._images))}.png and so on"
+                f"none of the {len(mask_files)} files in {self.root / MASKS} is named as an image: "
+                f"{shortened(mask_files, 2)}; wanted {next(iter(self._images))}.png and so on"
             )
         elif orphans:
             self.notes.append(f"{len(orphans)} files in {MASKS}/ belong to no image: {shortened(orphans)}")
-        if self._masks and not listed:
-            self.notes.append(f"no {CLASSES}: mask values are the classes in alphabetical order")
 
     def _complain(self, problem: str) -> None:
         if problem not in self.problems:

@@ -1,5 +1,6 @@
 """Images of more than 8 bits a channel, which Pillow cuts short, and names of formats that are not read."""
 
+import contextlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -109,17 +110,13 @@ def to_bytes(values: np.ndarray, whites: Mapping[str, float]) -> np.ndarray:
 def whites_of_set(paths: Sequence[Path]) -> dict[str, float]:
     """Kind of numbers -> value of white, of the images of more than 8 bits in an even sample of a set; else empty."""
     whites: dict[str, float] = {}
-    headers = {}
+    deep = []
     for path in paths[:: max(1, len(paths) // HEADERS)]:
-        try:
-            headers[path] = deep_header(path)
-        except Exception:  # a damaged file can raise anything; it is named where it is read
-            continue
-    deep = [path for path, header in headers.items() if header]
-    for path in deep[:: max(1, len(deep) // SAMPLE)]:
-        try:
-            values = read_deep(path, headers[path])
-        except Exception:
-            continue
-        whites[values.dtype.kind] = max(whites.get(values.dtype.kind, 0.0), white_of(values))
+        with contextlib.suppress(Exception):  # a damaged file can raise anything; it is named where it is read
+            if header := deep_header(path):
+                deep.append((path, header))
+    for path, header in deep[:: max(1, len(deep) // SAMPLE)]:
+        with contextlib.suppress(Exception):
+            values = read_deep(path, header)
+            whites[values.dtype.kind] = max(whites.get(values.dtype.kind, 0.0), white_of(values))
     return whites

@@ -15,10 +15,7 @@ from data.formats import EXIF_ORIENTATION, FULL, deep_header, not_read, read_dee
 IGNORE = 255  # the mask value of pixels without a label
 MAX_PIXELS = 100_000_000  # larger images are refused before they are decoded
 SMALLEST = 2  # pixels of a side
-IMAGE_FORMATS, MASK_FORMATS = (
-    ("JPEG", "PNG", "WEBP", "TIFF", "BMP"),
-    ("PNG",),
-)  # by content, whatever the file is called
+IMAGE_FORMATS, MASK_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP"), ("PNG",)  # by content, whatever the name is
 
 
 def read_image(path: Path, exif: bool = False, whites: Mapping[str, float] = FULL) -> np.ndarray:

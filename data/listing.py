@@ -1,6 +1,7 @@
 """Which image files a folder holds, and what is to be said of files that are none."""
 
 import os
+import re
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -8,17 +9,27 @@ from typing import NamedTuple
 from data.base import alike, plain
 from data.formats import not_read
 
+FILE = re.compile(r".*\.(jpe?g|png|webp|tiff?|bmp|gif)", re.IGNORECASE)
+
 
 class Listing(NamedTuple):
     """Name (path below the folder without ending) -> path, of its image files; problems.
 
-    others: of the other files, by path and by name.
+    names: path or name -> name. others: of the other files, by path and by name.
     """
 
     folder: Path
     files: dict[str, str]
+    names: dict[str, str]
     others: dict[str, str]
     problems: list[str]
+
+    def find(self, text: str, in_list: bool = True) -> str | None:
+        """The name of the image that a text means by name or path.
+
+        in_list: it is one name, so it may also be a path that ends in one, `C:\\mine\\x`, or have another ending.
+        """
+        return next((self.names[form] for form in self._forms(text, in_list) if form in self.names), None)
 
     def reason(self, text: str) -> str | None:
         """Why the file that a name or path means is none of `files`; None if there is no such file."""
@@ -29,9 +40,17 @@ class Listing(NamedTuple):
         return f"{path} {not_read(self.folder / path) or f'exists, but {kind} is not read; convert it to PNG'}"
 
     def _other(self, text: str) -> str | None:
-        parts = plain(text.strip()).replace("\\", "/").split("/")
-        ends = ["/".join(parts[i:]) for i in range(len(parts))]
-        return next((self.others[end] for end in (*ends, *map(_stem, ends)) if end in self.others), None)
+        return next((self.others[form] for form in self._forms(text) if form in self.others), None)
+
+    def _forms(self, text: str, in_list: bool = True) -> list[str]:
+        """What a text may mean, the likeliest first."""
+        forms = [plain(text), plain(text.strip()), plain(text.strip().replace("\\", "/"))]
+        forms.append(forms[-1].removeprefix("./").removeprefix(f"{self.folder.name}/"))
+        if in_list:
+            forms += [_stem(forms[-1])] if FILE.fullmatch(forms[-1]) else []
+            for parts in [path.split("/") for path in forms[3:]]:
+                forms += ["/".join(parts[i:]) for i in range(1, len(parts))]
+        return forms
 
     def other_formats(self, named: Collection[str] = ()) -> list[str]:
         """One line for each known format of images that is not read, of files that are not in `named`."""
@@ -55,7 +74,8 @@ def list_files(folder: Path, endings: Sequence[str]) -> Listing:
             problems.append(f"{folder} has {files[name]!r} and {path!r}, both {name!r}; rename one")
         else:
             files[name] = path
-    return Listing(folder, files, others, problems)
+    names = {name: name for name in files} | {plain(path): name for name, path in files.items()}
+    return Listing(folder, files, names, others, problems)
 
 
 def _stem(path: str) -> str:

@@ -13,47 +13,41 @@ from torch.utils.data import DataLoader, get_worker_info
 from data.base import Dataset, rng
 from data.errors import DataError
 from data.process import in_worker, rank, world_size
-from data.transforms import (
-    MEAN,
-    STD,
-    crop_box,
-    normalize,
-    paste,
-    pyramid,
-    raw_crop,
-    rescale_size,
-    resize,
-    training_crop,
-)
+from data.transforms import MEAN, STD, crop_box, normalize, paste, pyramid, raw_crop, rescale_size, resize
 
 SHARED_MEMORY = "/dev/shm"
 
 
-class TrainingCrops(torch.utils.data.Dataset):
-    """Augmented crops of single images; an item is asked for by (name, *keys), and the keys seed its augmentation."""
+class RawCrops(torch.utils.data.Dataset):
+    """Augmented crops of single images before normalisation, which `normalized` does on the device.
+
+    An item is asked for by (name, *keys), and the keys seed its augmentation. long: as in `raw_crop`.
+    """
 
     def __init__(self, dataset: Dataset, long: tuple[int, int], crop: int, seed: int):
         self.dataset, self.long, self.crop, self.seed = dataset, long, crop, seed
 
-    def __getitem__(self, item: tuple) -> tuple[torch.Tensor, torch.Tensor]:
-        """(float32 [3, crop, crop], label float32 [C])."""
-        name, *keys = item
-        image = training_crop(self.dataset.image(name), self.long, self.crop, rng(self.seed, name, *keys))
-        return torch.from_numpy(image), torch.from_numpy(self.dataset.label(name))
-
-
-class RawCrops(TrainingCrops):
-    """The same crops before normalisation, a quarter of the bytes to send; `normalized` does the rest on the device."""
-
-    def __getitem__(self, item: tuple) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def __getitem__(self, item: tuple) -> tuple[torch.Tensor, ...]:
         """(uint8 [crop, crop, 3], int64 [4] with top, bottom, left and right of the image in it, label float32 [C])."""
         name, *keys = item
         crop = raw_crop(self.dataset.image(name), self.long, self.crop, rng(self.seed, name, *keys))
         return *map(torch.from_numpy, crop), torch.from_numpy(self.dataset.label(name))
 
 
+class TrainingCrops(RawCrops):
+    """The same, normalised: four times as many bytes to send."""
+
+    def __getitem__(self, item: tuple) -> tuple[torch.Tensor, ...]:
+        """(float32 [3, crop, crop], label float32 [C])."""
+        crop, box, label = super().__getitem__(item)
+        return normalized(crop[None], box[None])[0].contiguous(), label
+
+
 def normalized(crops: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
-    """Raw crops [B, H, W, 3] and their boxes [B, 4] -> float32 [B, 3, H, W], to the bit what TrainingCrops gives."""
+    """Raw crops [B, H, W, 3] and their boxes [B, 4] -> float32 [B, 3, H, W], to the bit as `transforms.normalize`.
+
+    Outside the box it is 0, the mean colour.
+    """
     # Divisors are tensors: by a number a GPU multiplies with its inverse, which rounds differently.
     peak, mean, std = (_on(crops.device, tuple(values)) for values in ([255], MEAN.tolist(), STD.tolist()))
     images = (crops.permute(0, 3, 1, 2).float() / peak).sub_(mean).div_(std)
@@ -163,7 +157,7 @@ class Loader:
 
     def __init__(self, dataset: torch.utils.data.Dataset, num_workers: int, batched: bool = True, **options: Any):
         self.loader = DataLoader(
-            dataset, num_workers=num_workers, collate_fn=_Collate(batched), worker_init_fn=in_worker,
+            dataset, num_workers=num_workers, collate_fn=functools.partial(_collate, batched), worker_init_fn=in_worker,
             generator=torch.Generator(), **options,  # its own: the global one is dropout's
         )  # fmt: skip
 
@@ -196,22 +190,19 @@ class TrainingLoader:
             yield epoch, n_batches, itertools.islice(batches, n_batches)
 
 
-class _Collate:
-    def __init__(self, batched: bool):
-        self.batched = batched
-
-    def __call__(self, items: Any) -> Any:
-        if self.batched:
-            several = isinstance(items[0], tuple)
-            items = [torch.stack(column) for column in zip(*items, strict=True)] if several else torch.stack(items)
-        worker = get_worker_info()
-        if worker is None:
-            return items
-        sizes: list[int] = []
-        _map(items, torch.Tensor, lambda tensor: sizes.append(tensor.nbytes))
-        # Each worker of each rank of this machine may be about to take as much.
-        takers = worker.num_workers * int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        return items if sum(sizes) * takers < shared_memory() else _map(items, torch.Tensor, torch.Tensor.numpy)
+def _collate(batched: bool, items: Any) -> Any:
+    """A batch, or the item itself, as tensors; as arrays where shared memory may be too small for it."""
+    if batched:
+        several = isinstance(items[0], tuple)
+        items = [torch.stack(column) for column in zip(*items, strict=True)] if several else torch.stack(items)
+    worker = get_worker_info()
+    if worker is None:
+        return items
+    sizes: list[int] = []
+    _map(items, torch.Tensor, lambda tensor: sizes.append(tensor.nbytes))
+    # Each worker of each rank of this machine may be about to take as much.
+    takers = worker.num_workers * int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return items if sum(sizes) * takers < shared_memory() else _map(items, torch.Tensor, torch.Tensor.numpy)
 
 
 def shared_memory() -> float:
@@ -253,15 +244,8 @@ def stream_batches(names: Sequence[str], batch_size: int, seed: int, first: int,
     They are cut from one endless stream, one shuffled epoch after another, so a list may be shorter than a batch. With
     several ranks every rank takes its share of the same global batches.
     """
-    orders: dict[int, np.ndarray] = {}
-
-    def item(position: int) -> tuple[str, int]:
-        epoch, index = divmod(position, len(names))
-        if epoch not in orders:
-            orders[epoch] = rng(seed, "order", epoch).permutation(len(names))
-        return names[orders[epoch][index]], epoch
-
-    starts = range(first * batch_size, last * batch_size, batch_size)
-    return [
-        [item(position) for position in range(start + rank(), start + batch_size, world_size())] for start in starts
-    ]
+    epoch, skip = divmod(first * batch_size, len(names))
+    orders = ((k, rng(seed, "order", k).permutation(len(names))) for k in itertools.count(epoch))
+    stream = itertools.islice(((names[i], k) for k, order in orders for i in order), skip, None)
+    batches = [list(itertools.islice(stream, batch_size)) for _ in range(first, last)]
+    return [batch[rank() :: world_size()] for batch in batches]

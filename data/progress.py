@@ -1,6 +1,5 @@
 """Long work: a function over many items in worker processes, with one progress bar on rank 0."""
 
-import itertools
 import logging
 import sys
 import time
@@ -14,6 +13,7 @@ from data.process import in_worker, rank
 
 IMAGES_PER_CALL = 16
 LINE_S = 60.0  # between two lines where there is no terminal
+_END = object()
 
 
 def bar(total: int, title: str, unit: str = "image") -> tqdm:
@@ -96,17 +96,15 @@ class Stopwatch:
 
     def iterate(self, items: Iterable) -> Iterator:
         """The items, with the time that each takes to arrive counted as waiting, but for the first."""
-        iterator = iter(items)
-        for i in itertools.count():
+        iterator, started = iter(items), False
+        while True:
             begin = time.perf_counter()
-            try:
-                item = next(iterator)
-            except StopIteration:
+            item = next(iterator, _END)
+            self.waited += time.perf_counter() - begin
+            if item is _END:
                 return
-            finally:
-                self.waited += time.perf_counter() - begin
-            if i == 0:  # what a loader takes to start is no lack of speed
-                self.begin, self.waited = time.perf_counter(), 0.0
+            if not started:  # what a loader takes to start is no lack of speed
+                self.begin, self.waited, started = time.perf_counter(), 0.0, True
             yield item
 
     def fraction(self) -> float:

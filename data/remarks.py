@@ -6,7 +6,7 @@ from functools import cache, partial
 
 import numpy as np
 
-from data.agreement import TOO_MANY, disagreement, mask_contents
+from data.agreement import TOO_MANY, disagreement, read_contents
 from data.base import Dataset, alike, shortened
 from data.errors import DataError, UserError
 from data.process import world_size
@@ -52,24 +52,15 @@ def _compare(dataset: Dataset, names_of: Callable[[str], list[str]], purpose: st
     """What a sample of the masks says beside the labels."""
     names = [name for name in names_of(purpose) if dataset.has_mask(name)]
     names = [name for name in names[:: max(1, -(-len(names) // SAMPLE))] if dataset.has_label(name)]
-    read = list(progress_map(partial(_contents, dataset), names, "compare labels with masks", 0))
-    bad = [error for error in read if isinstance(error, str)]
-    usable = [name for name, value in zip(names, read, strict=True) if not isinstance(value, str)]
-    values = [value for value in read if not isinstance(value, str)]
-    texts, too_many = disagreement(usable, dataset.labels(usable), values, dataset.classes)
+    read = dict(zip(names, progress_map(partial(read_contents, dataset), names, "compare masks", 0), strict=True))
+    bad = [problem for values, problem in read.values() if values is None]
+    values = {name: values for name, (values, _) in read.items() if values is not None}
+    texts, too_many = disagreement([*values], dataset.labels([*values]), [*values.values()], dataset.classes)
     if len(bad) > TOO_MANY * len(names):
         texts, too_many = [alike(bad)], True
     if too_many:
         raise Disagreement(f"--{purpose}_list: {texts[0]}; or leave out the steps that score")
     return texts
-
-
-def _contents(dataset: Dataset, name: str) -> np.ndarray | str:
-    """The contents of a mask, or what is wrong with its file."""
-    try:
-        return mask_contents(dataset, name)
-    except DataError as error:
-        return str(error)
 
 
 class Disagreement(DataError):
@@ -79,9 +70,9 @@ class Disagreement(DataError):
 def about_classes(labels: np.ndarray, classes: Sequence[str], in_rib: bool) -> list[str]:
     """What a classifier cannot learn of its images' labels bool [N, C], or what RIB's disjoint images cannot do."""
     n, counts = len(labels), labels.sum(0)
+    everywhere = f"in all {n} training images, so the classifier has nothing to tell it from; add images without it"
     cases = {
-        f"in all {n} training images, so the classifier has nothing to tell it from; add images without it": counts
-        == n,
+        everywhere: counts == n,
         "in no training image, so it is not learnt": counts == 0,
         "in one training image only, so it is hardly learnt": (counts == 1) & (n > 1),
         "in no image without the other, so the classifier cannot tell them apart": _twins(labels) & (counts < n),

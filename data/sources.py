@@ -1,13 +1,11 @@
 """A folder that an annotation tool has exported: its files, the formats in it, and which image a text in them means."""
 
-import contextlib
 import itertools
 import json
 import os
 import re
-import shlex
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import unquote
 from xml.etree import ElementTree
@@ -26,8 +24,6 @@ SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "
 MASKS = ("segmentationclassaug", "segmentationclass", "segmentationclasspng", "masks", "mask")  # the first wins
 PARTS = ("jpegimages", "images", "image", "imgs", "annotations", "xmls", "labels", *MASKS)  # hold one kind of file
 NOT_IMAGES = re.compile(r"(?i)segmentation\w*|masks?|\w*visuali[sz]ation|trimaps")  # folders
-PUBLISHED = re.compile(r"20(0[7-9]|1[0-2])_\d{6}|(COCO_\w+_)?\d{12}")  # names of the images of VOC and COCO
-MANY = 100_000  # files; a folder of more is not searched to word an error
 
 
 class Tree:
@@ -138,37 +134,6 @@ def kinds(tree: Tree) -> dict[str, str]:
     if len({word for _, word in folders.values()}) > 1:
         paths["folders"] = [next(iter(folders)).parent]
     return {kind: os.path.relpath(files[0], tree.root) for kind, files in paths.items() if files}
-
-
-def hint(root: Path, known: Collection[str] = ()) -> str:
-    """What to do with a folder that holds exported labels of other classes than `known`; "" for any other folder."""
-    if next(itertools.islice(walk(root), MANY, None), None) is not None:
-        return ""
-    tree = Tree(root)
-    shown: dict[str, str] = {}
-    with contextlib.suppress(DataError):  # a damaged file is not what this is about
-        shown = kinds(tree)
-    words = xml_classes(tree.ending(".xml")) if "voc" in shown else set()
-    if "coco" in shown:
-        values = filter(is_coco, map(read_json, tree.ending(".json")))
-        words |= {str(entry.get("name")) for value in values for entry in value["categories"]}
-    published = words <= set(known) if words else all(PUBLISHED.fullmatch(path.stem) for path in tree.images)
-    if not shown or (known and (published or "folders" in shown)):
-        return ""
-    source, target = (shlex.quote(path) for path in (str(root), f"{os.path.abspath(root)}_folder"))
-    return (
-        f"It looks like your own data as {' or '.join(FORMATS[kind] for kind in shown)}: make a folder dataset of it "
-        f"with `python -m data.convert {source} --data_root {target}`"
-    )
-
-
-def xml_classes(paths: Sequence[Path]) -> set[str]:
-    """The classes in the first XML files of VOC's format."""
-    words: set[str] = set()
-    for path in paths[:50]:
-        with contextlib.suppress(DataError):
-            words.update((read_xml(path) or ("",))[1:])
-    return words
 
 
 def read_json(path: Path) -> dict:

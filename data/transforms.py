@@ -61,31 +61,21 @@ def paste(array: np.ndarray, box: tuple[slice, slice, slice, slice], crop: int, 
     return out
 
 
-def training_crop(image: np.ndarray, long: tuple[int, int], crop: int, rng: np.random.Generator) -> np.ndarray:
-    """uint8 [H, W, 3] -> float32 [3, crop, crop]: random long side, normalisation, random flip, random crop.
-
-    Padding is 0 after normalisation, that is the mean colour. long: least and greatest long side in pixels.
-    """
-    image, box = _augmented(image, long, crop, rng)
-    return paste(normalize(image), box, crop, 0.0)
-
-
 def raw_crop(
     image: np.ndarray, long: tuple[int, int], crop: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The same before normalisation: uint8 [crop, crop, 3], and int64 (top, bottom, left, right) of the image in it."""
-    image, (rows, columns, from_rows, from_columns) = _augmented(image, long, crop, rng)
-    out = np.zeros((crop, crop, 3), np.uint8)
-    out[rows, columns] = image[from_rows, from_columns]
-    return out, np.array((rows.start, rows.stop, columns.start, columns.stop))
+    """uint8 [H, W, 3] -> uint8 [crop, crop, 3]: random long side, random flip, random crop.
 
-
-def _augmented(image: np.ndarray, long: tuple[int, int], crop: int, rng: np.random.Generator) -> tuple:
-    """The image at a random size, maybe mirrored, and the box that it goes to."""
+    The second value is the box of the image in it, int64 (top, bottom, left, right). long: least and greatest long side
+    in pixels.
+    """
     image = resize(image, *resize_long_size(image.shape, *long, rng))
     if rng.random() < 0.5:
         image = image[:, ::-1]
-    return image, crop_box(image.shape[:2], crop, rng)
+    rows, columns, from_rows, from_columns = crop_box(image.shape[:2], crop, rng)
+    out = np.zeros((crop, crop, 3), np.uint8)
+    out[rows, columns] = image[from_rows, from_columns]
+    return out, np.array((rows.start, rows.stop, columns.start, columns.stop))
 
 
 def with_mirror(image: np.ndarray) -> np.ndarray:

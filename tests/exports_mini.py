@@ -156,7 +156,7 @@ def roboflow_masks(root):
         folder = root / SPLIT[i % 4]
         write_image(folder / f"{NAMES[i]}.jpg", i)
         write_mask(folder / f"{NAMES[i]}_mask.png", i)
-        (folder / "_classes.csv").write_text("Pixel Value, Class\n0, background\n1, apple\n2, leaf\n")
+        (folder / "_classes.csv").write_text("Pixel Value, Class\n0, unlabeled\n1, apple\n2, leaf\n")
 
 
 def xml_elsewhere(root):
@@ -220,22 +220,17 @@ def coco_numbers(root):
 
 
 def labelme_folder(root):
+    """Paths as Windows writes them, of images that have been moved, and an area of background."""
     for i in ALL:
-        write_json(root / f"{SPLIT[i % 4]}/{NAMES[i]}.json", labelme(i, f"..\\raw\\{NAMES[i]}.jpg"))
+        value = labelme(i, f"..\\raw\\{NAMES[i]}.jpg")
+        value["shapes"].insert(0, {"label": "_background_", "points": [[0, 0], [40, 32]], "shape_type": "rectangle"})
+        write_json(root / f"{SPLIT[i % 4]}/{i}.json", value)
         write_image(root / f"{SPLIT[i % 4]}/{NAMES[i]}.jpg", i)
 
 
 def labelme_embedded(root):
     for i in ALL:
         write_json(root / f"json/{NAMES[i]}.json", labelme(i, f"gone/{NAMES[i]}.jpg", embed=True))
-
-
-def labelme_apart(root):
-    for i in ALL:
-        value = labelme(i, f"../photos/{NAMES[i]}.jpg")
-        value["shapes"].insert(0, {"label": "_background_", "points": [[0, 0], [40, 32]], "shape_type": "rectangle"})
-        write_json(root / f"labels/{i}.json", value)
-        write_image(root / f"photos/{NAMES[i]}.jpg", i)
 
 
 # name of image i in the new folder; whether there are masks; split of i, None without
@@ -252,5 +247,4 @@ EXPORTS = [
     (coco_numbers, "{4}2031/{5}", True, lambda i: "train" if i < 5 else "val"),
     (labelme_folder, "{1}/{0}", True, lambda i: SPLIT[i % 4]),
     (labelme_embedded, "json/{}", True, None),
-    (labelme_apart, "photos/{}", True, None),
 ]

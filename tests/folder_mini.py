@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from data.base import Dataset
 from data.images import voc_palette
 
 CLASSES = ("cat", "Käse", "hot dog")
@@ -19,6 +20,15 @@ PATHS = (
 )  # fmt: skip
 TURNED = "turned"  # its file holds it lying on the side, with an EXIF orientation
 SIZES = ((60, 76), (52, 64))
+# Arguments that take the whole method through such images in seconds.
+SMALL = (
+    "--num_workers 0 --device cpu --cam_network resnet14 --cam_init scratch --cam_optimizer adamw "
+    "--cam_learning_rate 1e-3 --cam_crop_size 64 --cam_resize_long 56,96 --cam_batch_size 4 --cam_num_epoches 1 "
+    "--cam_scales 1.0,0.5 --RIB_iter 2 --RIB_batch_size 2 --RIB_crop_size 64 --RIB_resize_long 56,96 --irn_backbone "
+    "cam --irn_crop_size 64 --irn_batch_size 4 --irn_num_epoches 1 --irn_radius 4 --irn_learning_rate 0.01 "
+    "--irn_displacement_lr 0.1 --exp_times 3 --seg_model deeplabv2_resnet14 --seg_init cam --seg_crop_size 64 "
+    "--seg_iter 2 --seg_batch_size 4 --seg_lr 1e-5 --seg_crf_iter 0"
+).split()
 
 
 @dataclass
@@ -80,6 +90,13 @@ def make_folder(root: Path, masks: bool = True, classes: bool = True, seed: int 
         (mini.root / "classes.txt").write_text("".join(f"{name}\n" for name in CLASSES), encoding="utf-8")
     mini.write_csv()
     return mini
+
+
+def labels_of(dataset: Dataset) -> dict[str, set[str]]:
+    """Name -> classes of every labelled image."""
+    return {
+        name: {dataset.classes[c] for c in np.flatnonzero(dataset.label(name))} for name in dataset.names("all")
+    }  # fmt: skip
 
 
 def _write(path: Path, image: np.ndarray, turned: bool) -> None:

@@ -26,9 +26,9 @@ from tests.exports_mini import (
     true_mask,
     write_image,
     write_json,
-    write_mask,
     write_xml,
 )  # fmt: skip
+from tests.folder_mini import labels_of
 
 
 def convert(capsys, source, target, *arguments, code=0):
@@ -38,20 +38,50 @@ def convert(capsys, source, target, *arguments, code=0):
     return err if code else out
 
 
+def xml_in_another_folder(root):
+    for i in ALL:
+        write_image(root / f"photos/{NAMES[i]}.jpg", i)
+        write_xml(root / f"xml/{NAMES[i]}.xml", i, f"{NAMES[i - 1]}.jpg" if i % 2 else "")
+
+
+def images_in_another_place(root):
+    cvat(root)
+    (root / "JPEGImages").rename(root.parent / "apart")
+
+
+def originals_of_label_studio(root):
+    value = coco(ALL, lambda i: f"../../data/upload/3/{i:08x}-{NAMES[i]}.jpg", polygon)
+    for entry in value["images"]:
+        entry.update(height=32.0, width=40.0)
+    value["annotations"].append({"id": 999, "image_id": 888, "category_id": 0})
+    write_json(root / "result.json", value)
+    for i in ALL:
+        write_image(root.parent / f"apart/{NAMES[i]}.jpg", i)
+
+
+PLACES = [
+    (xml_in_another_folder, "photos/{}", False, None),
+    (images_in_another_place, "cam1/{}", True, lambda i: "train" if i < 6 else "val"),
+    (originals_of_label_studio, "{}", True, None),
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    ("make", "form", "masks", "split"), EXPORTS, ids=lambda value: getattr(value, "__name__", None)
+    ("make", "form", "masks", "split"), EXPORTS + PLACES, ids=lambda value: getattr(value, "__name__", None)
 )
 def test_every_export_gives_the_same_labels_masks_and_splits(make, form, masks, split, tmp_path, capsys):
     make(tmp_path / "export")
-    table = convert(capsys, tmp_path / "export", tmp_path / "own")
+    arguments = ["--images", str(tmp_path / "apart")] if (tmp_path / "apart").exists() else []
+    table = convert(capsys, tmp_path / "export", tmp_path / "own", *arguments)
     folder = Folder(tmp_path / "own")
     half = [("a", "train"), ("b", "val")]
     names = [form.format(NAMES[i], SPLIT[i % 4], i, *half[i // 5], i % 5) for i in ALL]
     assert sorted(names) == folder.names("all") and sorted(folder.classes) == sorted(CLASSES)
     assert folder.has_masks == masks and f"images{len(ALL):>27}  2 of them without any class" in table
+    assert labels_of(folder) == {name: set(KINDS[i]) for i, name in enumerate(names)}
+    unlisted = "1 images that result.json has labels for, but does not list: 888"
+    assert (unlisted in table) == (make is originals_of_label_studio)
     for i, name in enumerate(names):
-        label = folder.label(name)
-        assert {folder.classes[c] for c in np.flatnonzero(label)} == set(KINDS[i]), name
         assert folder.image(name).shape == (*SIZE, 3)
         if masks:
             value = np.array([0, *(1 + folder.classes.index(word) for word in CLASSES)], np.uint8)
@@ -61,11 +91,6 @@ def test_every_export_gives_the_same_labels_masks_and_splits(make, form, masks, 
         path = folder.root / "splits" / f"{k}.txt"
         assert sorted(folder.names(k) if path.is_file() else []) == sorted(wanted)
     assert f"next: python run_sample.py --dataset folder --data_root {folder.root} --check_data" in table
-
-
-def labels(folder):
-    """Name -> classes."""
-    return {name: {folder.classes[c] for c in np.flatnonzero(folder.label(name))} for name in folder.names("all")}
 
 
 KINDS_OF = {name: set(kinds) for name, kinds in zip(NAMES, KINDS, strict=True)}
@@ -91,15 +116,14 @@ def test_vectors_of_labels(tmp_path, capsys):
     for k, part in (("train", numbers[:6]), ("val", numbers[6:]), ("train_aug", numbers[2:6])):
         (lists / f"{k}.txt").write_text("".join(f"/JPEGImages/{n}.jpg /SegmentationClassAug/{n}.png\n" for n in part))
     table = convert(capsys, tmp_path / "a", tmp_path / "own_a")
-    assert (
-        labels(Folder(tmp_path / "own_a")) == KINDS_OF and "left out: 2 classes that no image has: stone, sky" in table
-    )
+    assert labels_of(Folder(tmp_path / "own_a")) == KINDS_OF
+    assert "left out: 2 classes that no image has: stone, sky" in table
     asks = convert(capsys, tmp_path / "b", tmp_path / "own_b", code=2)
     assert "cls_labels.npy has 4 labels for an image, and no classes are named; add --classes NAME,NAME" in asks
     assert "and 3 classes are named" in convert(capsys, tmp_path / "b", tmp_path / "x", "--classes", "a,b,c", code=2)
     convert(capsys, tmp_path / "b", tmp_path / "own_b", "--classes", ",".join(asked))
     folder = Folder(tmp_path / "own_b")
-    assert labels(folder) == {numbers[i]: set(KINDS[i]) for i in ALL} and folder.classes == CLASSES
+    assert labels_of(folder) == {numbers[i]: set(KINDS[i]) for i in ALL} and folder.classes == CLASSES
     assert [folder.names(k) for k in ("train", "val", "train_aug")] == [numbers[:6], numbers[6:], numbers[2:6]]
 
 
@@ -114,7 +138,7 @@ def test_a_folder_per_class(tmp_path, capsys):
     of = {name: [i for i in ALL if name in KINDS[i]] for name in CLASSES}
     sort_into(tmp_path / "a", of)
     table = convert(capsys, tmp_path / "a", tmp_path / "own")
-    got = labels(Folder(tmp_path / "own"))
+    got = labels_of(Folder(tmp_path / "own"))
     assert sorted(map(sorted, got.values())) == sorted(sorted(kinds) for kinds in KINDS if kinds)
     assert "3 images lie in the folders of several classes" in table
     split = {"train/apple": [0], "train/leaf": [1, 5], "validation/leaf": [8], "validation/apple": [4]}
@@ -122,7 +146,7 @@ def test_a_folder_per_class(tmp_path, capsys):
     convert(capsys, tmp_path / "b", tmp_path / "own_b")
     folder = Folder(tmp_path / "own_b")
     assert folder.names("val") == ["set/validation/apple/orchard 004", "set/validation/leaf/orchard_008"]
-    assert labels(folder)["set/train/leaf/orchard_005"] == {"leaf"} and len(folder.names("train")) == 3
+    assert labels_of(folder)["set/train/leaf/orchard_005"] == {"leaf"} and len(folder.names("train")) == 3
 
 
 DOUBTS = [
@@ -144,7 +168,7 @@ def test_what_is_doubtful_is_asked(folders, question, answer, wanted, tmp_path, 
     with pytest.raises(DataError, match=question):
         data.convert.convert(tmp_path / "source", tmp_path / "own")
     convert(capsys, tmp_path / "source", tmp_path / "own", "--classes", answer)
-    got = labels(Folder(tmp_path / "own"))
+    got = labels_of(Folder(tmp_path / "own"))
     assert [got[f"{name}/{NAMES[i]}"] for i, name in enumerate(folders)] == wanted
 
 
@@ -160,15 +184,10 @@ def test_objects_without_segmentation_leave_their_image_without_mask(tmp_path, c
         write_image(tmp_path / f"photos/{NAMES[i]}.jpg", i)
     table = convert(capsys, tmp_path / "labels/export.json", tmp_path / "own", "--images", str(tmp_path / "photos"))
     folder = Folder(tmp_path / "own")
-    assert labels(folder) == KINDS_OF
+    assert labels_of(folder) == KINDS_OF
     assert [folder.has_mask(name) for name in NAMES] == [not kinds or i >= 5 for i, kinds in enumerate(KINDS)]
     assert np.array_equal(np.argwhere(folder.mask(NAMES[8]) == 2)[[0, -1]], [[5, 3], [18, 14]])
     assert "the masks are boxes" in table and "1 images of export.json that are not there, or twice: gone.jpg" in table
-    for annotation in value["annotations"]:
-        annotation.pop("segmentation", None)
-    write_json(tmp_path / "labels/export.json", value)
-    convert(capsys, tmp_path / "labels", tmp_path / "own2", "--images", str(tmp_path / "photos"))
-    assert labels(Folder(tmp_path / "own2")) == KINDS_OF and not Folder(tmp_path / "own2").has_masks
 
 
 def test_shapes_and_flags_of_labelme(tmp_path, capsys):
@@ -187,62 +206,13 @@ def test_shapes_and_flags_of_labelme(tmp_path, capsys):
         write_json(tmp_path / f"b/{i}.json", labelme(i, f"{i}.jpg", embed=True, shapes=[]) | {"flags": flags})
     convert(capsys, tmp_path / "a", tmp_path / "own")
     folder = Folder(tmp_path / "own")
-    assert labels(folder) == {"0": {"leaf", "apple", "stone"}, "1": {"leaf"}} and not folder.has_mask("1")
+    assert labels_of(folder) == {"0": {"leaf", "apple", "stone"}, "1": {"leaf"}} and not folder.has_mask("1")
     mask = folder.mask("0")
     leaf, apple, stone = (1 + folder.classes.index(name) for name in ("leaf", "apple", "stone"))
     assert mask[3, 29] == leaf and mask[11, 27] == apple and mask[5, 24] == leaf and (mask[25:] == 255).all()
     assert abs((mask == apple).sum() - np.pi * 25) < 4 and np.array_equal(mask[7:21, 5:17] == stone, small)
     convert(capsys, tmp_path / "b", tmp_path / "flags")
-    assert labels(Folder(tmp_path / "flags")) == {"0": {"apple", "leaf"}, "1": {"leaf"}}
-
-
-def xml_in_another_folder(root, photos):
-    for i in ALL:
-        write_image(root / f"photos/{NAMES[i]}.jpg", i)
-        write_xml(root / f"xml/{NAMES[i]}.xml", i, f"{NAMES[i - 1]}.jpg" if i % 2 else "")
-
-
-def masks_in_another_folder(root, photos):
-    for i in ALL:
-        write_image(root / f"photos/{NAMES[i]}.jpg", i)
-        write_mask(root / f"mask/{NAMES[i]}_mask.png", i)
-    (root / "_classes.csv").write_text("Pixel Value, Class\n0, unlabeled\n1, apple\n2, leaf\n")
-
-
-def images_in_another_place(root, photos):
-    cvat(root)
-    (root / "JPEGImages").rename(photos)
-
-
-def originals_of_label_studio(root, photos):
-    value = coco(ALL, lambda i: f"../../data/upload/3/{i:08x}-{NAMES[i]}.jpg", polygon)
-    for entry in value["images"]:
-        entry.update(height=32.0, width=40.0)
-    value["annotations"].append({"id": 999, "image_id": 888, "category_id": 0})
-    write_json(root / "result.json", value)
-    for i in ALL:
-        write_image(photos / f"{NAMES[i]}.jpg", i)
-
-
-PLACES = [
-    (xml_in_another_folder, "photos/", False), (masks_in_another_folder, "photos/", True),
-    (images_in_another_place, "cam1/", True), (originals_of_label_studio, "", True),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("make", "folders", "masks"), PLACES, ids=lambda value: getattr(value, "__name__", None))
-def test_images_are_found_wherever_they_lie(make, folders, masks, tmp_path, capsys):
-    (tmp_path / "source").mkdir()
-    make(tmp_path / "source", tmp_path / "apart")
-    arguments = ["--images", str(tmp_path / "apart")] if (tmp_path / "apart").exists() else []
-    table = convert(capsys, tmp_path / "source", tmp_path / "own", *arguments)
-    folder = Folder(tmp_path / "own")
-    assert labels(folder) == {f"{folders}{name}": kinds for name, kinds in KINDS_OF.items()}
-    assert folder.has_masks == masks
-    value = np.array([0, *(1 + folder.classes.index(word) for word in CLASSES)], np.uint8)
-    for i, name in enumerate(NAMES if masks else ()):
-        np.testing.assert_array_equal(folder.mask(f"{folders}{name}"), value[true_mask(i)])
-    assert ("1 images that result.json has labels for, but does not list: 888" in table) == (folders == "")
+    assert labels_of(Folder(tmp_path / "flags")) == {"0": {"apple", "leaf"}, "1": {"leaf"}}
 
 
 def test_white_masks_of_one_class_and_names_in_two_forms(tmp_path, capsys):
@@ -253,13 +223,13 @@ def test_white_masks_of_one_class_and_names_in_two_forms(tmp_path, capsys):
     (tmp_path / "a/classes.txt").write_text("apple\n")
     assert "0 and 255: 255 is read as apple" in convert(capsys, tmp_path / "a", tmp_path / "own_a")
     folder = Folder(tmp_path / "own_a")
-    assert labels(folder) == {"0": {"apple"}, "3": set(), "4": {"apple"}}
+    assert labels_of(folder) == {"0": {"apple"}, "3": set(), "4": {"apple"}}
     assert np.array_equal(folder.mask("4"), true_mask(4) > 0)
     for i, form in enumerate(("NFC", "NFD")):  # as Linux and macOS write one name
         write_image(tmp_path / "b" / ("train", "val")[i] / unicodedata.normalize(form, "Äpfel") / "1.jpg", i)
     write_image(tmp_path / "b/train/leaf/1.png", 2)
     convert(capsys, tmp_path / "b", tmp_path / "own_b")
-    assert labels(Folder(tmp_path / "own_b")) == {
+    assert labels_of(Folder(tmp_path / "own_b")) == {
         "train/Äpfel/1": {"Äpfel"}, "val/Äpfel/1": {"Äpfel"}, "train/leaf/1": {"leaf"}
     }  # fmt: skip
     names = ("x.jpg", "x.png", "x_2.jpg")  # one name for two images
@@ -267,4 +237,4 @@ def test_white_masks_of_one_class_and_names_in_two_forms(tmp_path, capsys):
         write_image(tmp_path / f"c/{name}", i)
     write_json(tmp_path / "c/labels.json", coco([0, 1, 2], lambda i: names[i]))
     convert(capsys, tmp_path / "c", tmp_path / "own_c")
-    assert labels(Folder(tmp_path / "own_c")) == {"x": {"apple"}, "x_2": {"leaf"}, "x_2_2": {"apple", "leaf"}}
+    assert labels_of(Folder(tmp_path / "own_c")) == {"x": {"apple"}, "x_2": {"leaf"}, "x_2_2": {"apple", "leaf"}}

@@ -1,5 +1,6 @@
 """The command data.convert: what it links, what it refuses in one line, and which errors of the datasets lead to it."""
 
+import json
 import os
 import re
 
@@ -12,15 +13,12 @@ from coco14.prepare import main as prepare_coco
 from data.convert import convert, main
 from data.errors import DataError
 from data.folder import Folder
-from data.sources import hint
-from tests.coco_mini import make_coco
 from tests.exports_mini import (
     ALL,
     NAMES,
     SIZE,
     coco,
     cvat,
-    label_studio,
     labelme,
     labelme_embedded,
     labelme_voc,
@@ -33,7 +31,6 @@ from tests.exports_mini import (
 )  # fmt: skip
 from tests.folder_mini import make_folder
 from tests.helpers import said
-from tests.voc_devkit import make_devkit
 
 
 def test_images_are_linked_or_copied_and_the_check_of_the_data_is_content(tmp_path):
@@ -94,74 +91,58 @@ def test_masks_and_images_that_do_not_fit_are_left_out_and_named(tmp_path):
     assert "left out: 1 images that no label is for: new.jpg" in table and f"masks{5:>28}  the other" in table
 
 
-def several(root):
-    labelme_voc(root)
-    write_json(root / "train.json", coco(ALL, lambda i: f"{NAMES[i]}.jpg", polygon))
+def empty(root):
+    root.mkdir()
 
 
-def unnamed(root):
-    labelme_voc(root)
-    (root / "class_names.txt").unlink()
-
-
-def no_images(root):
-    write_json(root / "result.json", coco(ALL, lambda i: f"{i}.jpg", polygon))
-
-
-def other_images(root):
-    no_images(root)
-    write_image(root / "other.jpg", 0)
-
-
-def damaged_json(root):
-    label_studio(root)
-    (root / "result.json").write_text('{"images": [')
-
-
-def no_category(root):
-    value = coco(ALL, lambda i: f"{NAMES[i]}.jpg", polygon)
-    value["categories"].pop()
-    write_json(root / "result.json", value)
-
-
-def damaged_xml(root):
+def one_image(root):
     write_image(root / "a.jpg", 0)
-    (root / "a.xml").write_text("<annotation>")
-
-
-def damaged_embedding(root):
-    write_json(root / "a.json", labelme(0, "gone.jpg") | {"imageData": "AAAA"})
-
-
-def no_dict(root):
-    write_image(root / "a.jpg", 0)
-    np.save(root / "cls_labels.npy", np.zeros((3, 20)))
 
 
 def semicolon(root):
-    for name in ("a;b", "c"):
-        write_image(root / name / "x.jpg", ALL[len(name)])
+    for i, name in enumerate(("a;b", "c")):
+        write_image(root / name / "x.jpg", i)
 
 
-REFUSED = [
-    (lambda root: write_image(root / "images/a.jpg", 0), r"has 1 images, but no labels that are known here; wanted"),
-    (lambda root: make_folder(root), r"has a labels\.csv: no need to convert it, use --dataset folder --data_root"),
-    (several, r"several formats: Pascal VOC \(Segm.*\.png, --format voc\) and COCO \(train\.json, --form"),
-    (unnamed, r"has 10 masks, but nothing that says what their values mean; add --classes NAME,NAME"),
-    (no_images, r"source holds COCO labels, but no image; add --images DIR, where they lie"),
-    (other_images, r"no image has a label that can be used: 10 images of result\.json that are not there, or twice "),
-    (damaged_json, r"result\.json is not valid JSON \(Expecting value.*\); export it again or remove it"),
-    (no_category, r"result\.json is damaged \(KeyError: '1'\)"),
-    (damaged_xml, r"a\.xml cannot be read \(no element found"),
-    (damaged_embedding, r"a\.json holds an image that cannot be read"),
-    (no_dict, r"cls_labels\.npy is not a dict of image name -> vector of labels"),
-    (semicolon, r"class 'a;b' has a semicolon, which separates classes"),
-]  # fmt: skip
+COCO = coco(ALL, lambda i: f"{NAMES[i]}.jpg", polygon)
+NO_IMAGE = labelme(0, "gone.jpg") | {"imageData": "AAAA"}
+REFUSED = [  # what makes a source, what is written to (None: removed from) it then, message
+    (one_image, {}, r"has 1 images, but no labels that are known here; wanted"),
+    (make_folder, {}, r"has a labels\.csv: no need to convert it, use --dataset folder --data_root"),
+    (
+        labelme_voc,
+        {"train.json": COCO},
+        r"formats: Pascal VOC \(Segm.*, --format voc\) and COCO \(train\.json, --form",
+    ),
+    (labelme_voc, {"class_names.txt": None}, r"has 10 masks, but nothing that says what their values mean; add --clas"),
+    (empty, {"result.json": COCO}, r"source holds COCO labels, but no image; add --images DIR, where they lie"),
+    (
+        one_image,
+        {"x.json": COCO},
+        r"no image has a label that can be used: 10 images of x\.json that are not there",
+    ),
+    (
+        one_image,
+        {"x.json": '{"images": ['},
+        r"x\.json is not valid JSON \(Expecting value.*\); export it again",
+    ),
+    (one_image, {"x.json": COCO | {"categories": COCO["categories"][:1]}}, r"x\.json is damaged \(KeyError: '1'\)"),
+    (one_image, {"a.xml": "<annotation>"}, r"a\.xml cannot be read \(no element found"),
+    (empty, {"a.json": NO_IMAGE}, r"a\.json holds an image that cannot be read"),
+    (one_image, {"cls_labels.npy": "no array"}, r"cls_labels\.npy is not a dict of image name -> vector of labels"),
+    (semicolon, {}, r"class 'a;b' has a semicolon, which separates classes"),
+]
 
 
-@pytest.mark.parametrize(("make", "message"), REFUSED, ids=lambda value: getattr(value, "__name__", None))
-def test_what_cannot_be_read_is_one_line_and_nothing_is_written(make, message, tmp_path):
+@pytest.mark.parametrize(("make", "files", "message"), REFUSED)
+def test_what_cannot_be_read_is_one_line_and_nothing_is_written(make, files, message, tmp_path):
     make(tmp_path / "source")
+    for name, content in files.items():
+        path = tmp_path / "source" / name
+        if content is None:
+            path.unlink()
+        else:
+            path.write_text(content if isinstance(content, str) else json.dumps(content))
     with pytest.raises(DataError, match=message) as error:
         convert(tmp_path / "source", tmp_path / "own")
     assert "\n" not in str(error.value) and [path.name for path in tmp_path.iterdir()] == ["source"]
@@ -198,36 +179,26 @@ def test_nothing_is_overwritten_and_what_was_interrupted_is_removed(tmp_path, mo
         convert(tmp_path / "source", tmp_path / "bad")
 
 
-def test_the_errors_of_other_datasets_lead_here(tmp_path, capsys):
-    def leads(make, *datasets):
-        root = tmp_path / "my data"
-        make(root)
-        for dataset in datasets:
-            told = said("--dataset", dataset, "--data_root", str(root), "--check_data", code=2)
-            assert f"`python -m data.convert '{root}' --data_root '{root}_folder'`" in told and told.count("\n") == 1
-        return root
+@pytest.mark.parametrize(("make", "datasets"), [(cvat, ("voc12", "folder")), (roboflow_coco, ("coco14", "folder"))])
+def test_the_errors_of_other_datasets_lead_here(make, datasets, tmp_path):
+    root = tmp_path / "my data"
+    make(root)
+    for dataset in datasets:
+        told = said("--dataset", dataset, "--data_root", str(root), "--check_data", code=2)
+        assert f"`python -m data.convert '{root}' --data_root NEW_FOLDER`" in told and told.count("\n") == 1
 
-    root = leads(cvat, "voc12", "folder")
-    lists = [word for name in ("train", "infer", "eval", "val") for word in (f"--{name}_list", str(root / "own.txt"))]
-    (root / "own.txt").write_text(NAMES[0])
+
+def test_other_classes_under_the_name_of_a_published_dataset_lead_here_too(tmp_path, capsys):
+    cvat(tmp_path / "voc")
     for i in ALL:  # images and XML as VOC 2012 has them
-        write_image(root / f"JPEGImages/{NAMES[i]}.jpg", i)
-        write_xml(root / f"Annotations/{NAMES[i]}.xml", i)
-    told = said("--dataset", "voc12", "--data_root", str(root), *lists, "--check_data", code=2)
-    assert "is not VOC 2012, it has apple, leaf. It looks like your own data as Pascal VOC" in told
-    os.rename(root, tmp_path / "voc")
-    root = leads(roboflow_coco, "coco14", "folder")
+        write_image(tmp_path / f"voc/JPEGImages/{NAMES[i]}.jpg", i)
+        write_xml(tmp_path / f"voc/Annotations/{NAMES[i]}.xml", i)
+    (tmp_path / "own.txt").write_text(NAMES[0])
+    lists = [f"--{name}_list={tmp_path / 'own.txt'}" for name in ("train", "infer", "eval", "val")]
+    told = said("--dataset", "voc12", "--data_root", str(tmp_path / "voc"), *lists, "--check_data", code=2)
+    assert "names 'apple'; the classes are aeroplane, " in told and "`python -m data.convert" in told
     for k in ("train", "val"):
-        write_json(root / f"annotations/instances_{k}2014.json", coco([0], lambda i: "x.jpg"))
-    assert prepare_coco(["--data_root", str(root), "--num_workers", "0"]) == 2
-    assert f"python -m data.convert '{root}'" in capsys.readouterr().err
-
-
-def test_published_data_is_not_taken_for_somebody_s_own(tmp_path):
-    make_devkit(tmp_path / "voc")
-    coco_2014 = make_coco(tmp_path / "coco")
-    from coco14 import CLASSES as COCO_CLASSES
-    from voc12 import CLASSES as VOC_CLASSES
-
-    assert hint(tmp_path / "voc", VOC_CLASSES) == "" and hint(coco_2014.root, COCO_CLASSES) == ""
-    assert "as Pascal VOC" in hint(tmp_path / "voc") and hint(tmp_path / "nothing") == ""
+        write_json(tmp_path / f"coco/annotations/instances_{k}2014.json", coco([0], lambda i: "x.jpg"))
+    write_image(tmp_path / "coco/train2014/x.jpg", 0)
+    assert prepare_coco(["--data_root", str(tmp_path / "coco"), "--num_workers", "0"]) == 2
+    assert f"python -m data.convert {tmp_path / 'coco'}" in capsys.readouterr().err

@@ -11,17 +11,9 @@ from coco14.prepare import prepare
 from data.results import load_cam
 from run_sample import STEPS
 from tests.coco_mini import make_coco
-from tests.folder_mini import CLASSES, make_folder
+from tests.folder_mini import CLASSES, SMALL, make_folder
 from tests.helpers import ROOT, said
 
-SMALL = (
-    "--num_workers 0 --device cpu --cam_network resnet14 --cam_init scratch --cam_optimizer adamw "
-    "--cam_learning_rate 1e-3 --cam_crop_size 64 --cam_resize_long 56,96 --cam_batch_size 4 --cam_num_epoches 1 "
-    "--cam_scales 1.0,0.5 --RIB_iter 2 --RIB_batch_size 2 --RIB_crop_size 64 --RIB_resize_long 56,96 --irn_backbone "
-    "cam --irn_crop_size 64 --irn_batch_size 4 --irn_num_epoches 1 --irn_radius 4 --irn_learning_rate 0.01 "
-    "--irn_displacement_lr 0.1 --exp_times 3 --seg_model deeplabv2_resnet14 --seg_init cam --seg_crop_size 64 "
-    "--seg_iter 2 --seg_batch_size 4 --seg_lr 1e-5 --seg_crf_iter 0"
-).split()
 KINDS = {"cam": ".npy", "cam_rib": ".npy", "ir_label": ".png", "sem_seg": ".png"}
 METHOD = "train_cam-eval_sem_seg,report"
 

@@ -1,10 +1,10 @@
 """Label tables as people's tools write them: what is read, and what is asked about in one line."""
 
-import numpy as np
 import pytest
 
 from data.errors import DataError
 from data.folder import Folder
+from tests.folder_mini import labels_of
 
 CAT_DOG = {"a": {"cat"}, "b": {"cat", "dog"}, "sub/c": set()}
 
@@ -18,12 +18,6 @@ def folder(root, text, classes=(), encoding="utf-8", strict=True):
     if classes:
         (root / "classes.txt").write_text("\n".join(classes), encoding="utf-8")
     return Folder(root, strict)
-
-
-def named(dataset):
-    return {
-        name: {dataset.classes[c] for c in np.flatnonzero(dataset.label(name))} for name in dataset.names("all")
-    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -53,19 +47,19 @@ def named(dataset):
     ],
 )
 def test_forms_that_are_read(tmp_path, text):
-    assert named(folder(tmp_path / "utf8", text)) == CAT_DOG
-    assert named(folder(tmp_path / "utf16", text, encoding="utf-16")) == CAT_DOG
-    assert named(folder(tmp_path / "listed", text, ("cat", "dog"))) == CAT_DOG
+    assert labels_of(folder(tmp_path / "utf8", text)) == CAT_DOG
+    assert labels_of(folder(tmp_path / "utf16", text, encoding="utf-16")) == CAT_DOG
+    assert labels_of(folder(tmp_path / "listed", text, ("cat", "dog"))) == CAT_DOG
 
 
 def test_classes_txt_settles_what_joins_classes_and_which_columns_count(tmp_path):
     text = "image,label\na.jpg,cat\nb.jpg,cat dog\nsub/c.png,\n"
-    assert named(folder(tmp_path / "words", text, ("dog", "cat"))) == CAT_DOG
+    assert labels_of(folder(tmp_path / "words", text, ("dog", "cat"))) == CAT_DOG
     text = "image,cat,dog,is_train\na.jpg,1,0,1\nb.jpg,1,1,1\nsub/c.png,0,0,0\n"
     dataset = folder(tmp_path / "columns", text, ("cat", "dog"))
-    assert named(dataset) == CAT_DOG and dataset.notes == ["labels.csv: columns that are not used: is_train"]
+    assert labels_of(dataset) == CAT_DOG and dataset.notes == ["labels.csv: columns that are not used: is_train"]
     dataset = folder(tmp_path / "columns without any", "image,cat,dog\na,1,0\nb,1,0\n")
-    assert dataset.classes == ("cat", "dog") and named(dataset) == {"a": {"cat"}, "b": {"cat"}}
+    assert dataset.classes == ("cat", "dog") and labels_of(dataset) == {"a": {"cat"}, "b": {"cat"}}
     dataset = folder(tmp_path / "numbers", "image,label\na,10\nb,2\nsub/c,9\n")
     assert dataset.classes == ("2", "9", "10")  # as mask values count
 

@@ -5,17 +5,8 @@ import pytest
 import torch
 
 from data.base import Dataset, rng
-from data.loaders import AffinityCrops, Pyramids, TopLeftCrops, TrainingCrops
-from data.transforms import (
-    crop_box,
-    normalize,
-    paste,
-    pyramid,
-    rescale_size,
-    resize,
-    resize_long_size,
-    training_crop,
-)
+from data.loaders import AffinityCrops, Pyramids, TopLeftCrops, TrainingCrops, normalized
+from data.transforms import crop_box, normalize, paste, pyramid, raw_crop, rescale_size, resize, resize_long_size
 
 MEAN, STD = np.array((0.485, 0.456, 0.406)), np.array((0.229, 0.224, 0.225))
 
@@ -90,12 +81,14 @@ def test_pyramid():
         np.testing.assert_array_equal(level[1], level[0][..., ::-1])
 
 
-def test_training_crop_pads_with_the_mean_colour_and_mirrors_half_of_the_time():
+def test_crops_are_padded_with_the_mean_colour_and_half_of_them_are_mirrored():
     image = np.zeros((10, 20, 3), np.uint8)
     image[:, :10] = 255
     mirrored = 0
     for i in range(40):
-        crop = training_crop(image, (20, 20), 32, rng(0, i))
+        crop = normalized(*(torch.from_numpy(part)[None] for part in raw_crop(image, (20, 20), 32, rng(0, i))))[
+            0
+        ].numpy()
         inside = (crop != 0).all(0)
         assert crop.shape == (3, 32, 32) and inside.sum() == 200  # the rest is 0 after normalisation
         values = pixels(crop)[inside].reshape(10, 20, 3)

@@ -15,15 +15,10 @@ from misc.run.runner import choose, parse
 from net.resnet50_cam import Net
 from net.weights import load
 from run_sample import STEPS
-from tests.folder_mini import CLASSES, make_folder
-from tests.helpers import run_cli, said, write_classifier, write_networks
+from tests.folder_mini import CLASSES, SMALL, make_folder
+from tests.helpers import said, write_classifier, write_networks
 
-SMALL = (
-    "--num_workers 0 --device cpu --cam_network resnet14 --cam_init scratch --cam_optimizer adamw --cam_crop_size 48 "
-    "--cam_resize_long 56,64 --cam_batch_size 4 --cam_num_epoches 1 --cam_scales 1.0,0.5 --RIB_iter 2 "
-    "--RIB_batch_size 2 --RIB_crop_size 48 --RIB_resize_long 40,56 --seg_model deeplabv2_resnet14 --seg_msc_scales 1.0 "
-    "--seg_aspp_rates 1,2,3,4 --seg_crf_iter 0"
-).split()
+MODEL = "--seg_msc_scales 1.0 --seg_aspp_rates 1,2,3,4".split()  # as write_networks has it
 NEW = 3  # the last images of the folder
 
 
@@ -37,7 +32,17 @@ def mini(tmp_path):
 
 
 def arguments(mini, *more):
-    return ["--dataset", "folder", "--data_root", mini.root, "--work_dir", mini.root.parent / "run", *SMALL, *more]
+    return [
+        "--dataset",
+        "folder",
+        "--data_root",
+        mini.root,
+        "--work_dir",
+        mini.root.parent / "run",
+        *SMALL,
+        *MODEL,
+        *more,
+    ]
 
 
 def masks(work_dir, mini):
@@ -93,9 +98,7 @@ def test_masks_of_images_without_labels_are_scored(mini, tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(mini.masks[name]).save(path)
     (mini.root / "labels.csv").unlink()
-    assert (
-        run_cli(*arguments(mini, "--steps", "eval_seg", "--seg_weights_name", tmp_path / "run/sess/deeplabv2.pth")) == 0
-    )
+    said(*arguments(mini, "--steps", "eval_seg", "--seg_weights_name", tmp_path / "run/sess/deeplabv2.pth"))
     stored = json.loads((tmp_path / "run/metrics.json").read_text())["eval_seg"]
     assert stored["scored"] == NEW and stored["images"] == len(mini.names)
     assert np.sum(stored["confusion"]) == sum((mini.masks[name] != 255).sum() for name in mini.names[-NEW:])
@@ -129,7 +132,7 @@ def test_preview_shows_what_the_classifier_sees(mini, tmp_path, monkeypatch):
         with Image.open(mini.root / "images" / mini.paths[name]) as image, torch.no_grad():
             logits = network(torch.from_numpy(normalize(np.array(image.convert("RGB")))[None]))[0].numpy()
         seen[name] = [CLASSES[c] for c in range(len(CLASSES)) if logits[c] > 0 or logits[c] == logits.max()]
-    assert run_cli(*arguments(mini, "--preview", ",".join([*names, mini.names[0]]))) == 0
+    said(*arguments(mini, "--preview", ",".join([*names, mini.names[0]])))
     told = ", classes as the classifier sees them"
     titles = {title.removeprefix("folder: ").partition(", ended")[0].removesuffix(told): title for title in drawn}
     for name in names:
@@ -141,5 +144,5 @@ def test_preview_shows_what_the_classifier_sees(mini, tmp_path, monkeypatch):
     weights = tmp_path / "run/sess/res50_cam.pth"
     drawn.clear()
     other = ("--work_dir", tmp_path / "alone", "--cam_weights_name", weights, "--preview", mini.names[0])
-    assert run_cli(*arguments(mini, *other)) == 0
+    said(*arguments(mini, *other))
     assert list(drawn.values()) == [seen[mini.names[0]]] and "no disjoint images" in next(iter(drawn))
