@@ -15,7 +15,7 @@ from data.results import load_cam
 from misc.cam import cams_to_mask
 from misc.metrics import confusion, mean_iou
 from misc.report.build import settings
-from misc.report.tables import STAGES, Table, at, number, variants
+from misc.report.tables import STAGES, UNITS, Cell, Table, at, number, stage_table
 from misc.run.outputs import OUTPUTS, metrics, result_file
 from misc.run.provenance import shown
 
@@ -89,14 +89,13 @@ def _row(label: str, a: Run, b: Run, *path: str) -> list[str]:
 
 
 def _stages(a: Run, b: Run) -> Table:
-    paths = []
-    for stage in STAGES:
-        paths.append((f"{stage.label}, mIoU", f"{stage.best}.miou"))
-        if stage.swept:
-            paths.append((f"{stage.label}, fixed threshold", f"{stage.path}.fixed.miou"))
-        paths += [(f"{stage.label}, {key}", f"{stage.best}.foreground.{key}") for key in ("precision", "recall")]
-    paths += dict.fromkeys([*variants(a.measured), *variants(b.measured)])
-    rows = [_row(label, a, b, path) for label, path in paths]
+    labels: dict[str, str] = {}
+    for table in (stage_table(run.measured, full=True) for run in (a, b)):
+        for stage, *cells in table.rows:
+            for name, cell in zip(table.head[1:], cells, strict=True):
+                if isinstance(cell, Cell) and name not in UNITS:
+                    labels.setdefault(cell.key, f"{stage}, {name}")
+    rows = [_row(label, a, b, path) for path, label in labels.items()]
     rows = [row for row in rows if row[3] != "\u2013"]
     notes = () if rows else ("There is no stage that both runs have scored.",)
     return Table("Stages (%)", ("stage", "A", "B", "B - A"), rows, notes)

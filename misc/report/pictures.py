@@ -264,7 +264,7 @@ def photograph(image: np.ndarray) -> str:
     """uint8 [H, W, 3] as the data URI of a JPEG."""
     data = io.BytesIO()
     Image.fromarray(_resize(image, fit(image.shape))).save(data, format="JPEG", quality=84, optimize=True)
-    return data_uri("jpeg", data.getvalue())
+    return data_uri("jpg", data.getvalue())
 
 
 def layer_uri(layer: Layer) -> str:
@@ -277,16 +277,9 @@ def layer_uri(layer: Layer) -> str:
     return data_uri("png", data.getvalue())
 
 
-def confusion_picture(fraction: np.ndarray) -> str:
-    """Fractions [C, C] in 0..1 as the data URI of a picture, one pixel each; the square root, or most would be dark."""
-    levels = (255 * np.sqrt(fraction)).round().astype(np.uint8)
-    data = cv2.imencode(".png", cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO))[1]
-    return data_uri("png", data.tobytes())
-
-
 def data_uri(kind: str, data: bytes) -> str:
-    """The data URI of an image of a kind ("png", "jpeg")."""
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+    """The data URI of an image of a kind ("png", "jpg")."""
+    return f"data:image/{kind.replace('jpg', 'jpeg')};base64,{base64.b64encode(data).decode()}"
 
 
 def save(path: Path, data: bytes) -> None:
