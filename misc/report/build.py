@@ -13,9 +13,7 @@ from data.files import load_json
 from misc.report import plots, toy
 from misc.report.gallery import gallery
 from misc.report.pictures import data_uri
-from misc.report.tables import (
-    Stage, Table, ablation_tables, at, class_table, figure, is_figure, number, scored, stage_table,
-)  # fmt: skip
+from misc.report.tables import Table, ablation_tables, at, class_table, figure, is_figure, number, scored, stage_table
 from misc.run.options import preset
 from misc.run.outputs import OUTPUTS, outdated, record_file
 from misc.run.provenance import shown
@@ -37,7 +35,7 @@ def build(args: argparse.Namespace, dataset: Dataset, measured: dict, names: Seq
     steps = {name: values for name, values in measured.items() if isinstance(values, dict) and name != "report"}
     cards = gallery(args, measured, dataset, names)
     sweep = plots.sweeps(measured, args.cam_eval_thres)
-    curves = [("Seeds over the background threshold", sweep)] if sweep else []
+    curves = [("mIoU of the seeds", sweep)] if sweep else []
     return render(
         title=f"RIB report: {dataset.name}",
         dataset=dataset.name,
@@ -120,7 +118,7 @@ def hardware(work_dir: Path) -> str:
     return "; ".join(dict.fromkeys(texts))
 
 
-def _confusion(measured: dict, stage: Stage) -> dict:
+def _confusion(measured: dict, stage) -> dict:
     """Of each true class, the fraction of its pixels given to each class; of many classes, the largest entries."""
     counts = np.array(at(measured, f"{stage.best}.confusion") or [], float)
     names = list(at(measured, f"{stage.best}.iou") or {})

@@ -19,7 +19,7 @@ from data.files import write_atomic
 from data.images import read_mask
 from data.results import load_cam, load_instances
 from misc.cam import cams_to_mask
-from misc.report.tables import at
+from misc.report.tables import at, number, scored
 from misc.run.outputs import result_file
 
 SIDE = 320  # long side of a picture in the page
@@ -198,16 +198,20 @@ def grid(
     return data.getvalue()
 
 
-def overview(args: argparse.Namespace, measured: dict, dataset: Dataset, names: Sequence[str], most: int = 12) -> bytes:
-    """A PNG: for `most` images, spread over the list, a row of what every step made of it."""
+def overview(args: argparse.Namespace, measured: dict, dataset: Dataset, names: Sequence[str], most: int = 6) -> bytes:
+    """A PNG for a paper or a mail: for `most` images, spread over the list, a row of what every step made of it."""
     rows, titles = [], {}
     for i in spread(len(names), most):
         image = dataset.image(names[i])
-        made, _ = outputs(args, measured, dataset, names[i], image, dataset.mask(names[i]))
-        rows.append((image, {output.key: over(image, output.layer) for output in made}))
+        made, colours = outputs(args, measured, dataset, names[i], image, dataset.mask(names[i]))
+        label = ", ".join(dataset.classes[value - 1] for value in colours if value <= dataset.n_classes)
+        rows.append((label, image, {output.key: over(image, output.layer) for output in made}))
         titles |= {output.key: output.title for output in made}
+    scores = {stage.key: f" {number(at(measured, f'{stage.best}.miou'))}" for stage in scored(measured)}
     keys = [key for key in KEYS if key in titles]
-    return grid(["image", *(titles[key] for key in keys)], [("", [im, *map(made.get, keys)]) for im, made in rows])
+    captions = ["image", *(titles[key] + scores.get(key, "") for key in keys)]
+    title = f"{dataset.name}{': mIoU over all images in percent' if scores else ''}"
+    return grid(captions, [(label, [image, *map(made.get, keys)]) for label, image, made in rows], title)
 
 
 def spread(length: int, n: int) -> list[int]:

@@ -12,6 +12,7 @@ from matplotlib.patches import Patch, Rectangle
 from data.digits import DIGITS, REGIONS, Pictures
 from data.files import write_atomic
 from misc.hgr import CONTROL, fall
+from misc.report.tables import TRAINED_ON
 from net.toy import LAYERS
 
 # Colours that follow the page's theme: each stands for a variable of page.css.
@@ -63,7 +64,7 @@ def _bytes(figure: Figure, kind: str) -> bytes:
 @rc_context(PLAIN)
 def lines(series: Sequence[tuple[str, str, Sequence, Sequence]], x_name: str, y_name: str, **more: object) -> Figure:
     """Curves of (key of THEME, label, x, y). more: title; rule, an x to mark; marked, whether the best y is dotted."""
-    figure = Figure(figsize=(4.8, 3.4), layout="constrained", facecolor="none")
+    figure = Figure(figsize=(3.7, 3.1), layout="constrained", facecolor="none")
     axes = figure.subplots()
     axes.set_facecolor("none")
     for i, (key, label, x, y) in enumerate(series):
@@ -81,7 +82,7 @@ def lines(series: Sequence[tuple[str, str, Sequence, Sequence]], x_name: str, y_
     axes.tick_params(color=THEME["hair"], labelcolor=THEME["soft"])
     axes.spines[:].set_color(THEME["hair"])
     axes.grid(color=THEME["hair"], lw=0.8)
-    axes.legend(fontsize=8, labelcolor=THEME["ink"], frameon=False)
+    figure.legend(fontsize=8.5, labelcolor=THEME["ink"], frameon=False, loc="outside upper left")
     return figure
 
 
@@ -105,7 +106,7 @@ def losses(measured: dict) -> list[tuple[str, Figure]]:
         loss = measured.get(step, {}).get("loss") or {}
         by_labels, keys = (loss, ("seg", "cam", "mask")) if isinstance(loss, dict) else ({"": loss}, ("cam",))
         series = [
-            (key, f"{labels or 'loss'}, {y[-1]:.4g} at the end", np.arange(len(y)) + 1, y)
+            (key, f"{TRAINED_ON.get(labels, labels) or 'loss'}, {y[-1]:.4g} at the end", np.arange(len(y)) + 1, y)
             for key, (labels, y) in zip(keys, by_labels.items(), strict=False)
             if y
         ]
