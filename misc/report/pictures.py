@@ -127,21 +127,23 @@ def heat_layer(cams: np.ndarray, power: float = 0.5) -> Layer:
 
     By default the square root, for seeds are often cut at low thresholds (LOW).
     """
-    strength = np.arange(64) / 63
-    palette = np.zeros((256, 4), np.uint8)
-    palette[:64, :3] = cv2.applyColorMap((255 * strength).astype(np.uint8)[:, None], cv2.COLORMAP_INFERNO)[:, 0, ::-1]
-    palette[:64, 3] = 255 * (0.45 + 0.55 * strength)
-    levels = (np.clip(cams.max(0, initial=0), 0, 1) ** power * 63).round().astype(np.uint8)
-    return Layer(_resize(levels, fit(levels.shape, SIDE // 2)), palette)  # smooth, and enlarged smoothly
+    levels = np.arange(256, dtype=np.uint8)
+    heat = cv2.applyColorMap(levels[:, None], cv2.COLORMAP_INFERNO)[:, 0, ::-1]
+    return _shaded(np.clip(cams.max(0, initial=0), 0, 1) ** power, heat, 0.45)
 
 
 def edge_layer(edge: np.ndarray) -> Layer:
     """An edge map uint8 [h, w] as light on a darkened image."""
-    strength = np.arange(32) / 31
+    return _shaded(edge / 255, np.linspace(0, 1, 256)[:, None] * (255, 236, 150), 0.72)
+
+
+def _shaded(strength: np.ndarray, colours: np.ndarray, opacity: float) -> Layer:
+    """Strengths [h, w] in 0..1 in 64 of 256 colours, from the given opacity up."""
     palette = np.zeros((256, 4), np.uint8)
-    palette[:32, :3] = strength[:, None] * np.array([255, 236, 150])
-    palette[:32, 3] = 255 * (0.72 + 0.28 * strength)
-    return Layer(_resize((edge / 255 * 31).round().astype(np.uint8), fit(edge.shape, SIDE // 2)), palette)
+    palette[:64, :3] = colours[np.linspace(0, 255, 64).astype(int)]
+    palette[:64, 3] = 255 * np.linspace(opacity, 1, 64)
+    levels = (strength * 63).round().astype(np.uint8)
+    return Layer(_resize(levels, fit(levels.shape, SIDE // 2)), palette)  # smooth, and enlarged smoothly
 
 
 def instance_layer(masks: np.ndarray, scores: np.ndarray) -> Layer:

@@ -117,55 +117,29 @@ def losses(measured: dict) -> list[tuple[str, Figure]]:
 
 @rc_context(PLAIN)
 def ablation(study: dict, title: str) -> Figure:
-    """mIoU over the study's argument at the best and at the fixed threshold, and over the steps for each point.
+    """mIoU over the updates of the weights: of every setting at the best threshold; of one alone at the fixed one too.
 
     study: as in ablate/results.json.
     """
-    own, points = study["argument"], study["points"]
-    figure = Figure(figsize=(12, 6) if own else (6.4, 4), layout="constrained")
-    if own:
-        axes = figure.subplot_mosaic([["best", "steps"], ["fixed", "steps"]], width_ratios=(1, 1.2))
-        for key, colour in (("best", THEME["rib"]), ("fixed", THEME["cam"])):  # they may lie far apart
-            _over_argument(axes[key], study, key, colour)
-    else:
-        axes = {"steps": figure.subplots()}
-    colours = colormaps["viridis"](np.linspace(0, 0.92, len(points)))
-    for i, point in enumerate(points):
-        style = "-" if point["own"] else (0, (4, 2))  # of two equal curves both are seen
-        for key in ("best",) if own else ("best", "fixed"):
-            y, written = 100 * np.array(point["curve"][key]), point["written"]
-            colour = colours[i] if own else THEME[{"best": "rib", "fixed": "cam"}[key]]
-            label = point["label"] if own else f"{key} threshold"
-            axes["steps"].plot(np.arange(len(y)), y, ls=style, color=colour, label=label, lw=1 + 1.5 * point["own"])
-            axes["steps"].plot(written, y[written], "o", color=colour)
-    axes["steps"].xaxis.get_major_locator().set_params(integer=True)
-    axes["steps"].set_xlabel("updates of the weights (0: CAM; dot: what make_rib_cam writes)")
-    axes["steps"].set_ylabel("mIoU (%), best threshold" if own else "mIoU (%)")
-    axes["steps"].legend(fontsize=8, **({"loc": "upper left", "bbox_to_anchor": (1.01, 1)} if own else {}))
-    for panel in axes.values():
-        panel.grid(alpha=0.3)
-    figure.suptitle(title)
+    points = study["points"]
+    curves = [(point["label"], point, "best") for point in points]
+    if study["argument"] is None:
+        curves = [(f"{key} threshold", points[0], key) for key in ("best", "fixed")]
+    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    axes = figure.subplots()
+    colours = colormaps["viridis"](np.linspace(0, 0.85, len(curves)))
+    for (label, point, key), colour in zip(curves, colours, strict=True):
+        y, written = 100 * np.array(point["curve"][key]), point["written"]
+        style = {"ls": "-" if point["own"] else (0, (4, 2)), "lw": 1 + 1.5 * point["own"]}  # two equal curves are seen
+        axes.plot(np.arange(len(y)), y, color=colour, label=label, **style)
+        axes.plot(written, y[written], "o", color=colour)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_xlabel("updates of the weights (0: CAM; dot: what make_rib_cam writes)")
+    axes.set_ylabel("mIoU (%)" if study["argument"] is None else "mIoU (%), best threshold")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.suptitle(title, fontsize=11)
     return figure
-
-
-def _over_argument(axes, study: dict, key: str, colour: str) -> None:
-    points = [point for point in study["points"] if "x" in point]
-    x = [point["x"] for point in points]
-    positions = np.arange(len(x)) if study["words"] else np.array(x, float)
-    y = [100 * point["curve"][key][point["written"]] for point in points]
-    axes.plot(positions, y, "o" if study["words"] else "o-", color=colour, label="RIB")
-    for position, value in [(p, v) for p, v, point in zip(positions, y, points, strict=True) if point["own"]]:
-        axes.plot(position, value, "o", ms=12, mfc="none", mec=colour, ls="", label="the setting of this run")
-    axes.axhline(100 * study["points"][0]["curve"][key][0], color=colour, ls=":", label="CAM")
-    for point in study["points"]:
-        if "x" not in point:
-            axes.axhline(100 * point["curve"][key][point["written"]], color=colour, ls="--", label=point["label"])
-    axes.set_xscale("log" if study["log"] else "linear")
-    axes.set_xticks(positions, x if study["words"] else [f"{value:g}" for value in x])
-    axes.minorticks_off()
-    axes.margins(x=0.15 if study["words"] else 0.05)
-    axes.set(xlabel=study["argument"], ylabel=f"mIoU (%), {key} threshold")
-    axes.legend(fontsize=7)
 
 
 @rc_context(PLAIN)
