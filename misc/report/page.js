@@ -46,6 +46,9 @@
   document.addEventListener("keydown", (event) => {
     const move = { ArrowRight: 1, ArrowLeft: -1 }[event.key], list = visible();
     if (dialog.open && move) enlarge(list[list.indexOf(open) + move] ?? open);
-    else if (event.key === "Enter" && event.target.matches(".card")) enlarge(event.target);
+    else if (event.key === "Enter" && event.target.matches(".card")) {
+      enlarge(event.target);
+      event.preventDefault();  // else it presses the button that has the focus now
+    }
   });
 })();
