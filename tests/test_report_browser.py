@@ -128,7 +128,7 @@ def test_nothing_overflows(page, width):
     for selector in (".headline", ".first", ".chart", ".scroll", ".controls", ".card"):
         for element in find(page, selector):
             assert element.rect["x"] >= 0 and element.rect["x"] + element.rect["width"] <= width, selector
-    assert min(tile.size["width"] for tile in find(page, ".card:not([hidden]) .tile")) >= 90
+    assert min(tile.size["width"] for tile in find(page, ".card:not([hidden]) .tile")) >= 80
 
 
 def test_essentials_without_javascript(driver, page, path):
