@@ -70,8 +70,6 @@ class ThresholdSweep:
     def __init__(self, thresholds: Sequence[float], n_classes: int):
         # CAMs are stored in float32; the published code compares there.
         self.thresholds = np.asarray(thresholds, np.float32)
-        if (np.diff(self.thresholds) <= 0).any():
-            raise ValueError("thresholds must ascend")
         self.n_classes = n_classes
         # (ground truth, strongest class, thresholds passed)
         self.counts = np.zeros((n_classes, n_classes, len(self.thresholds) + 1), np.int64)
@@ -141,8 +139,6 @@ COCO_IOUS = tuple(np.linspace(0.5, 0.95, 10).round(2).tolist())
 
 def mask_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """float64 [n, m]: intersection over union of bool [n, H, W] with bool [m, H, W]; 0 where both are empty."""
-    if a.shape[1:] != b.shape[1:]:
-        raise ValueError(f"masks are {a.shape[1:]} and {b.shape[1:]}; they must have one size")
     # Eight pixels a byte.
     a, b = (np.packbits(x.reshape(len(x), np.prod(x.shape[1:], dtype=int)), axis=1) for x in (a, b))
     area_a, area_b = (np.bitwise_count(x).sum(1, dtype=np.int64) for x in (a, b))

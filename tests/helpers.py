@@ -178,6 +178,12 @@ def torchrun(*argv: str, ranks: int = 2) -> str:
     return done.stderr
 
 
+def children(pid: int) -> list[int]:
+    """Process ids of the children of a process, whichever of its threads started them (Linux)."""
+    files = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(number) for file in files for number in file.read_text().split()]
+
+
 class Payload:
     """Creates a file when it is unpickled."""
 
@@ -189,14 +195,14 @@ class Payload:
 
 
 def undocumented(step: str, values: dict) -> list[str]:
-    """Those of a step's own keys in metrics.json that docs/METRICS.md leaves out."""
+    """Those of a step's own keys in metrics.json that docs/metrics.md leaves out."""
     known = {".".join(key.split(".")[:2]) for key in documented()}
     return [key for key in values if not {f"{step}.{key}", f"STEP.{key}"} & known]
 
 
 def documented() -> list[str]:
-    """The key patterns of docs/METRICS.md."""
-    return re.findall(r"^\| `([^`]+)` \|", (ROOT / "docs" / "METRICS.md").read_text(), re.MULTILINE)
+    """The key patterns of docs/metrics.md."""
+    return re.findall(r"^\| `([^`]+)` \|", (ROOT / "docs" / "metrics.md").read_text(), re.MULTILINE)
 
 
 def assert_mixed(work_dir: Path, kinds: Sequence[str] = MASKS) -> None:

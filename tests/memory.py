@@ -1,9 +1,8 @@
 """Resident memory over 2,000 small images: after 200 of them, at the end, and what every image adds, step by step.
 
-python -m tests.memory [--images 2000] [--early 200] [--size 64] [--num_workers 0]     exit code 1 where it grows
+python -m tests.memory [--images 2000] [--early 200] [--size 64]     exit code 1 where it grows
 
-The steps run in this process, with weights that have learnt nothing; with `--num_workers` above 0 the memory of the
-loaders' processes is added up with it, shared pages in equal parts.
+The steps and the loaders run in this process, with weights that have learnt nothing.
 """
 
 import argparse
@@ -13,7 +12,6 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
-from multiprocessing import active_children
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,19 +46,9 @@ class Growth(NamedTuple):
 
 
 def resident() -> int:
-    """Bytes of this process, and of its worker processes by their share; what was freed goes back to the system."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).malloc_trim(0)
-    own = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return own + sum(_share(child.pid) for child in active_children())
-
-
-def _share(pid: int) -> int:
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:  # it has just ended
-        return 0
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+    """Bytes of this process; what was freed goes back to the system first."""
+    ctypes.CDLL(None).malloc_trim(0)
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def growth(readings: Sequence[tuple[int, int]], early: int) -> Growth:
@@ -74,7 +62,7 @@ def growth(readings: Sequence[tuple[int, int]], early: int) -> Growth:
     return Growth(first, readings[-1][1], (median(2 / 3, 1) - median(1 / 3, 2 / 3)) / (total / 3))
 
 
-def measure(images: int, early: int, size: int, num_workers: int, steps: Sequence[str] = RUN) -> dict[str, Growth]:
+def measure(images: int, early: int, size: int, steps: Sequence[str] = RUN) -> dict[str, Growth]:
     """Title of the bar of a step -> what its memory did."""
     readings_of: dict[str, list[tuple[int, int]]] = {}
     between = max(1, images // 200)
@@ -98,7 +86,7 @@ def measure(images: int, early: int, size: int, num_workers: int, steps: Sequenc
         with tempfile.TemporaryDirectory() as folder:
             write_networks(Path(folder), 6)
             code = run_cli(
-                "--work_dir", folder, "--steps", ",".join(steps), "--num_workers", str(num_workers),
+                "--work_dir", folder, "--steps", ",".join(steps), "--num_workers", "0",
                 "--shapes_train", str(images), "--shapes_size", str(size), *SETTINGS.split(),
             )  # fmt: skip
             assert code == 0
@@ -109,7 +97,7 @@ def measure(images: int, early: int, size: int, num_workers: int, steps: Sequenc
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, value in (("images", 2000), ("early", 200), ("size", 64), ("num_workers", 0)):
+    for name, value in (("images", 2000), ("early", 200), ("size", 64)):
         parser.add_argument(f"--{name}", type=int, default=value)
     given = parser.parse_args()
     print(f"{'':<30}{f'MiB after {given.early}':>16}{f'after {given.images}':>14}{'growth':>9}{'KiB per image':>15}")

@@ -11,7 +11,6 @@ import pytest
 import yaml
 
 from data.errors import UserError
-from misc.report.arguments import arguments
 from misc.run.arguments import parse
 from misc.run.options import OPTIONS, preset
 from misc.run.runner import Step, choose
@@ -286,13 +285,3 @@ def test_a_rank_that_fails_ends_at_once(tmp_path):
         environment = {**os.environ, "WORLD_SIZE": ranks}
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
         assert (done.returncode, done.stdout) == (2, at_exit) and "no_such_step" in done.stderr
-
-
-def test_the_table_of_arguments_is_that_of_the_program():
-    assert (ROOT / "docs" / "arguments.md").read_text() == arguments(), "make it again, as misc.report.arguments says"
-
-
-def test_every_page_and_picture_that_the_docs_link_to_exists():
-    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
-        links = re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8"))
-        assert [link for link in links if not (page.parent / link).exists()] == [], page

@@ -9,6 +9,7 @@ import pytest
 
 from data.process import GO_ON
 from tests.coco_mini import make_coco
+from tests.helpers import children
 from tests.test_stopping import WAIT_S, group_is_gone, start, wait_for
 
 pytestmark = pytest.mark.slow
@@ -50,15 +51,9 @@ def test_a_signal_is_one_line(tmp_path, number, code, how):
     ended(process, code, f"{PROGRAM}: {how}; {GO_ON}")
 
 
-def children(process):
-    """Process ids of its workers."""
-    with open(f"/proc/{process.pid}/task/{process.pid}/children") as file:
-        return [int(number) for number in file.read().split()]
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_killed_worker_is_one_line(tmp_path):
     process = begin(tmp_path)
     time.sleep(0.2)
-    os.kill(children(process)[0], signal.SIGKILL)
+    os.kill(children(process.pid)[0], signal.SIGKILL)
     ended(process, 1, f"{PROGRAM}: a worker process ended: DataLoader worker")

@@ -74,34 +74,26 @@ def test_a_graph_serves_arguments_of_its_kind(made_up):
     assert made_up == [(2,), (2,), (2,), (2, 3), (2, 3), (2,)] and len(graphs.graphs) == 3
 
 
-@pytest.mark.parametrize("hidden", [False, True])
-def test_memory_that_runs_out_while_recording(made_up, monkeypatch, hidden):
+@pytest.mark.parametrize("kind", ["memory", "memory, hidden by the end of the recording", "a wait in the function"])
+def test_a_recording_that_fails(made_up, monkeypatch, caplog, kind):
     graphs = Graphs()
     graphs(add, on_gpu(2), 1), graphs(add, on_gpu(2), 1)
 
     def record(*_):
-        try:
+        if kind == "memory":
             raise torch.OutOfMemoryError("CUDA out of memory")
+        try:
+            raise torch.OutOfMemoryError("CUDA out of memory") if "memory" in kind else ValueError("a wait")
         finally:
-            if hidden:
-                raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
 
     monkeypatch.setattr(Graphs, "_record", record)
-    with pytest.raises(torch.OutOfMemoryError, match="while recording a graph"):
-        graphs(add, on_gpu(3), 1)
-    assert graphs.enabled and not graphs.graphs  # what they held is given back
-
-
-def test_what_cannot_be_recorded_is_called_from_then_on(made_up, monkeypatch, caplog):
-    graphs, tries = Graphs(), []
-
-    def record(*_):
-        tries.append(1)
-        raise RuntimeError("operation not permitted when stream is capturing")
-
-    monkeypatch.setattr(Graphs, "_record", record)
-    assert all(graphs(add, on_gpu(2), 1).tolist() == [2, 2] for _ in range(3))
-    assert len(tries) == 1 and "CUDA graph capture failed" in caplog.text
+    if "memory" in kind:
+        with pytest.raises(torch.OutOfMemoryError, match="while recording a graph"):
+            graphs(add, on_gpu(3), 1)
+    else:  # an ordinary call, from then on
+        assert graphs(add, on_gpu(3), 1).tolist() == [2, 2, 2] and "CUDA graph capture failed" in caplog.text
+    assert graphs.enabled == ("memory" in kind) and not graphs.graphs  # what they held is given back
 
 
 def test_numbers_are_read_later():
@@ -128,9 +120,7 @@ def test_rows_are_halved_until_memory_suffices():
     [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"),
         RuntimeError("CUDA error: out of memory"),
-        RuntimeError("CUDA driver error: out of memory"),
         RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
-        RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
         RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory"),
         MemoryError(),
@@ -191,6 +181,14 @@ def results(made, sizes=SIZES):
     return out
 
 
+def assert_near(got, wanted, error):
+    """The same steps, and sums that differ by less than `error`; 0: by no bit."""
+    assert [n for _, n in got] == [n for _, n in wanted]
+    for (sums, _), (want, _) in zip(got, wanted, strict=True):
+        for a, b in zip(sums, want, strict=True):
+            assert torch.equal(a.cpu(), b.cpu()) or relative_error(a.cpu(), b.cpu()) < error
+
+
 @needs_gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("changes", [{}, {"stop_th": 20.0}, {"explode_ratio": 0.3}, {"activation": "tanh"}])
@@ -199,19 +197,15 @@ def test_a_graph_gives_what_ordinary_calls_give(precision, changes):
     made = rib(True, precision, **changes)
     got = results(made)
     assert made.graphs.enabled and made.graphs.graphs
-    assert [n for _, n in got] == [n for _, n in wanted]
-    for (sums, _), (want, _) in zip(got, wanted, strict=True):
-        for a, b in zip(sums, want, strict=True):
-            assert relative_error(a.cpu(), b.cpu()) < (1e-6 if precision == "fp32" else 1e-2)
+    assert_near(got, wanted, 1e-6 if precision == "fp32" else 1e-2)
+    assert_near(results(rib(True, precision, **changes)), got, 0)  # deterministic: the same bits again
 
 
 @needs_gpu
 def test_a_gpu_gives_what_a_cpu_gives():
     image, others = [level.cpu() for level in image_of(48, 64)], [(x.cpu(), y) for x, y in companions(9, 0)]
-    wanted, n_steps = RIB(small_model(), **SETTINGS).run(image, LABELS[0], others)
-    got, again = rib(True).run(image_of(48, 64), LABELS[0].cuda(), others)
-    assert again == n_steps
-    assert all(relative_error(a.cpu(), b) < 1e-4 for a, b in zip(got, wanted, strict=True))
+    wanted = RIB(small_model(), **SETTINGS).run(image, LABELS[0], others)
+    assert_near([rib(True).run(image_of(48, 64), LABELS[0].cuda(), others)], [wanted], 1e-4)
 
 
 @needs_gpu
@@ -227,23 +221,6 @@ def test_every_size_has_a_kernel(dtype):
 
 
 @needs_gpu
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_deterministic_gives_the_same_bits(precision):
-    first, again = results(rib(True, precision)), results(rib(True, precision))
-    for (sums, _), (want, _) in zip(first, again, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(sums, want, strict=True))
-
-
-@needs_gpu
-def test_few_graphs_are_kept():
-    made = rib(True)
-    made.graphs.most = 2
-    got, wanted = results(made), results(rib(False))
-    assert len(made.graphs.graphs) == 2
-    assert relative_error(got[-1][0][0].cpu(), wanted[-1][0][0].cpu()) < 1e-6
-
-
-@needs_gpu
 def test_what_cannot_be_recorded_is_called(caplog):
     made = rib(True)
     step = made._step
@@ -254,29 +231,24 @@ def test_what_cannot_be_recorded_is_called(caplog):
         return cams, criteria
 
     made._step = waits
-    got, wanted = results(made), results(rib(False))
+    assert_near(results(made), results(rib(False)), 1e-6)
     assert not made.graphs.enabled and "CUDA graph capture failed" in caplog.text
-    for (sums, _), (want, _) in zip(got, wanted, strict=True):
-        assert all(relative_error(a.cpu(), b.cpu()) < 1e-6 for a, b in zip(sums, want, strict=True))
 
 
 @needs_gpu
 def test_a_small_card_computes_with_fewer_rows():
     """A limit of memory between what one row and what all rows at once take."""
-    wanted, _ = rib(False).run(image_of(64, 96), LABELS[0].cuda(), many := companions_of(64))
+    images = torch.randn(64, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    many = [(images, torch.tensor([[0, 1.0, 0, 1]]).expand(64, -1))] * 4
+    wanted = rib(False).run(image_of(64, 96), LABELS[0].cuda(), many)
     made = rib(True)
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(0).total_memory
     before = torch.cuda.memory_reserved()
     try:
         torch.cuda.set_per_process_memory_fraction((before + 160 * 2**20) / total)
-        got, _ = made.run(image_of(64, 96), LABELS[0].cuda(), many)
+        got = made.run(image_of(64, 96), LABELS[0].cuda(), many)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert made.rows.most is not None
-    assert all(relative_error(a.cpu(), b.cpu()) < 1e-5 for a, b in zip(got, wanted, strict=True))
-
-
-def companions_of(rows):
-    images = torch.randn(rows, 3, 96, 96, generator=torch.Generator().manual_seed(0))
-    return [(images, torch.tensor([[0, 1.0, 0, 1]]).expand(rows, -1))] * 4
+    assert_near([got], [wanted], 1e-5)

@@ -1,11 +1,11 @@
 """Fetching from a server on this machine: resume, checksums, unpacking, and what is said when it fails."""
 
 import hashlib
-import io
-import tarfile
+import shutil
 import threading
-import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,68 +16,51 @@ from data.errors import DataError
 BODY = bytes(range(256)) * 400
 
 
-class Server:
-    """Files by name, with Range support; each answer breaks off after `cut` bytes."""
-
-    def __init__(self):
-        self.files: dict[str, bytes] = {}
-        self.cut: int | None = None
-        self.asked: list[tuple[str, str | None]] = []  # (name, Range header)
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self):
-                outer.answer(self)
-
-            def log_message(self, *args):
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}"
-        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-
-    def answer(self, request):
-        name, asked = request.path.lstrip("/"), request.headers.get("Range")
-        self.asked.append((name, asked))
-        if name not in self.files:
-            request.send_error(404)
-            return
-        body = self.files[name]
-        start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked else 0
-        request.send_response(206 if asked else 200)
-        if asked:
-            request.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
-        request.send_header("Content-Length", str(len(body) - start))
-        request.end_headers()
-        request.wfile.write(body[start : None if self.cut is None else start + self.cut])
-
-
 @pytest.fixture
 def server(monkeypatch):
+    """`files` by name at `url`, with Range support; each answer breaks off after `cut` bytes; `asked`: what was."""
+    server = SimpleNamespace(files={}, cut=None, asked=[])
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            name, part = self.path.lstrip("/"), self.headers.get("Range")
+            server.asked.append((name, part))
+            if name not in server.files:
+                return self.send_error(404)
+            body = server.files[name]
+            start = int(part.removeprefix("bytes=").removesuffix("-")) if part else 0
+            self.send_response(206 if part else 200)
+            self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
+            self.send_header("Content-Length", str(len(body) - start))
+            self.end_headers()
+            self.wfile.write(body[start:][: server.cut])
+
+        def log_message(self, *args):
+            pass
+
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setattr(download, "RETRIES", 0)
-    server = Server()
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.url = f"http://127.0.0.1:{http.server_port}"
+    threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
     yield server
-    server.http.shutdown()
-    server.http.server_close()
+    http.shutdown()
+    http.server_close()
 
 
-def archive(kind: str, members: dict[str, bytes]) -> bytes:
-    stream = io.BytesIO()
-    if kind == "zip":
-        with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as file:
-            for name, body in members.items():
-                file.writestr(name, body)
-    else:
-        with tarfile.open(fileobj=stream, mode="w" if kind == "tar" else "w:gz") as file:
-            for name, body in members.items():
-                info = tarfile.TarInfo(name)
-                info.size = len(body)
-                file.addfile(info, io.BytesIO(body))
-    return stream.getvalue()
+def archive(folder, kind, members):
+    """The bytes of an archive (zip, tar, gztar) of files with this content; `folder` is for the making."""
+    for name, body in members.items():
+        (folder / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "in" / name).write_bytes(body)
+    path = Path(shutil.make_archive(folder / "made", kind, folder / "in"))
+    shutil.rmtree(folder / "in")
+    body = path.read_bytes()
+    path.unlink()
+    return body
 
 
-def tree(folder) -> dict[str, bytes]:
+def tree(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
@@ -100,11 +83,11 @@ def test_md5_is_checked_and_what_cannot_be_had_is_one_line(server, tmp_path):
     assert obtain(File("good/a.bin", f"{server.url}/a.bin", "?", md5=good), tmp_path).endswith("is complete")
     with pytest.raises(DataError, match=rf"bad/a\.bin does not have md5 {bad}; delete it"):
         obtain(File("bad/a.bin", f"{server.url}/a.bin", "?", md5=bad), tmp_path)
-    message = rf"none\.bin could not be downloaded \(.+\)\. .*put it at {tmp_path}"
-    for end in (lambda: None, server.http.server_close):  # no such file, then no server
-        end()
-        with pytest.raises(DataError, match=message) as error:
-            fetch(f"{server.url}/none.bin", tmp_path / "none.bin")
+    for url in (server.url, "http://127.0.0.1:9"):  # no such file, no server
+        with pytest.raises(
+            DataError, match=rf"none\.bin could not be downloaded \(.+\)\. .*put it at {tmp_path}"
+        ) as error:
+            fetch(f"{url}/none.bin", tmp_path / "none.bin")
         assert "\n" not in str(error.value)
 
 
@@ -124,7 +107,7 @@ def test_google_drive_goes_through_gdown_with_resume(tmp_path, monkeypatch):
 
 
 def test_an_archive_put_there_by_hand_is_unpacked_and_an_unpacked_one_is_skipped(server, tmp_path):
-    (tmp_path / "a.zip").write_bytes(archive("zip", {"set/x.txt": b"x"}))
+    (tmp_path / "a.zip").write_bytes(archive(tmp_path, "zip", {"set/x.txt": b"x"}))
     file = File("a.zip", f"{server.url}/a.zip", "?", "set")
     assert obtain(file, tmp_path, remove_archive=True) == f"{tmp_path}/set is complete"
     assert tree(tmp_path) == {"set/x.txt": b"x"}
@@ -132,18 +115,18 @@ def test_an_archive_put_there_by_hand_is_unpacked_and_an_unpacked_one_is_skipped
 
 
 @pytest.mark.parametrize(
-    ("kind", "top"), [("zip", "another/"), ("zip", ""), ("tar", "VOCdevkit/VOC2012/"), ("tgz", "")]
+    ("kind", "top"), [("zip", "another/"), ("zip", ""), ("tar", "VOCdevkit/VOC2012/"), ("gztar", "")]
 )
 def test_unpacks_into_the_target_whatever_the_archive_calls_it(tmp_path, kind, top):
     path = tmp_path / "archive"
-    path.write_bytes(archive(kind, {f"{top}JPEGImages/a.jpg": b"a", f"{top}list.txt": b"names"}))
+    path.write_bytes(archive(tmp_path, kind, {f"{top}JPEGImages/a.jpg": b"a", f"{top}list.txt": b"names"}))
     unpack(path, tmp_path / "VOCdevkit/VOC2012")
     path.unlink()
     assert tree(tmp_path) == {"VOCdevkit/VOC2012/JPEGImages/a.jpg": b"a", "VOCdevkit/VOC2012/list.txt": b"names"}
 
 
 def test_damaged_archives_are_named_and_leave_nothing(tmp_path):
-    cut, whole = archive("tgz", {"set/a": BODY})[:300], archive("zip", {"set/a": BODY})
+    cut, whole = archive(tmp_path, "gztar", {"set/a": BODY})[:300], archive(tmp_path, "zip", {"set/a": BODY})
     flipped = whole[:100] + bytes([whole[100] ^ 255]) + whole[101:]
     for body in (b"neither one nor the other", cut, flipped):
         (tmp_path / "a").write_bytes(body)
@@ -162,9 +145,11 @@ def test_without_arguments_it_lists_what_there_is(capsys):
 
 def test_coco_from_a_mirror(server, tmp_path, capsys):
     for split in ("train", "val"):
-        body = archive("zip", {f"{split}2014/COCO_{split}2014_000000000009.jpg": split.encode()})
-        server.files[f"{split}2014.zip"] = body
-    server.files["annotations_trainval2014.zip"] = archive("zip", {"annotations/instances_val2014.json": b"{}"})
+        image = {f"{split}2014/COCO_{split}2014_000000000009.jpg": split.encode()}
+        server.files[f"{split}2014.zip"] = archive(tmp_path, "zip", image)
+    server.files["annotations_trainval2014.zip"] = archive(
+        tmp_path, "zip", {"annotations/instances_val2014.json": b"{}"}
+    )
     arguments = ["coco2014", "--data_root", str(tmp_path), "--base_url", server.url, "--remove_archives"]
     assert main(arguments) == 0
     assert capsys.readouterr().out.count(" is complete") == 3
@@ -177,14 +162,11 @@ def test_coco_from_a_mirror(server, tmp_path, capsys):
     assert capsys.readouterr().out.count(" exists, skipping") == 3
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
+def test_mistakes_end_with_code_2_and_one_line(capsys):
+    for arguments, message in (
         (["voc2013", "--data_root", "x"], "there is no voc2013; choose from voc2012, sbd,"),
         (["voc2012"], "--data_root DIR is missing"),
-    ],
-)
-def test_mistakes_end_with_code_2_and_one_line(arguments, message, capsys):
-    assert main(arguments) == 2
-    err = capsys.readouterr().err
-    assert message in err and err.count("\n") == 1
+    ):
+        assert main(arguments) == 2
+        err = capsys.readouterr().err
+        assert message in err and err.count("\n") == 1

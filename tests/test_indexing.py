@@ -74,16 +74,6 @@ def test_pairs_are_those_within_the_radius_each_once(radius):
         PathIndex(radius, (1, 9)).pairs()
 
 
-@pytest.mark.parametrize("radius", [2, 5, 10])
-def test_paths_hold_the_cells_less_than_one_step_from_the_line(radius):
-    index = PathIndex(radius, (30, 30))
-    assert len({tuple(d) for d in index.destinations.tolist()}) == len(index.destinations) == len(index.paths)
-    for destination, path in zip(index.destinations.tolist(), index.paths, strict=True):
-        cells = [tuple(cell) for cell in path.tolist()]
-        assert cells[0] == tuple(destination)
-        assert len(cells) == len(set(cells)) and set(cells) == cells_between((0, 0), tuple(destination))
-
-
 @pytest.mark.parametrize("size", [(8, 9), (3, 7), (1, 6), (6, 1)])
 def test_neighbour_affinity_equals_brute_force(size):
     """At the border too, and on grids smaller than the radius."""

@@ -55,5 +55,5 @@ def test_steps_that_keep_one_map_per_image_are_found(monkeypatch, leaks):
     if leaks:
         monkeypatch.setattr(make_cam, "save_cam", keep_saved)
         monkeypatch.setattr(eval_cam, "load_cam", keep_loaded)
-    measured = measure(200, 20, size=48, num_workers=0, steps=("make_cam", "eval_cam"))
+    measured = measure(200, 20, size=48, steps=("make_cam", "eval_cam"))
     assert {title: its.too_much(48) for title, its in measured.items()} == {"make_cam": leaks, "eval cam": leaks}

@@ -1,9 +1,11 @@
-"""Confusion, IoU, sweep and average precision by hand and against the plain way."""
+"""Confusion, IoU, sweep, average precision and AP of instances by hand and against the plain way."""
 
 import numpy as np
 import pytest
 
+from misc import metrics
 from misc.metrics import ThresholdSweep, average_precision, confusion, foreground, iou, iou_table, mean_iou
+from tests.helpers import golden
 
 
 def test_confusion_by_hand():
@@ -16,13 +18,20 @@ def test_confusion_by_hand():
     assert pred.tolist() == [[255, 255, 1]]  # the caller's array is left alone
 
 
-def test_confusion_refuses_other_shapes_and_values():
-    mask = np.zeros((2, 3), np.uint8)
-    with pytest.raises(ValueError, match=r"prediction is \(3, 2\), ground truth \(2, 3\)"):
-        confusion(mask.T, mask, 2)
-    for pair in ((mask + 2, mask), (mask, mask + 2)):
-        with pytest.raises(ValueError, match="a mask holds the value 2, but there are 2 classes with background"):
-            confusion(*pair, 2)
+def test_other_shapes_and_values_are_refused():
+    """As a dataset of one's own may have them."""
+    mask, cams = np.zeros((2, 3), np.uint8), np.zeros((1, 2, 3), np.float32)
+    sweep = ThresholdSweep((0.1, 0.2), 2)
+    for count, message in (
+        (lambda: confusion(mask.T, mask, 2), r"prediction is \(3, 2\), ground truth \(2, 3\)"),
+        (lambda: confusion(mask, mask + 2, 2), "a mask holds the value 2, but there are 2 classes with background"),
+        (lambda: sweep.add([0], cams, mask.T), r"the CAM is \(2, 3\), the ground truth \(3, 2\)"),
+        (lambda: sweep.add([0], cams, mask + 2), "a mask holds the value 2, but there are 2 classes"),
+        (lambda: sweep.add([1], cams, mask), r"class 1 \(0-based\), but there are 2 classes with background"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            count()
+    assert not sweep.counts.any()
 
 
 COUNTS = np.array([[3, 1, 0, 0], [2, 4, 0, 0], [0, 0, 0, 0], [0, 0, 0, 5]])
@@ -97,18 +106,6 @@ def test_ties_go_to_the_background_and_to_the_first_class():
     assert (sweep.confusions() == np.array([[1, 0, 0], [0, 0, 0], [1, 0, 0]])).all()
 
 
-def test_sweep_refuses_other_shapes_and_values():
-    sweep = ThresholdSweep(THRESHOLDS, 2)
-    cams = np.zeros((1, 2, 3), np.float32)
-    with pytest.raises(ValueError, match=r"the CAM is \(2, 3\), the ground truth \(3, 2\)"):
-        sweep.add([0], cams, np.zeros((3, 2), np.uint8))
-    with pytest.raises(ValueError, match="a mask holds the value 2, but there are 2 classes"):
-        sweep.add([0], cams, np.full((2, 3), 2, np.uint8))
-    with pytest.raises(ValueError, match=r"class 1 \(0-based\), but there are 2 classes with background"):
-        sweep.add([1], cams, np.zeros((2, 3), np.uint8))
-    assert not sweep.counts.any()
-
-
 def test_average_precision_by_hand():
     truth = np.array([[1, 0, 0], [0, 1, 0], [1, 1, 0], [0, 0, 0]])
     scores = np.array([[0.9, 0.9, 0.1], [0.8, 0.2, 0.2], [0.7, 0.1, 0.3], [0.6, 0.8, 0.4]])
@@ -122,3 +119,46 @@ def test_foreground_precision_and_recall():
     counts[1, 0] = 30
     assert foreground(counts) == {"precision": 24 / 40, "recall": 24 / 60}
     assert foreground(np.diag([9, 0, 0])) == {"precision": None, "recall": None}
+
+
+# AP of instances
+
+
+def test_golden_ap():
+    data = golden("chainercv")
+    matches = [
+        metrics.match_instances(*(data[f"{name}{i}"] for name in ("pm", "pl", "ps", "gm", "gl")), (0.5, 0.7))
+        for i in range(5)
+    ]
+    got = metrics.instance_ap(matches, len(data["ap_0.5"]))
+    for ap, threshold in zip(got, (0.5, 0.7), strict=True):
+        np.testing.assert_allclose(ap, data[f"ap_{threshold}"], rtol=0, atol=1e-9)
+        assert metrics.mean_ap(ap) == pytest.approx(float(data[f"map_{threshold}"]), abs=1e-9)
+
+
+def test_ap_by_hand():
+    truth = np.zeros((2, 4, 10), bool)
+    truth[0, :, :4], truth[1, :, 6:] = True, True
+    pred = np.zeros((4, 4, 10), bool)
+    pred[0, :, :4], pred[1, :, :3], pred[2, :, 5:], pred[3, :, 6:8] = True, True, True, True  # IoU 1, 3/4, 4/5, 1/2
+    matches = metrics.match_instances(pred, [0] * 4, [0.7, 0.9, 0.8, 0.1], truth, [0, 0], (0.5, 0.75, 0.78, 0.9))
+    assert matches.scores.tolist() == [0.9, 0.8, 0.7, 0.1]
+    # The copy of a truth that is already found is wrong; where the first was not good enough it is right.
+    assert matches.hits.tolist() == [[1, 1, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 0]]
+    # Precision at the hits, made monotone: 1, 1; 1, 1; max(1/2, 2/3), 2/3; 1/3, each worth 1/2 of the recall.
+    np.testing.assert_allclose(metrics.instance_ap([matches], 1)[:, 0], [1, 1, 2 / 3, 1 / 6])
+
+
+def test_ap_of_classes_never_predicted_or_never_true():
+    mask, none = np.ones((1, 2, 2), bool), np.zeros((0, 2, 2), bool)
+    images = [metrics.match_instances(mask, [2], [0.5], none, []), metrics.match_instances(none, [], [], mask, [1])]
+    got = metrics.instance_ap(images, 3)
+    np.testing.assert_array_equal(got[0], [np.nan, 0, np.nan])
+    assert metrics.mean_ap(got) == 0 and np.isnan(metrics.mean_ap(got[:, 2]))
+
+
+def test_mask_iou_by_hand():
+    a = np.array([[[1, 1, 0]], [[0, 0, 0]]], bool)
+    b = np.array([[[0, 1, 1]], [[1, 1, 0]], [[0, 0, 0]]], bool)
+    np.testing.assert_allclose(metrics.mask_iou(a, b), [[1 / 3, 1, 0], [0, 0, 0]])
+    assert metrics.mask_iou(a, b[:0]).shape == (2, 0)

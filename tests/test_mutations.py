@@ -28,7 +28,7 @@ MUTATIONS = {
     ),
     "all scales added at an explosion": (
         "misc/rib.py",
-        [("cams[:1] if exploded else cams", "cams")],
+        [("range(1 if exploded else len(cams))", "range(len(cams))")],
     ),
     "the first step may explode": (
         "misc/rib.py",
@@ -40,11 +40,11 @@ MUTATIONS = {
     ),
     "stop threshold on one scale's logits": (
         "misc/rib.py",
-        [("target, loss = target + image_target,", "target, loss = image_target,")],
+        [("for _, target, _ in outcomes[: len(image) - 1])", "for _, target, _ in outcomes[:1])")],
     ),
     "scale 0.5 in the loss": (
         "misc/rib.py",
-        [("learns and in_loss", "learns")],
+        [("learns and i != 1", "learns")],
     ),
     "nothing": ("misc/rib.py", []),
     "ties to the class in the sweep": (

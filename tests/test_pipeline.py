@@ -89,7 +89,7 @@ def test_metrics_and_provenance(small_run_said):
 
 
 def patterns(metrics):
-    """Every key of metrics.json as docs/METRICS.md writes it."""
+    """Every key of metrics.json as docs/metrics.md writes it."""
     evaluations = ("eval_cam", "eval_rib_cam")
 
     def walk(value, path):

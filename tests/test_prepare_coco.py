@@ -121,18 +121,15 @@ def test_whole_masks_are_kept_and_damaged_ones_made_again(mini):
     assert prepare(mini.root, overwrite=True).n_made == 12
 
 
+def lose_a_jpeg(mini):
+    next(mini.root.rglob(f"*{mini.names['train'][5]}.jpg")).unlink()
+
+
 BAD = [
-    (
-        lambda m: m.json("train").write_text('{"images": ['),
-        r"train2014\.json is damaged \(JSONDecodeError: .*data\.down",
-    ),
+    (lambda m: m.json("train").write_text("{"), r"train2014\.json is damaged \(JSONDecodeError: .*data\.download"),
     (lambda m: m.json("val").unlink(), r"instances_val2014\.json does not exist\. Get COCO 2014 with .*data\.download"),
-    (lambda m: m.change("val", lambda c: c["images"].clear()), r"val2014\.json does not have images and the 80"),
     (lambda m: m.change("train", lambda c: c["annotations"][2].update(category_id=12)), "the 80 categories"),
-    (
-        lambda m: next(m.root.rglob(f"*{m.names['train'][5]}.jpg")).unlink(),
-        r"1 images .* none of JPEGImages, train2014",
-    ),
+    (lose_a_jpeg, r"1 images .* none of JPEGImages, train2014"),
 ]
 
 
@@ -160,8 +157,8 @@ def test_annotations_without_area_are_labels_only(mini):
 
 
 def test_command_line(mini, capsys):
-    def done(code, root=mini.root, workers="1"):
-        assert main(["--data_root", str(root), "--num_workers", workers]) == code
+    def done(code, root=mini.root):
+        assert main(["--data_root", str(root), "--num_workers", "1"]) == code
         out, err = capsys.readouterr()
         assert err.count("\n") == (code != 0)
         return out + err
@@ -172,9 +169,6 @@ def test_command_line(mini, capsys):
     assert "python -m data.download coco2014" in done(2, mini.root / "nowhere")
     shutil.rmtree(mini.root / "coco14")
     name = mini.names["train"][6]
-    path = next(path for path in mini.root.rglob(f"*{name}.jpg"))
-    Image.new("RGB", (7, 5)).save(path)
+    Image.new("RGB", (7, 5)).save(next(mini.root.rglob(f"*{name}.jpg")))
     assert f"{name}.jpg is " in (said := done(2)) and "its image is 7 x 5" in said
-    path.write_bytes(b"nothing")
-    assert f"{name}.jpg cannot be read as an image" in done(2, workers="2")
     assert not (mini.root / "coco14" / "index.npz").exists()

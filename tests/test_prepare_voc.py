@@ -24,18 +24,14 @@ def write_mat(path, mask):
     savemat(path, {"GTcls": {"Boundaries": boundaries, "Segmentation": mask, "CategoriesPresent": present}})
 
 
-def make_unprepared(root):
-    """A devkit without SegmentationClassAug; SBD in ROOT/benchmark_RELEASE has a constant mask for every image."""
-    kit = make_devkit(root)
-    shutil.rmtree(kit.folder / "SegmentationClassAug")
-    for i, name in enumerate(kit.names):
-        write_mat(root / SBD_LAYOUTS[0] / f"{name}.mat", np.full_like(kit.masks[name], i + 1))
-    return kit
-
-
 @pytest.fixture
 def kit(tmp_path):
-    return make_unprepared(tmp_path)
+    """A devkit without SegmentationClassAug; SBD in ROOT/benchmark_RELEASE has a constant mask for every image."""
+    kit = make_devkit(tmp_path)
+    shutil.rmtree(kit.folder / "SegmentationClassAug")
+    for i, name in enumerate(kit.names):
+        write_mat(tmp_path / SBD_LAYOUTS[0] / f"{name}.mat", np.full_like(kit.masks[name], i + 1))
+    return kit
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -48,8 +44,7 @@ def test_union_of_voc_and_sbd(kit, num_workers, caplog):
     assert sorted(path.stem for path in made.iterdir()) == kit.names  # nothing temporary is left
     voc = VOC12(kit.root)
     for i, name in enumerate(kit.names):
-        wanted = np.full_like(kit.masks[name], i + 1) if name in kit.extra else kit.masks[name]
-        assert np.array_equal(voc.mask(name), wanted)
+        assert (voc.mask(name) == (i + 1 if name in kit.extra else kit.masks[name])).all()
         with Image.open(made / f"{name}.png") as png:
             assert png.mode == "P" and png.getpalette()[:60] == voc_palette()[:20].ravel().tolist()
     assert (kit.folder / "ImageSets/Segmentation/train_aug.txt").read_text().split() == kit.train_aug
@@ -80,7 +75,6 @@ def test_sbd_is_found_in_its_layouts(tmp_path, layout):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"other": 1}, "is damaged .*GTcls"),
         ({"GTcls": {"Segmentation": np.full((4, 5), 21, np.uint8)}}, r".*with values 0\.\.20"),
         ({"GTcls": {"Segmentation": np.ones((4, 5))}}, "GTcls.Segmentation is not uint8"),
     ],

@@ -10,7 +10,7 @@ import torch
 from data.process import GO_ON
 from net.resnet50_cam import Net
 from tests.folder_mini import make_folder
-from tests.helpers import small_command
+from tests.helpers import children, small_command
 from tests.test_stopping import group_is_gone, start, wait_for
 
 pytestmark = pytest.mark.slow
@@ -43,27 +43,17 @@ def results(folder):
     return {path.name: path.read_bytes() for path in folder.glob("cam_rib/*.npy")}
 
 
-def ranks_of(launcher):
-    """Rank -> process id of the children of torchrun."""
-    pids = {}
-    for folder in Path("/proc").iterdir():
-        try:
-            parent = int(folder.joinpath("stat").read_text().rpartition(")")[2].split()[1])
-            if parent == launcher and b"RANK=" in folder.joinpath("environ").read_bytes():
-                environment = dict(
-                    item.partition("=")[::2] for item in folder.joinpath("environ").read_text().split("\0")
-                )
-                pids[int(environment["RANK"])] = int(folder.name)
-        except (OSError, ValueError, IndexError):
-            continue
-    return pids
+def rank_of(launcher, rank):
+    """The process id of a rank of torchrun."""
+    (pid,) = (pid for pid in children(launcher) if f"\0RANK={rank}\0" in Path(f"/proc/{pid}/environ").read_text())
+    return pid
 
 
 @pytest.mark.parametrize("dies", [0, 1])
 def test_a_killed_rank_ends_the_job_and_the_rerun_goes_on(tmp_path, untrained, dies):
     job = start_rib(tmp_path / "two", untrained, 12)
     wait_for_a_result(job, tmp_path / "two")
-    os.kill(ranks_of(job.pid)[dies], signal.SIGKILL)
+    os.kill(rank_of(job.pid, dies), signal.SIGKILL)
     code, said = finish(job)
     assert code not in (0, None) and "Signal 9 (SIGKILL)" in said  # torchrun's report names the rank too
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("two/cam_rib/*.npy")}

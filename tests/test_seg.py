@@ -12,15 +12,13 @@ import torchvision
 from data.base import Dataset
 from data.loaders import SegmentationCrops, TrainingLoader, stream_batches
 from data.transforms import resize
-from misc.run.options import preset
 from misc.run.trainloop import fit
 from net import deeplabv2, weights
 from net.deeplabv2 import balanced_cross_entropy, build, cross_entropy, probabilities, segmentation_loss
 from step.train_seg import optimize
-from tests.helpers import relative_error, run_cli
+from tests.helpers import golden_state, relative_error, run_cli
 
 MSC, RATES = (1.0, 0.75, 0.5), (6, 12, 18, 24)
-NAMES = [f"image{i}" for i in range(7)]
 
 
 @pytest.mark.parametrize(
@@ -53,14 +51,8 @@ def test_training_gives_every_scale_and_their_maximum():
 
 
 def test_torchvisions_resnet101_lands_where_it_should():
-    torch.manual_seed(0)
     theirs = torchvision.models.resnet101(weights=None, replace_stride_with_dilation=[False, True, True]).eval()
-    with torch.no_grad():
-        for name, value in theirs.named_buffers():
-            if name.endswith("running_var"):
-                value.uniform_(0.5, 1.5)
-            elif name.endswith("running_mean"):
-                value.normal_(0, 0.1)
+    theirs.load_state_dict(golden_state(theirs))
     # torchvision gives the first block of a dilated stage the dilation of the stage before; DeepLab-v2 its own.
     for layer, dilation in ((theirs.layer3, 2), (theirs.layer4, 4)):
         layer[0].conv2.dilation = layer[0].conv2.padding = (dilation, dilation)
@@ -139,18 +131,6 @@ def test_the_schedule_moves_every_ten_iterations():
     assert all(group["momentum"] == 0.9 for group in optimizer.param_groups)
 
 
-def test_presets_are_those_of_the_authors():
-    voc, coco = preset("voc12"), preset("coco14")
-    wanted = {
-        "seg_model": "deeplabv2_resnet101", "seg_init": "imagenet", "seg_loss": "balanced", "seg_batch_size": 10,
-        "seg_iter": 30_000, "seg_lr": 2.5e-4, "seg_momentum": 0.9, "seg_weight_decay": 5e-4, "seg_crop_size": 321,
-        "seg_msc_scales": MSC, "seg_aspp_rates": RATES, "seg_crf": (1, 3, 67, 3, 4), "seg_crf_iter": 10,
-    }  # fmt: skip
-    assert {name: voc[name][0] for name in wanted} == wanted
-    assert (min(voc["seg_scales"][0]), max(voc["seg_scales"][0])) == (0.5, 2.0)
-    assert coco["seg_crop_size"][0] == 481 and voc["seg_labels"][0] == ("pseudo",)
-
-
 # losses
 
 
@@ -223,25 +203,22 @@ def test_crops_treat_image_and_mask_alike():
     assert sizes == {15, 30, 45}
 
 
-def test_a_stream_of_batches():
-    batches = stream_batches(NAMES, 4, seed=0, first=0, last=7)
+def test_a_stream_of_batches_that_ranks_share(monkeypatch):
+    names = [f"image{i}" for i in range(7)]
+    batches = stream_batches(names, 4, seed=0, first=0, last=7)
     assert [len(batch) for batch in batches] == [4] * 7
     items = [item for batch in batches for item in batch]
     for epoch in range(4):  # every image once in each epoch, in another order
-        assert sorted(name for name, e in items if e == epoch) == NAMES
+        assert sorted(name for name, e in items if e == epoch) == names
     assert [name for name, _ in items[:7]] != [name for name, _ in items[7:14]]
-    assert stream_batches(NAMES, 4, 0, 3, 5) == batches[3:5]
-    assert len(stream_batches(NAMES[:2], 5, 0, 0, 1)[0]) == 5  # fewer images than a batch
-
-
-def test_ranks_share_a_batch(monkeypatch):
-    whole = stream_batches(NAMES, 4, 0, 0, 3)
+    assert stream_batches(names, 4, 0, 3, 5) == batches[3:5]
+    assert len(stream_batches(names[:2], 5, 0, 0, 1)[0]) == 5  # fewer images than a batch
     monkeypatch.setattr("data.loaders.world_size", lambda: 2)
-    shares = []
-    for rank in (0, 1):
+    parts = []
+    for rank in range(2):
         monkeypatch.setattr("data.loaders.rank", lambda rank=rank: rank)
-        shares.append(stream_batches(NAMES, 4, 0, 0, 3))
-    assert [sorted(a + b) for a, b in zip(*shares, strict=True)] == [sorted(batch) for batch in whole]
+        parts.append(stream_batches(names, 4, 0, 0, 7))
+    assert [sorted(a + b) for a, b in zip(*parts, strict=True)] == [sorted(batch) for batch in batches]
 
 
 # training
@@ -273,15 +250,11 @@ def test_accumulated_parts_are_the_whole_batch(tmp_path):
 @pytest.mark.parametrize("model", ["deeplabv2_resnet14", pytest.param("deeplabv3_resnet50", marks=pytest.mark.slow)])
 def test_going_on_gives_the_same_bits(tmp_path, monkeypatch, model):
     arguments = (
-        "--device cpu --shapes_train 5 --shapes_val 1 --shapes_size 32 --num_workers 0 --steps train_seg "
-        f"--seg_model {model} --seg_init scratch --seg_labels truth --seg_crop_size 32 --seg_batch_size 4 "
-        "--seg_accumulate 2 --seg_iter 3 --seg_checkpoint_every 2 --seg_lr 1e-4 --work_dir"
-    )
-
-    def run(work_dir):
-        return run_cli(*arguments.split(), work_dir)
-
-    assert run(tmp_path / "whole") == 0
+        f"--device cpu --shapes_train 5 --shapes_val 1 --shapes_size 32 --num_workers 0 --steps train_seg --seg_model "
+        f"{model} --seg_init scratch --seg_labels truth --seg_crop_size 32 --seg_batch_size 4 --seg_accumulate 2 "
+        "--seg_iter 3 --seg_checkpoint_every 2 --seg_lr 1e-4 --work_dir"
+    ).split()
+    assert run_cli(*arguments, tmp_path / "whole") == 0
     real = TrainingLoader.epochs
 
     def cut(loader, first):
@@ -290,10 +263,10 @@ def test_going_on_gives_the_same_bits(tmp_path, monkeypatch, model):
 
     with monkeypatch.context() as patched:
         patched.setattr(TrainingLoader, "epochs", cut)
-        assert run(tmp_path / "cut") == 130
+        assert run_cli(*arguments, tmp_path / "cut") == 130
     assert not (tmp_path / "cut/sess/deeplabv2_truth.pth").exists()
     torch.manual_seed(12345)  # whatever happened in between
-    assert run(tmp_path / "cut") == 0
+    assert run_cli(*arguments, tmp_path / "cut") == 0
     sess = "sess/deeplabv2_truth.pth"
     whole, again = (torch.load(tmp_path / kind / sess, weights_only=True) for kind in ("whole", "cut"))
     assert list(whole) == list(again) and all(torch.equal(whole[name], again[name]) for name in whole)

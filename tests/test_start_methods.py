@@ -5,12 +5,13 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.helpers import ROOT
+from tests.helpers import ROOT, children
 
 METHODS = ["forkserver", pytest.param("spawn", marks=pytest.mark.slow)]
 RUN = """
@@ -81,28 +82,16 @@ def test_a_dataset_file_of_ones_own_trains_and_makes_cams(tmp_path, fruits, meth
     job = start(tmp_path, method, *fruits, *work)
     said, _ = job.communicate(timeout=240)
     assert job.returncode == 0, said
-    assert sorted(path.name for path in (tmp_path / "work" / "cam").glob("*/*.npy")) == sorted(
-        2 * ["0.npy", "1.npy", "2.npy"]
-    )
+    made = sorted(f"{path.parent.name}/{path.stem}" for path in (tmp_path / "work" / "cam").glob("*/*.npy"))
+    assert made == [f"{folder}/{i}" for folder in ("apple", "leaf") for i in range(3)]
     assert "Traceback" not in said
 
 
-def workers_of(session):
-    """Process ids of the loader workers: the processes of the session that hold none of their own children."""
-    parents, members = set(), {}
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            try:
-                with open(f"/proc/{name}/stat") as file:
-                    fields = file.read().rpartition(")")[2].split()
-                with open(f"/proc/{name}/cmdline") as file:
-                    command = file.read()
-            except OSError:
-                continue
-            if int(fields[3]) == session and "resource_tracker" not in command:
-                members[int(name)] = int(fields[1])
-                parents.add(int(fields[1]))
-    return [pid for pid in members if pid not in parents and pid != session]
+def workers_of(pid):
+    """Process ids of the loader workers: the processes below that have no children of their own."""
+    tracker = "multiprocessing.resource_tracker import"
+    below = [child for child in children(pid) if tracker not in Path(f"/proc/{child}/cmdline").read_text()]
+    return [worker for child in below for worker in workers_of(child) or [child]]
 
 
 @pytest.mark.slow

@@ -50,33 +50,6 @@ def test_weight_decay_lands_in_the_momentum_slot():
     assert step(optimizer, p, 0.0) == pytest.approx(1.95 - 0.05 * 0.6125)
 
 
-def test_a_state_dict_goes_on_exactly(tmp_path):
-    def start():
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1))
-        first = {"params": model[0].parameters(), "lr": 0.1, "weight_decay": 0.2}
-        return model, PolyOptimizer([first, {"params": model[1].parameters(), "lr": 1.0}], 0.1, 0.2, max_step=5)
-
-    def train(model, optimizer, steps):
-        for k in steps:
-            x = torch.from_numpy(rng(0, k).normal(size=(8, 3)).astype(np.float32))
-            optimizer.zero_grad()
-            model(x).square().mean().backward()
-            optimizer.step()
-
-    whole, first, second = start(), start(), start()
-    train(*whole, range(5))
-    train(*first, range(2))
-    torch.save([part.state_dict() for part in first], tmp_path / "state.pth")
-    for part, state in zip(second, torch.load(tmp_path / "state.pth", weights_only=True), strict=True):
-        part.load_state_dict(state)
-    assert second[1].global_step == 2
-    train(*second, range(2, 5))
-    for name, value in whole[0].state_dict().items():
-        assert torch.equal(second[0].state_dict()[name], value), name
-        assert not torch.equal(first[0].state_dict()[name], value), name
-
-
 def test_draws_depend_on_seed_and_keys_only():
     keys = [(0, "a", 2), (1, "a", 2), (0, "b", 2), (0, "a", 3), (0, "a"), (0, 2, "a")]
     first = {key: rng(*key).random(4).tolist() for key in keys}

@@ -29,7 +29,7 @@ def summarise(
     accuracy: Sequence[float],
     rate: float,
 ) -> dict:
-    """For metrics.json; see docs/METRICS.md. All but `by_threshold` is for `threshold`, which is one of its keys.
+    """For metrics.json; see docs/metrics.md. All but `by_threshold` is for `threshold`, which is one of its keys.
 
     logits: median logit of the test images, of every seed; steps: their mean number of fine-tuning steps; accuracy: of
     every seed's network as trained; rate: learning rate of the fine-tuning.

@@ -271,7 +271,7 @@ def outdated(args: argparse.Namespace) -> list[str]:
     return texts
 
 
-SCHEMA = 1  # of metrics.json and per_image.json, see docs/METRICS.md; raised when a key changes its meaning or goes
+SCHEMA = 1  # of metrics.json and per_image.json, see docs/metrics.md; raised when a key changes its meaning or goes
 WORK = ("seconds", "images", "of", "RIB_steps", "waiting_share")  # they tell of making the images
 
 
