@@ -11,8 +11,9 @@ from matplotlib.patches import Patch, Rectangle
 
 from data.digits import DIGITS, REGIONS, Pictures
 from data.files import write_atomic
-from misc.hgr import CONTROL, fall
+from misc.hgr import fall
 from misc.report.tables import TRAINED_ON
+from misc.report.toy import TITLES
 from net.toy import LAYERS
 
 # Colours that follow the page's theme: each stands for a variable of page.css.
@@ -32,10 +33,6 @@ REGION_STYLE = {
     "discriminative": ("#0072b2", "^", "--", "discriminative (digit)"),
     "non-discriminative": ("#d55e00", "o", "-", "non-discriminative (mark)"),
 }
-TOY_TITLES = {
-    "untrained": "before training", "trained": "trained with sigmoid", "relu": "fine-tuned with ReLU",
-    "none": "fine-tuned without activation", CONTROL: "without, a tenth of the rate",
-}  # fmt: skip
 
 
 def save(figure: Figure, path: Path, kinds: Sequence[str] = ("png", "svg")) -> None:
@@ -206,7 +203,7 @@ def toy_curves(ratios: dict[str, np.ndarray], threshold: float) -> Figure:
             axes.errorbar(x + 0.06 * (i - 1), mean, deviation, **style)
         text = f"fall at {LAYER_NAMES[-1]}: {fall(values).mean():.2f}"
         axes.text(0.97, 0.14, text, transform=axes.transAxes, ha="right", color=REGION_STYLE["non-discriminative"][0])
-        axes.set_title(TOY_TITLES.get(name, f"fine-tuned with {name}"))
+        axes.set_title(TITLES.get(name, f"fine-tuned: {name}"))
         axes.set(ylim=(-0.03, 1.05), xticks=x, xticklabels=LAYER_NAMES)
         axes.grid(alpha=0.3)
     for axes in grid[:, 0]:
