@@ -22,7 +22,7 @@ from misc.report.tables import ablation_tables
 from misc.run.outputs import require
 from misc.run.provenance import check_same, code_version, digest_of_array
 from misc.run.recording import Recording, record
-from misc.run.studies import STUDIES, Point, Times, is_number, make_point, points_of
+from misc.run.studies import STUDIES, Point, make_point, points_of
 
 RESULTS = "results.json"
 
@@ -155,16 +155,12 @@ def _result(name: str, points: Sequence[Point], own: str, measured: dict, names:
     study = STUDIES[name]
     listed = []
     for point in points:
-        entry: dict = {"label": point.label, "own": point.key == own, "images": len(names)}
-        if study.argument and f"{study.argument}=" in point.label:
-            entry["x"] = getattr(point.args, study.argument)
+        entry = {"label": point.label, "own": point.key == own, "images": len(names)}
         written = point.args.RIB_iter - 1  # the published code adds up K maps, the plain one among them
         listed.append({**entry, "written": written, **measured[point.key], "setting": point.setting})
     return {
         "title": study.title,
         "argument": study.argument,
-        "words": study.argument is not None and not is_number(study, points[0]),
-        "log": any(isinstance(value, Times) for values in study.overrides for value in values.values()),
         "names": list(names),
         "sweep": _thresholds(points[0].args)[[0, -1]].tolist(),
         "points": listed,

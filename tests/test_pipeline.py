@@ -81,7 +81,7 @@ def test_metrics_and_provenance(small_run_said):
     assert list(per_image) == NAMES and per_image[NAMES[0]] == round(mean_iou(first), 4)
     assert set(metrics["eval_seg"]["comparison"]) == {"rib", "cam", "truth"}
     assert metrics["eval_seg"]["comparison"]["rib"] == metrics["eval_seg"]["miou"]
-    assert re.search(r"^network from truth +\d", printed, re.MULTILINE)
+    assert re.search(r"^network trained on ground truth +\d", printed, re.MULTILINE)
     assert f"{100 * masks['miou']:.1f}" in printed and "overview.png" in printed
     args = json.loads((folder / "args.json").read_text())
     assert args["arguments"]["RIB_iter"] == 2 and args["sources"]["RIB_iter"] == "command line"

@@ -42,7 +42,7 @@ def test_compare(run, tmp_path, capsys):
         ("pseudo mask, mIoU", "eval_sem_seg.miou"),
         ("seed, RIB, fixed threshold", "eval_rib_cam.fixed.miou"),
         ("IRN label, recall", "eval_sem_seg.ir_label.foreground.recall"),
-        ("instances, AP at 0.5", "eval_ins_seg.map_50"),
+        ("instances, AP50", "eval_ins_seg.map_50"),
     ):  # fmt: skip
         a, b = (100 * at(values, path) for values in measured)
         assert stages[label] == [f"{a:.1f}", f"{b:.1f}", f"{b - a:+.1f}"]

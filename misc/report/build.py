@@ -1,8 +1,6 @@
 """The report: one HTML file with everything in it, from whatever steps have run."""
 
 import argparse
-import base64
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,11 +9,10 @@ import jinja2
 import numpy as np
 
 from data.base import Dataset
-from data.errors import DataError, UserError
 from data.files import load_json
 from misc.report import plots, toy
 from misc.report.gallery import gallery
-from misc.report.pictures import confusion_picture, data_uri
+from misc.report.pictures import data_uri
 from misc.report.tables import Table, ablation_tables, at, class_table, figure, is_figure, number, scored, stage_table
 from misc.run.options import preset
 from misc.run.outputs import OUTPUTS, outdated, record_file
@@ -27,18 +24,18 @@ ELSEWHERE = (
     "data_root", "work_dir", "config", "steps", "list_steps", "dry_run", "check_data", "overwrite", "skip_bad",
     "compare", "tensorboard", "num_workers", "coco_json", "dataset", "help", "help_all",
 )  # fmt: skip
-TABLE_CLASSES = 26  # up to here a confusion is a table of numbers, beyond it a picture and its largest entries
+TABLE_CLASSES = 26  # up to here a confusion is a table of all classes, beyond it of its largest entries
 LARGEST = 20
-LARGEST_FIGURE = 600_000  # bytes of a plot that is put into the page
-STRIPS = "The CAM, and RIB's maps after some updates of the weights. The line is the seed at the fixed threshold."
+STRIPS = "CAM, and RIB's maps after k updates of the weights. The line is the seed at the fixed threshold."
 
 
 def build(args: argparse.Namespace, dataset: Dataset, measured: dict, names: Sequence[str]) -> str:
     """The page. measured: the content of metrics.json; names: the images that got, or would get, pseudo masks."""
     work_dir = Path(args.work_dir)
     steps = {name: values for name, values in measured.items() if isinstance(values, dict) and name != "report"}
+    cards = gallery(args, measured, dataset, names)
     sweep = plots.sweeps(measured, args.cam_eval_thres)
-    curves = [("Seeds over the background threshold", sweep)] if sweep else []
+    curves = [("mIoU of the seeds", sweep)] if sweep else []
     return render(
         title=f"RIB report: {dataset.name}",
         dataset=dataset.name,
@@ -47,37 +44,37 @@ def build(args: argparse.Namespace, dataset: Dataset, measured: dict, names: Seq
         settings=settings(args),
         hardware=hardware(work_dir),
         seconds=sum(values.get("seconds", 0) for values in steps.values()),
-        headline=_headline(measured),
-        stages=stage_table(measured, "Scores (%)", dataset.name, args.seeds),
+        headline=[(s, figure(measured, f"{s.best}.miou")) for s in scored(measured) if s.key != "label"],
+        stages=stage_table(measured, "mIoU (%), of seeds at the best threshold"),
+        details=stage_table(measured, "", dataset.name, full=True),
+        best=next((card for card in cards["cards"] if card["groups"] != ["val"]), None),
         curves=[(title, plots.inline(plot)) for title, plot in (*curves, *plots.losses(measured))],
         scored=scored(measured),
         classes=class_table(measured),
         confusions=[_confusion(measured, stage) for stage in reversed(scored(measured))],
         experiments=_experiments(work_dir, dataset, measured),
-        gallery=gallery(args, measured, dataset, names),
+        gallery=cards,
         steps=_steps(measured, steps),
         calls=calls(work_dir),
     )
 
 
 def _notes(steps: dict[str, dict]) -> list[str]:
-    """What was said of the steps' results when they were made, each once."""
+    """What was said of the steps' results when they were made, each once; the toy experiment says its own."""
     told: dict[str, list[str]] = {}
     for name, values in steps.items():
-        for text in values.get("notes", ()):
+        for text in values.get("notes", ()) if name != "toy" else ():
             told.setdefault(text, []).append(name)
     return [f"{', '.join(names)}: {text}" for text, names in told.items()]
 
 
 def render(**context: object) -> str:
-    """The template, filled in. Only its own script may run, and nothing is fetched, whatever names and classes hold."""
+    """The template, filled in; names and classes stay text."""
     loader = jinja2.FileSystemLoader(FOLDER)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["number"] = number
     environment.tests["figure"] = is_figure
-    script, style = ((FOLDER / f"page.{kind}").read_text(encoding="utf-8") for kind in ("js", "css"))
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.get_template("page.html.j2").render(script=script, style=style, digest=digest, **context)
+    return environment.get_template("page.html.j2").render(**context)
 
 
 def calls(work_dir: Path) -> list[dict]:
@@ -91,30 +88,20 @@ def settings(args: argparse.Namespace) -> dict[str, str]:
 
     What made a result stands in its record; of arguments that no record tells of, the last call that set them counts.
     """
+    usual = {name: value for name, (value, _) in preset(args.dataset).items()}
     values: dict[str, list] = {}
-    usual: dict[str, object] = {}
     for call in calls(Path(args.work_dir)):
-        given, sources = call["arguments"], call.get("sources", {})
-        try:
-            usual = {name: value for name, (value, _) in preset(given.get("dataset", "")).items()}
-        except DataError:  # the user's own file, moved since
-            usual = {}
-        words = [name for name, source in sources.items() if source == "command line" or source.startswith("config ")]
-        values |= {name: [given[name]] for name in words if name in given}
+        words = [name for name, source in call["sources"].items() if source.startswith(("command line", "config "))]
+        values |= {name: [call["arguments"][name]] for name in words if name in call["arguments"]}
     recorded: dict[str, list] = {}
     for argument in OUTPUTS:
-        try:
-            record = load_json(record_file(args, argument))
-        except UserError:  # damaged
-            continue
-        for key, value in record.get("arguments", {}).items():
+        for key, value in load_json(record_file(args, argument)).get("arguments", {}).items():
             name = key.removeprefix("--")
             if not name.endswith("_list") and (name in usual or name in values) and value not in recorded.get(name, ()):
                 recorded.setdefault(name, []).append(value)
-    listed = sorted({**values, **recorded}.items())
     return {
         name: " and ".join(map(shown, each))
-        for name, each in listed
+        for name, each in sorted({**values, **recorded}.items())
         if name not in ELSEWHERE and not name.endswith(("_pass", "_out_dir"))
         if each != [json.loads(json.dumps(usual.get(name)))]
     }
@@ -131,39 +118,23 @@ def hardware(work_dir: Path) -> str:
     return "; ".join(dict.fromkeys(texts))
 
 
-def _headline(measured: dict) -> list[tuple[str, str, str, str]]:
-    """(colour, stage, its figure, a remark) of each stage."""
-    cards = []
-    for stage in scored(measured):
-        best, fixed = at(measured, stage.best), at(measured, f"{stage.path}.fixed")
-        remark = f"{number(best['ignored'], 0)}% of pixels ignored" if "ignored" in best else "mIoU"
-        if stage.swept:
-            remark = f"at {best['threshold']:.2f}; {number(fixed['miou'])} at the fixed {fixed['threshold']:.2f}"
-        cards.append((stage.key, stage.label, figure(measured, f"{stage.best}.miou"), remark))
-    ap = figure(measured, "eval_ins_seg.map_50")
-    return [*cards, ("soft", "instances", ap, "AP at IoU 0.5")] if ap.key else cards
-
-
 def _confusion(measured: dict, stage) -> dict:
-    """Of each true class, the fraction of its pixels given to each class, as a table or, of many classes, a picture."""
+    """Of each true class, the fraction of its pixels given to each class; of many classes, the largest entries."""
     counts = np.array(at(measured, f"{stage.best}.confusion") or [], float)
     names = list(at(measured, f"{stage.best}.iou") or {})
     if not counts.size:
         return {}
     fraction = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    content = {"label": stage.label, "key": f"{stage.best}.confusion", "names": names}
+    content = {"label": stage.label, "names": names}
     if len(names) <= TABLE_CLASSES:
         return {**content, "rows": list(zip(names, counts.tolist(), fraction.tolist(), strict=True))}
     off = fraction * ~np.eye(len(fraction), dtype=bool)
-    off[0] = off[:, 0] = 0  # every class is mostly mistaken for the background; that stands in the picture
+    off[0] = off[:, 0] = 0  # every class is mostly mistaken for the background
     largest = np.unravel_index(np.argsort(-off, axis=None, kind="stable")[:LARGEST], off.shape)
-    rows = [
-        (names[i], names[j], number(off[i, j]), f"{counts[i, j]:.0f}")
-        for i, j in zip(*largest, strict=True)
-        if off[i, j] > 0
-    ]
+    pairs = [(i, j) for i, j in zip(*largest, strict=True) if off[i, j] > 0]
+    rows = [(names[i], names[j], number(off[i, j]), f"{counts[i, j]:.0f}") for i, j in pairs]
     head = ("truth", "taken for", "% of its pixels", "pixels")
-    return {**content, "picture": confusion_picture(fraction), "largest": Table("Largest confusions", head, rows)}
+    return {**content, "largest": Table("Largest confusions of objects", head, rows)}
 
 
 def _experiments(work_dir: Path, dataset: Dataset, measured: dict) -> list[dict]:
@@ -175,8 +146,8 @@ def _experiments(work_dir: Path, dataset: Dataset, measured: dict) -> list[dict]
 
     beside = work_dir.parent / dataset.beside
     if dataset.beside and (beside / "metrics.json").is_file():
-        text = f"CAM and RIB of a ready classifier. ../{dataset.beside}/report.html has more. {STRIPS}"
-        table = stage_table(load_json(beside / "metrics.json"), "Scores (%)")
+        text = f"A ready classifier, no training. {STRIPS} More: ../{dataset.beside}/report.html."
+        table = stage_table(load_json(beside / "metrics.json"), "mIoU (%), of seeds at the best threshold")
         add(dataset.beside, "Photographs", text, {"table": table}, _plot(beside, "strips.jpg", STRIPS))
     if "strips" in measured:
         add("strips", "Step by step", STRIPS, _plot(work_dir, "strips.jpg", STRIPS))
@@ -201,11 +172,10 @@ def _experiments(work_dir: Path, dataset: Dataset, measured: dict) -> list[dict]
 
 
 def _plot(work_dir: Path, path: str, words: str) -> dict:
-    """A picture of the run for the page; its path alone where it is too large."""
+    """A picture of the run for the page."""
     if not (work_dir / path).is_file():
         return {}
-    data, kind = (work_dir / path).read_bytes(), "jpeg" if path.endswith(".jpg") else "png"
-    return {"words": words, "path": path, "picture": data_uri(kind, data) if len(data) <= LARGEST_FIGURE else ""}
+    return {"words": words, "picture": data_uri(path.rsplit(".", 1)[1], (work_dir / path).read_bytes())}
 
 
 def _steps(measured: dict, steps: dict[str, dict]) -> Table:

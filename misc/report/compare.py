@@ -11,16 +11,13 @@ from data.errors import UserError
 from data.files import load_json, write_atomic
 from data.images import read_mask
 from data.progress import progress_map
-from data.results import load_cam
-from misc.cam import cams_to_mask
 from misc.metrics import confusion, mean_iou
 from misc.report.build import settings
-from misc.report.tables import STAGES, Table, at, number, variants
+from misc.report.tables import STAGES, UNITS, Cell, Table, at, number, stage_table
 from misc.run.outputs import OUTPUTS, metrics, result_file
 from misc.run.provenance import shown
 
 MOST = 40  # images listed
-KINDS = {"sem_seg_out_dir": "pseudo mask", "cam_rib_out_dir": "RIB seed", "cam_out_dir": "CAM seed"}
 
 
 class Run:
@@ -36,19 +33,9 @@ class Run:
         self.dataset = open_dataset(self.args)
         self.names = image_names(self.args, self.dataset, "infer")
 
-    def mask(self, kind: str, name: str) -> np.ndarray:
-        """uint8 [H, W]: the mask of an image, of seeds that at the best threshold."""
-        if kind == "sem_seg_out_dir":
-            return read_mask(self.file(kind, name), self.dataset.n_classes)
-        step = "eval_rib_cam" if kind == "cam_rib_out_dir" else "eval_cam"
-        threshold = at(self.measured, f"{step}.best.threshold")
-        file = load_cam(self.file(kind, name), None, self.dataset.n_classes)
-        threshold = self.args.cam_eval_thres if threshold is None else threshold
-        return self.dataset.full_size(name, cams_to_mask(file["high_res"], file["keys"], threshold))
-
-    def file(self, kind: str, name: str) -> Path:
-        """The file of such a mask."""
-        return result_file(self.args, kind, name, ".png" if kind == "sem_seg_out_dir" else ".npy")
+    def file(self, name: str) -> Path:
+        """The pseudo mask of an image."""
+        return result_file(self.args, "sem_seg_out_dir", name, ".png")
 
 
 def compare(args: argparse.Namespace, folder: Path) -> Path:
@@ -89,14 +76,13 @@ def _row(label: str, a: Run, b: Run, *path: str) -> list[str]:
 
 
 def _stages(a: Run, b: Run) -> Table:
-    paths = []
-    for stage in STAGES:
-        paths.append((f"{stage.label}, mIoU", f"{stage.best}.miou"))
-        if stage.swept:
-            paths.append((f"{stage.label}, fixed threshold", f"{stage.path}.fixed.miou"))
-        paths += [(f"{stage.label}, {key}", f"{stage.best}.foreground.{key}") for key in ("precision", "recall")]
-    paths += dict.fromkeys([*variants(a.measured), *variants(b.measured)])
-    rows = [_row(label, a, b, path) for label, path in paths]
+    labels: dict[str, str] = {}
+    for table in (stage_table(run.measured, full=True) for run in (a, b)):
+        for stage, *cells in table.rows:
+            for name, cell in zip(table.head[1:], cells, strict=True):
+                if isinstance(cell, Cell) and name not in UNITS:
+                    labels.setdefault(cell.key, f"{stage}, {name}")
+    rows = [_row(label, a, b, path) for path, label in labels.items()]
     rows = [row for row in rows if row[3] != "\u2013"]
     notes = () if rows else ("There is no stage that both runs have scored.",)
     return Table("Stages (%)", ("stage", "A", "B", "B - A"), rows, notes)
@@ -113,27 +99,24 @@ def _classes(a: Run, b: Run) -> Table:
 
 
 def _images(a: Run, b: Run, num_workers: int) -> Table:
-    shared = [name for name in a.names if name in set(b.names)]
-    files = {kind: [n for n in shared if all(run.file(kind, n).is_file() for run in (a, b))] for kind in KINDS}
-    kind = next((kind for kind, names in files.items() if names), None)
-    if kind is None:
-        return Table("Images", ("image",), (), ["There is no image of which both runs have a mask."])
-    names = files[kind]
+    names = [n for n in a.names if n in set(b.names) and all(run.file(n).is_file() for run in (a, b))]
+    if not names:
+        return Table("Images", ("image",), (), ["There is no image of which both runs have a pseudo mask."])
     if not np.array_equal(a.dataset.image(names[0]), b.dataset.image(names[0])):
         return Table("Images", ("image",), (), [f"The two runs saw different images under one name, {names[0]} first."])
-    changed = partial(_changed, a, b, kind)
-    changes = list(progress_map(changed, names, "compare masks", num_workers))
+    changes = list(progress_map(partial(_changed, a, b), names, "compare masks", num_workers))
     order = sorted(range(len(names)), key=lambda i: (-changes[i][0], names[i]))
     rows = [[names[i], *map(number, changes[i])] for i in order[:MOST] if changes[i][0] > 0]
     mean = np.mean([fraction for fraction, *_ in changes])
-    note = f"Over the {len(names)} images of which both runs have a {KINDS[kind]}, {100 * mean:.1f}% of pixels changed."
+    note = f"Over the {len(names)} images of which both runs have a pseudo mask, {100 * mean:.1f}% of pixels changed."
     return Table("Images that changed most", ("image", "% of pixels", "mIoU A", "mIoU B"), rows, [note])
 
 
-def _changed(a: Run, b: Run, kind: str, name: str) -> tuple[float, float | None, float | None]:
+def _changed(a: Run, b: Run, name: str) -> tuple[float, float | None, float | None]:
     """The fraction of pixels in which the masks of an image differ, and the mIoU of both."""
-    masks, truth = [run.mask(kind, name) for run in (a, b)], a.dataset.mask(name)
+    n, truth = a.dataset.n_classes, a.dataset.mask(name)
+    masks = [read_mask(run.file(name), n) for run in (a, b)]
     if masks[0].shape != masks[1].shape:
         raise UserError(f"{name} has a mask of {masks[0].shape} in one run and of {masks[1].shape} in the other")
-    scores = [None if truth is None else mean_iou(confusion(mask, truth, a.dataset.n_classes + 1)) for mask in masks]
+    scores = [None if truth is None else mean_iou(confusion(mask, truth, n + 1)) for mask in masks]
     return float((masks[0] != masks[1]).mean()), *scores

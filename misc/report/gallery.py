@@ -101,13 +101,10 @@ def gallery(args: argparse.Namespace, measured: dict, dataset: Dataset, names: S
     if len(cards) > shown:
         what += f"; also {len(cards) - shown} validation image{'s'[: len(cards) - shown != 1]}"
     groups, classes = ({value for card in cards for value in card[key]} for key in ("groups", "classes"))
-    scored = any(card["score"] is not None for card in cards)
-    orders = [("down", "best first"), ("up", "worst first")] * scored + [("name", "name")]
     filters = {
         "show": [("", "all"), *((group, title) for group, title in GROUPS.items() if group in groups)],
         "class": [("", "every class"), *((str(c), dataset.classes[c]) for c in sorted(classes))],
-        "sort": orders,
     }
-    # One choice is none; of the first two the first entry is everything.
-    filters = {kind: choices for kind, choices in filters.items() if len(choices) > 1 + (kind != "sort")}
-    return {"what": what, "cards": cards, "filters": filters}
+    filters = {kind: choices for kind, choices in filters.items() if len(choices) > 2}  # the first is everything
+    columns = max(6, *(len(card["tiles"]) for card in cards)) if cards else 6
+    return {"what": what, "cards": cards, "filters": filters, "columns": columns}

@@ -19,7 +19,7 @@ from data.files import write_atomic
 from data.images import read_mask
 from data.results import load_cam, load_instances
 from misc.cam import cams_to_mask
-from misc.report.tables import at
+from misc.report.tables import at, number, scored
 from misc.run.outputs import result_file
 
 SIDE = 320  # long side of a picture in the page
@@ -127,21 +127,23 @@ def heat_layer(cams: np.ndarray, power: float = 0.5) -> Layer:
 
     By default the square root, for seeds are often cut at low thresholds (LOW).
     """
-    strength = np.arange(64) / 63
-    palette = np.zeros((256, 4), np.uint8)
-    palette[:64, :3] = cv2.applyColorMap((255 * strength).astype(np.uint8)[:, None], cv2.COLORMAP_INFERNO)[:, 0, ::-1]
-    palette[:64, 3] = 255 * (0.45 + 0.55 * strength)
-    levels = (np.clip(cams.max(0, initial=0), 0, 1) ** power * 63).round().astype(np.uint8)
-    return Layer(_resize(levels, fit(levels.shape, SIDE // 2)), palette)  # smooth, and enlarged smoothly
+    levels = np.arange(256, dtype=np.uint8)
+    heat = cv2.applyColorMap(levels[:, None], cv2.COLORMAP_INFERNO)[:, 0, ::-1]
+    return _shaded(np.clip(cams.max(0, initial=0), 0, 1) ** power, heat, 0.45)
 
 
 def edge_layer(edge: np.ndarray) -> Layer:
     """An edge map uint8 [h, w] as light on a darkened image."""
-    strength = np.arange(32) / 31
+    return _shaded(edge / 255, np.linspace(0, 1, 256)[:, None] * (255, 236, 150), 0.72)
+
+
+def _shaded(strength: np.ndarray, colours: np.ndarray, opacity: float) -> Layer:
+    """Strengths [h, w] in 0..1 in 64 of 256 colours, from the given opacity up."""
     palette = np.zeros((256, 4), np.uint8)
-    palette[:32, :3] = strength[:, None] * np.array([255, 236, 150])
-    palette[:32, 3] = 255 * (0.72 + 0.28 * strength)
-    return Layer(_resize((edge / 255 * 31).round().astype(np.uint8), fit(edge.shape, SIDE // 2)), palette)
+    palette[:64, :3] = colours[np.linspace(0, 255, 64).astype(int)]
+    palette[:64, 3] = 255 * np.linspace(opacity, 1, 64)
+    levels = (strength * 63).round().astype(np.uint8)
+    return Layer(_resize(levels, fit(levels.shape, SIDE // 2)), palette)  # smooth, and enlarged smoothly
 
 
 def instance_layer(masks: np.ndarray, scores: np.ndarray) -> Layer:
@@ -198,16 +200,20 @@ def grid(
     return data.getvalue()
 
 
-def overview(args: argparse.Namespace, measured: dict, dataset: Dataset, names: Sequence[str], most: int = 12) -> bytes:
-    """A PNG: for `most` images, spread over the list, a row of what every step made of it."""
+def overview(args: argparse.Namespace, measured: dict, dataset: Dataset, names: Sequence[str], most: int = 6) -> bytes:
+    """A PNG for a paper or a mail: for `most` images, spread over the list, a row of what every step made of it."""
     rows, titles = [], {}
     for i in spread(len(names), most):
         image = dataset.image(names[i])
-        made, _ = outputs(args, measured, dataset, names[i], image, dataset.mask(names[i]))
-        rows.append((image, {output.key: over(image, output.layer) for output in made}))
+        made, colours = outputs(args, measured, dataset, names[i], image, dataset.mask(names[i]))
+        label = ", ".join(dataset.classes[value - 1] for value in colours if value <= dataset.n_classes)
+        rows.append((label, image, {output.key: over(image, output.layer) for output in made}))
         titles |= {output.key: output.title for output in made}
+    scores = {stage.key: f" {number(at(measured, f'{stage.best}.miou'))}" for stage in scored(measured)}
     keys = [key for key in KEYS if key in titles]
-    return grid(["image", *(titles[key] for key in keys)], [("", [im, *map(made.get, keys)]) for im, made in rows])
+    captions = ["image", *(titles[key] + scores.get(key, "") for key in keys)]
+    title = f"{dataset.name}{': mIoU over all images in percent' if scores else ''}"
+    return grid(captions, [(label, [image, *map(made.get, keys)]) for label, image, made in rows], title)
 
 
 def spread(length: int, n: int) -> list[int]:
@@ -264,7 +270,7 @@ def photograph(image: np.ndarray) -> str:
     """uint8 [H, W, 3] as the data URI of a JPEG."""
     data = io.BytesIO()
     Image.fromarray(_resize(image, fit(image.shape))).save(data, format="JPEG", quality=84, optimize=True)
-    return data_uri("jpeg", data.getvalue())
+    return data_uri("jpg", data.getvalue())
 
 
 def layer_uri(layer: Layer) -> str:
@@ -277,16 +283,9 @@ def layer_uri(layer: Layer) -> str:
     return data_uri("png", data.getvalue())
 
 
-def confusion_picture(fraction: np.ndarray) -> str:
-    """Fractions [C, C] in 0..1 as the data URI of a picture, one pixel each; the square root, or most would be dark."""
-    levels = (255 * np.sqrt(fraction)).round().astype(np.uint8)
-    data = cv2.imencode(".png", cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO))[1]
-    return data_uri("png", data.tobytes())
-
-
 def data_uri(kind: str, data: bytes) -> str:
-    """The data URI of an image of a kind ("png", "jpeg")."""
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+    """The data URI of an image of a kind ("png", "jpg")."""
+    return f"data:image/{kind.replace('jpg', 'jpeg')};base64,{base64.b64encode(data).decode()}"
 
 
 def save(path: Path, data: bytes) -> None:

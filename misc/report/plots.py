@@ -11,7 +11,9 @@ from matplotlib.patches import Patch, Rectangle
 
 from data.digits import DIGITS, REGIONS, Pictures
 from data.files import write_atomic
-from misc.hgr import CONTROL, fall
+from misc.hgr import fall
+from misc.report.tables import TRAINED_ON
+from misc.report.toy import TITLES
 from net.toy import LAYERS
 
 # Colours that follow the page's theme: each stands for a variable of page.css.
@@ -31,10 +33,6 @@ REGION_STYLE = {
     "discriminative": ("#0072b2", "^", "--", "discriminative (digit)"),
     "non-discriminative": ("#d55e00", "o", "-", "non-discriminative (mark)"),
 }
-TOY_TITLES = {
-    "untrained": "before training", "trained": "trained with sigmoid", "relu": "fine-tuned with ReLU",
-    "none": "fine-tuned without activation", CONTROL: "without, a tenth of the rate",
-}  # fmt: skip
 
 
 def save(figure: Figure, path: Path, kinds: Sequence[str] = ("png", "svg")) -> None:
@@ -63,7 +61,7 @@ def _bytes(figure: Figure, kind: str) -> bytes:
 @rc_context(PLAIN)
 def lines(series: Sequence[tuple[str, str, Sequence, Sequence]], x_name: str, y_name: str, **more: object) -> Figure:
     """Curves of (key of THEME, label, x, y). more: title; rule, an x to mark; marked, whether the best y is dotted."""
-    figure = Figure(figsize=(4.8, 3.4), layout="constrained", facecolor="none")
+    figure = Figure(figsize=(3.7, 3.1), layout="constrained", facecolor="none")
     axes = figure.subplots()
     axes.set_facecolor("none")
     for i, (key, label, x, y) in enumerate(series):
@@ -81,7 +79,7 @@ def lines(series: Sequence[tuple[str, str, Sequence, Sequence]], x_name: str, y_
     axes.tick_params(color=THEME["hair"], labelcolor=THEME["soft"])
     axes.spines[:].set_color(THEME["hair"])
     axes.grid(color=THEME["hair"], lw=0.8)
-    axes.legend(fontsize=8, labelcolor=THEME["ink"], frameon=False)
+    figure.legend(fontsize=8.5, labelcolor=THEME["ink"], frameon=False, loc="outside upper left")
     return figure
 
 
@@ -105,7 +103,7 @@ def losses(measured: dict) -> list[tuple[str, Figure]]:
         loss = measured.get(step, {}).get("loss") or {}
         by_labels, keys = (loss, ("seg", "cam", "mask")) if isinstance(loss, dict) else ({"": loss}, ("cam",))
         series = [
-            (key, f"{labels or 'loss'}, {y[-1]:.4g} at the end", np.arange(len(y)) + 1, y)
+            (key, f"{TRAINED_ON.get(labels, labels) or 'loss'}, {y[-1]:.4g} at the end", np.arange(len(y)) + 1, y)
             for key, (labels, y) in zip(keys, by_labels.items(), strict=False)
             if y
         ]
@@ -116,55 +114,29 @@ def losses(measured: dict) -> list[tuple[str, Figure]]:
 
 @rc_context(PLAIN)
 def ablation(study: dict, title: str) -> Figure:
-    """mIoU over the study's argument at the best and at the fixed threshold, and over the steps for each point.
+    """mIoU over the updates of the weights: of every setting at the best threshold; of one alone at the fixed one too.
 
     study: as in ablate/results.json.
     """
-    own, points = study["argument"], study["points"]
-    figure = Figure(figsize=(12, 6) if own else (6.4, 4), layout="constrained")
-    if own:
-        axes = figure.subplot_mosaic([["best", "steps"], ["fixed", "steps"]], width_ratios=(1, 1.2))
-        for key, colour in (("best", THEME["rib"]), ("fixed", THEME["cam"])):  # they may lie far apart
-            _over_argument(axes[key], study, key, colour)
-    else:
-        axes = {"steps": figure.subplots()}
-    colours = colormaps["viridis"](np.linspace(0, 0.92, len(points)))
-    for i, point in enumerate(points):
-        style = "-" if point["own"] else (0, (4, 2))  # of two equal curves both are seen
-        for key in ("best",) if own else ("best", "fixed"):
-            y, written = 100 * np.array(point["curve"][key]), point["written"]
-            colour = colours[i] if own else THEME[{"best": "rib", "fixed": "cam"}[key]]
-            label = point["label"] if own else f"{key} threshold"
-            axes["steps"].plot(np.arange(len(y)), y, ls=style, color=colour, label=label, lw=1 + 1.5 * point["own"])
-            axes["steps"].plot(written, y[written], "o", color=colour)
-    axes["steps"].xaxis.get_major_locator().set_params(integer=True)
-    axes["steps"].set_xlabel("updates of the weights (0: CAM; dot: what make_rib_cam writes)")
-    axes["steps"].set_ylabel("mIoU (%), best threshold" if own else "mIoU (%)")
-    axes["steps"].legend(fontsize=8, **({"loc": "upper left", "bbox_to_anchor": (1.01, 1)} if own else {}))
-    for panel in axes.values():
-        panel.grid(alpha=0.3)
-    figure.suptitle(title)
+    points = study["points"]
+    curves = [(point["label"], point, "best") for point in points]
+    if study["argument"] is None:
+        curves = [(f"{key} threshold", points[0], key) for key in ("best", "fixed")]
+    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    axes = figure.subplots()
+    colours = colormaps["viridis"](np.linspace(0, 0.85, len(curves)))
+    for (label, point, key), colour in zip(curves, colours, strict=True):
+        y, written = 100 * np.array(point["curve"][key]), point["written"]
+        style = {"ls": "-" if point["own"] else (0, (4, 2)), "lw": 1 + 1.5 * point["own"]}  # two equal curves are seen
+        axes.plot(np.arange(len(y)), y, color=colour, label=label, **style)
+        axes.plot(written, y[written], "o", color=colour)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_xlabel("updates of the weights (0: CAM; dot: what make_rib_cam writes)")
+    axes.set_ylabel("mIoU (%)" if study["argument"] is None else "mIoU (%), best threshold")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.suptitle(title, fontsize=11)
     return figure
-
-
-def _over_argument(axes, study: dict, key: str, colour: str) -> None:
-    points = [point for point in study["points"] if "x" in point]
-    x = [point["x"] for point in points]
-    positions = np.arange(len(x)) if study["words"] else np.array(x, float)
-    y = [100 * point["curve"][key][point["written"]] for point in points]
-    axes.plot(positions, y, "o" if study["words"] else "o-", color=colour, label="RIB")
-    for position, value in [(p, v) for p, v, point in zip(positions, y, points, strict=True) if point["own"]]:
-        axes.plot(position, value, "o", ms=12, mfc="none", mec=colour, ls="", label="the setting of this run")
-    axes.axhline(100 * study["points"][0]["curve"][key][0], color=colour, ls=":", label="CAM")
-    for point in study["points"]:
-        if "x" not in point:
-            axes.axhline(100 * point["curve"][key][point["written"]], color=colour, ls="--", label=point["label"])
-    axes.set_xscale("log" if study["log"] else "linear")
-    axes.set_xticks(positions, x if study["words"] else [f"{value:g}" for value in x])
-    axes.minorticks_off()
-    axes.margins(x=0.15 if study["words"] else 0.05)
-    axes.set(xlabel=study["argument"], ylabel=f"mIoU (%), {key} threshold")
-    axes.legend(fontsize=7)
 
 
 @rc_context(PLAIN)
@@ -231,7 +203,7 @@ def toy_curves(ratios: dict[str, np.ndarray], threshold: float) -> Figure:
             axes.errorbar(x + 0.06 * (i - 1), mean, deviation, **style)
         text = f"fall at {LAYER_NAMES[-1]}: {fall(values).mean():.2f}"
         axes.text(0.97, 0.14, text, transform=axes.transAxes, ha="right", color=REGION_STYLE["non-discriminative"][0])
-        axes.set_title(TOY_TITLES.get(name, f"fine-tuned with {name}"))
+        axes.set_title(TITLES.get(name, f"fine-tuned: {name}"))
         axes.set(ylim=(-0.03, 1.05), xticks=x, xticklabels=LAYER_NAMES)
         axes.grid(alpha=0.3)
     for axes in grid[:, 0]:

@@ -96,25 +96,14 @@ STAGES = (
     Stage("rib", "seed, RIB", "eval_rib_cam", "make_rib_cam", swept=True),
     Stage("label", "IRN label", "eval_sem_seg.ir_label", "cam_to_ir_label"),
     Stage("mask", "pseudo mask", "eval_sem_seg", "make_sem_seg"),
-    Stage("seg", "segmentation network", "eval_seg", "train_seg"),
+    Stage("seg", "network", "eval_seg", "train_seg"),
 )
-AP = {"map_50": "instances, AP at 0.5", "map_70": "instances, AP at 0.7", "map_50_95": "instances, AP at 0.5:0.95"}
-# dataset -> stage -> (paper, reruns by users), mIoU in percent. RIB is arXiv 2110.06530; issues are those of its
-# published repository. *: not checked against the paper's tables.
-REFERENCES: dict[str, dict[str, tuple[str, str]]] = {
-    "voc12": {
-        "cam": ("48.8 (IRN baseline, train) *", "48.1 (train)"),
-        "rib": ("56.5 (train) *", ""),
-        "mask_cam": ("66.3 (IRN baseline, train) *", "64.9 (train)"),
-        "mask_rib": ("70.6 (train) *", "69.x before CRF (train)"),
-        "seg": ("68.3 val, 68.6 test", "65.3 val (issue 5, weak pseudo labels)"),
-    },
-    "coco14": {
-        "rib": ("36.5 (train) *", "34.8 at threshold 0.31 (issue 6, train)"),
-        "mask_rib": ("45.6 (train) *", "39.9 (issue 6, train)"),
-        "seg": ("43.8 val", ""),
-    },
-}
+TRAINED_ON = {"rib": "RIB masks", "cam": "CAM masks", "pseudo": "pseudo masks", "truth": "ground truth"}
+AP = {"map_50": "AP50", "map_70": "AP70", "map_50_95": "AP50:95"}
+UNITS = {"threshold": (2, 1), "seconds": (0, 1), "images": (0, 1)}  # digits and factor; else percent
+COLUMNS = ("stage", "mIoU", "threshold", "AP50", "seconds")
+MORE = ("fixed threshold", "before CRF", "precision", "recall", "AP70", "AP50:95", "images", "paper")
+PAPER = {"voc12": "68.3 val, 68.6 test", "coco14": "43.8 val"}  # mIoU of the network (arXiv 2110.06530)
 
 
 def scored(measured: dict) -> list[Stage]:
@@ -122,44 +111,49 @@ def scored(measured: dict) -> list[Stage]:
     return [stage for stage in STAGES if at(measured, f"{stage.best}.miou") is not None]
 
 
-def variants(measured: dict) -> list[tuple[str, str]]:
-    """(title, path) of further figures: the network before the CRF or trained on other masks, and the APs."""
-    compared = [f"eval_seg.comparison.{labels}" for labels in at(measured, "eval_seg.comparison") or {}]
-    listed = [("network, before CRF", "eval_seg.before_crf.miou")]
-    listed += [(f"network from {path.rsplit('.', 1)[1]}", path) for path in compared]
-    listed += [(title, f"eval_ins_seg.{key}") for key, title in AP.items()]
-    return [(title, path) for title, path in listed if at(measured, path) is not None]
+def networks(measured: dict) -> list[tuple[str, str]]:
+    """(title, path of its mIoU) of the segmentation networks; the first is that of eval_seg's other figures."""
+    keys = list(at(measured, "eval_seg.comparison") or [at(measured, "eval_seg.labels") or "pseudo"])
+    paths = ["eval_seg.miou", *(f"eval_seg.comparison.{key}" for key in keys[1:])]
+    return [(f"network trained on {TRAINED_ON[key]}", path) for key, path in zip(keys, paths, strict=True)]
 
 
-def stage_table(measured: dict, title: str = "", dataset: str = "", seeds: str = "cam_rib") -> Table:
-    """The stages with their mIoU, seeds at the best threshold and at the fixed one, and what they cost.
+def stage_table(measured: dict, title: str = "", dataset: str = "", full: bool = False) -> Table:
+    """The stages: mIoU in percent, of seeds at the best threshold, and seconds of their step. No column is empty.
 
-    dataset, seeds: of the run, for the columns with what others reported; without, there are none.
+    full: with the columns MORE; dataset: its name, for what the paper reports.
     """
-    others = REFERENCES.get(dataset, {})
-    head = ["stage", "mIoU", "at", "fixed", "at", "precision", "recall", "images", "seconds"]
-    head += ["paper", "reruns by users"] if others else []
-    rows, notes = [], []
+    rows, several = [], networks(measured)
+
+    def row(label: str, paths: dict[str, str]) -> dict[str, str]:
+        cells = {name: figure(measured, path, *UNITS.get(name, (1, 100))) for name, path in paths.items()}
+        return {"stage": label, **{name: cell for name, cell in cells.items() if cell.key}}
+
     for stage in scored(measured):
-        row = [stage.label, figure(measured, f"{stage.best}.miou")]
-        if stage.swept:
-            row += [figure(measured, f"{stage.best}.threshold", 2, 1), figure(measured, f"{stage.path}.fixed.miou")]
-            row += [figure(measured, f"{stage.path}.fixed.threshold", 2, 1)]
-        row += [""] * (5 - len(row))
-        row += [figure(measured, f"{stage.best}.foreground.{key}") for key in ("precision", "recall")]
-        row += [figure(measured, path, 0, 1) for path in (f"{stage.path}.images", f"{stage.maker}.seconds")]
-        reference = f"mask_{seeds.removeprefix('cam_')}" if stage.key == "mask" else stage.key
-        rows.append([*row, *(others.get(reference, ("", "")) if others else ())])
-        if at(measured, f"{stage.path}.ignored") is not None:
-            notes.append(f"IRN label: {number(at(measured, f'{stage.path}.ignored'), 0)}% of pixels ignored.")
-    for label, path in variants(measured):
-        cost = [Cell(""), Cell("")]
-        if path == "eval_ins_seg.map_50":
-            cost = [figure(measured, key, 0, 1) for key in ("eval_ins_seg.images", "make_ins_seg.seconds")]
-        rows.append([label, figure(measured, path), *[""] * 5, *cost, *[""] * (len(head) - 9)])
-    if any("*" in row[-2] for row in rows if others):
-        notes.append("* not checked against the paper's tables.")
-    return Table(title, head, rows, notes)
+        best, seg = stage.best, stage.key == "seg"
+        paths = {
+            "mIoU": f"{best}.miou", "threshold": f"{best}.threshold", "seconds": f"{stage.maker}.seconds",
+            "fixed threshold": f"{stage.path}.fixed.miou", "before CRF": f"{stage.path}.before_crf.miou",
+            "precision": f"{best}.foreground.precision", "recall": f"{best}.foreground.recall",
+            "images": f"{stage.path}.images",
+        }  # fmt: skip
+        if seg and len(several) > 1:  # one step trains them all
+            del paths["seconds"]
+        rows.append(row(several[0][0] if seg else stage.label, paths))
+        if seg:
+            rows[-1]["paper"] = PAPER.get(dataset, "")
+            rows += [row(label, {"mIoU": path}) for label, path in several[1:]]
+    if at(measured, "eval_ins_seg.map_50") is not None:
+        paths = {column: f"eval_ins_seg.{key}" for key, column in AP.items()}
+        rows.append(row("instances", {**paths, "images": "eval_ins_seg.images", "seconds": "make_ins_seg.seconds"}))
+    notes = []
+    ignored, training = (at(measured, path) for path in ("eval_sem_seg.ir_label.ignored", "train_seg.seconds"))
+    if ignored is not None:
+        notes.append(f"IRN label: {number(ignored, 0)}% of pixels ignored, the others scored.")
+    if training is not None and len(several) > 1:
+        notes.append(f"Training of the {len(several)} networks: {training:.0f} seconds.")
+    head = [column for column in (*COLUMNS, *(MORE if full else ())) if any(row.get(column) for row in rows)]
+    return Table(title, head, [[row.get(column, "") for column in head] for row in rows], notes)
 
 
 def class_table(measured: dict) -> Table:
