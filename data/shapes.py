@@ -1,8 +1,8 @@
 """`shapes`: an embedded dataset, generated and never stored, on which the whole method can be watched in minutes.
 
-Every object has a small head whose pattern tells its class and a larger body that tells it only weakly by its hue, so
-that the plain CAM stays around the head and RIB must spread it over the body. Bodies are coherent in colour, which gives
-the dense CRF and the random walk something to hold on to. An image depends on (seed, split, index, size) only.
+Every object has a small head whose pattern tells its class and a larger body that tells it only weakly by its hue. The
+plain CAM stays around the head, and RIB must spread it over the body. Bodies are coherent in colour, which gives the
+dense CRF and the random walk something to hold on to. An image depends on (seed, split, index, size) only.
 """
 
 import argparse
