@@ -34,7 +34,7 @@ def labels_of(name, **changes):
 
 
 def test_points_are_in_order_and_hold_the_setting_of_the_run():
-    assert labels_of("learning_rate") == [f"RIB_lr={v}" for v in ("7.5e-05", "0.00015", "0.0003", "0.0006", "0.0012")]
+    assert labels_of("learning_rate") == [f"RIB_lr={v}" for v in ("2.5e-05", "5e-05", "0.0001", "0.0002", "0.0004")]
     assert labels_of("companions", RIB_batch_size=20)[-2:] == ["RIB_batch_size=10", "RIB_batch_size=20"]
     pooling = labels_of("pooling", score_th=0.45)
     assert pooling[0] == "pooling=gap" and pooling[3:5] == ["pooling=gndp, score_th=0.4", "score_th=0.45"]
@@ -51,7 +51,7 @@ def test_the_key_of_a_point_is_what_its_results_depend_on(tmp_path):
     (own,) = key()
     assert key(num_workers=0) == key(make_rib_cam_pass=True) == key(RIB_pool_size=7) == [own]
     (tmp_path / "other.pth").write_bytes(b"weights")
-    changes = ({"RIB_lr": 1e-4}, {"seed": 1}, {"pooling": "gap"}, {"cam_weights_name": str(tmp_path / "other.pth")})
+    changes = ({"RIB_lr": 2e-4}, {"seed": 1}, {"pooling": "gap"}, {"cam_weights_name": str(tmp_path / "other.pth")})
     assert len({own, *(key(**changed)[0] for changed in changes), key(cam_eval_thres=0.3)[0]}) == 6
     for name in ("pooling", "activation", "companions", "learning_rate"):
         assert key(name).count(own) == 1

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks.common import Budget, row, write
+from benchmarks.shapes_seeds import STAGES, story
 
 ROOT = Path(__file__).parent.parent
 
@@ -44,3 +45,15 @@ def test_rows_that_there_is_no_time_for_are_named(tmp_path):
     assert Budget(10).allows("long", least=9) and not Budget(10).allows("too long", least=11)
     assert json.loads((tmp_path / "table.json").read_text())["skipped"] == ["c", "d"]
     assert table.endswith("Not measured, for lack of time: c; d.\n") and (tmp_path / "table.md").read_text() == table
+
+
+def test_the_claims_of_the_seeds_are_those_of_the_figures():
+    miou = dict(zip(STAGES, ([40, 42], [49, 51], [60, 59], [60, 62], [70, 61], [80, 80]), strict=True))
+    claims = story(miou, {"best threshold, CAM": [0.2, 0.1], "best threshold, RIB": [0.3, 0.4]})
+    assert list(claims.values()) == [True, True, False, True, True]  # one network from CAM's masks was better
+    assert (
+        "network trained on RIB masks over network trained on CAM masks: at least -1.0 (wanted 0), mean 4.5 (3)"
+        in claims
+    )
+    claims = story(miou | {"pseudo mask": [49, 60]}, {"best threshold, CAM": [0.01, 0.1]})
+    assert list(claims.values())[1::2] == [False, False] and not list(claims.values())[4]

@@ -85,7 +85,7 @@ def test_a_config_chooses_steps(config, content, wanted):
 def test_values_of_the_dataset_win_over_the_published_ones():
     args, sources = parsed()
     values = preset("shapes")
-    assert values["cam_network"] == ("resnet14", "found on shapes") and values["explode_th"][0] == 0.3
+    assert values["cam_scales"] == ((1.0, 0.5), "found on shapes") and values["explode_th"][0] == 0.3
     for name, (value, source) in values.items():
         assert getattr(args, name) == value and sources[name] == source, name
     assert (args.dataset, args.work_dir, args.seed) == ("shapes", "result/shapes", 0)
@@ -105,9 +105,9 @@ def test_command_line_wins_over_config_over_preset(config):
     assert (args.score_th, sources["score_th"]) == preset("shapes")["score_th"]
     assert (args.cam_scales, args.overwrite) == ((1.0, 0.5, 2.0), True)
     given = config({"dataset": "voc12", "RIB_iter": 7})  # brings the preset of that dataset
-    for argv, wanted in (((), ("voc12", "resnet50", 7)), (("--dataset", "shapes"), ("shapes", "resnet14", 7))):
+    for argv, wanted in (((), ("voc12", 8e-6, 7)), (("--dataset", "shapes"), ("shapes", 1e-4, 7))):
         args, _ = parsed(given, *argv)
-        assert (args.dataset, args.cam_network, args.RIB_iter) == wanted
+        assert (args.dataset, args.RIB_lr, args.RIB_iter) == wanted
 
 
 def test_empty_configs_change_nothing_and_numbers_may_be_words_of_yaml(config):

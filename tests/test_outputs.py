@@ -17,7 +17,7 @@ from misc.run.runner import locked
 from misc.run.trainloop import Training
 from run_sample import STEPS
 from tests.folder_mini import make_folder
-from tests.helpers import run_cli
+from tests.helpers import SCRATCH, run_cli
 
 NAMES = [f"train_{i:05d}" for i in range(4)]
 
@@ -25,7 +25,7 @@ NAMES = [f"train_{i:05d}" for i in range(4)]
 def arguments(tmp_path, *argv, **changed):
     """The arguments of a run on shapes as the steps get them."""
     small = "--limit 4 --shapes_train 8 --shapes_val 4 --shapes_size 48 --device cpu".split()
-    args, _ = parse(STEPS, ["--work_dir", str(tmp_path), *small, *argv])
+    args, _ = parse(STEPS, ["--work_dir", str(tmp_path), *SCRATCH, *small, *argv])
     return argparse.Namespace(**{**vars(args), **changed})
 
 

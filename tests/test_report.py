@@ -82,7 +82,7 @@ def test_settings_are_those_that_made_the_results(tmp_path):
     """Those of all calls, but not of one that was refused, or that made something else."""
 
     def call(source, **values):
-        given = {"dataset": "shapes", "RIB_iter": 10, "cam_scales": [1.0, 0.5, 1.5, 2.0], "steps": "report", **values}
+        given = {"dataset": "shapes", "RIB_iter": 10, "cam_scales": [1.0, 0.5], "steps": "report", **values}
         return {"arguments": given, "sources": {name: source for name in given}}
 
     args, _ = arguments(tmp_path)

@@ -35,6 +35,15 @@ def test_logits_have_stride_8(name):
         assert logits.isfinite().all()
 
 
+def test_a_network_of_timm_has_stride_16_and_learns_all_but_its_norms():
+    model = build("deeplabv2_timm:tf_efficientnet_lite0", 5, (1.0,), (1, 2)).train()
+    (logits,) = model(torch.randn(1, 3, 65, 57))
+    assert logits.shape == (1, 5, 5, 4)
+    logits.sum().backward()
+    learns = {name: parameter.grad is not None for name, parameter in model.backbone.named_parameters()}
+    assert learns["body.conv_stem.weight"] and learns["body.conv_head.weight"] and not learns["body.bn1.weight"]
+
+
 def test_training_gives_every_scale_and_their_maximum():
     torch.manual_seed(0)
     model = build("deeplabv2_resnet14", 5, MSC, (1, 2)).train()

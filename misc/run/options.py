@@ -63,24 +63,14 @@ def listed(kind: Callable[[str], Any], count: int | None = None) -> Callable[[st
     return parse
 
 
-def one_of(*choices: str) -> Callable[[str], str]:
-    """A type of words out of `choices`."""
+def one_of(*choices: str, timm: str = "") -> Callable[[str], str]:
+    """A type of words out of `choices`; timm: what stands before the name of a network of timm, which is one too."""
 
     def parse(text: str) -> str:
-        if text not in choices:
-            raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(choices)}")
-        return text
-
-    return parse
-
-
-def network(timm: str, *names: str) -> Callable[[str], str]:
-    """A type of names of networks: one of `names`, or the name of one of timm's after `timm`."""
-
-    def parse(text: str) -> str:
-        if text not in names and not text.startswith(timm):
-            raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(names)}, {timm}NAME; maybe {timm}{text}")
-        return text
+        if text in choices or (timm and text.startswith(timm)):
+            return text
+        hint = f", {timm}NAME; maybe {timm}{text}" if timm else ""
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(choices)}{hint}")
 
     return parse
 
@@ -149,7 +139,7 @@ OPTIONS: dict[str, list[Option]] = {
         _more("shapes_size", 192, POSITIVE, "PX", "shapes: side of the images"),
     ],
     "classifier and CAM (steps 1 to 3)": [
-        Option("cam_network", "resnet50", network("timm:", "resnet50", "resnet14"), "NAME",
+        Option("cam_network", "resnet50", one_of("resnet50", "resnet14", timm="timm:"), "NAME",
                "backbone of classifier and IRN: resnet50, resnet14, or timm:NAME, a network of timm", RIB),
         Option("cam_init", "imagenet", None, "INIT", "imagenet, scratch (every layer learns), or a weights file; "
                "head:imagenet or head:FILE: a classifier with its head, nothing is trained", "IRN, step/train_cam.py"),
@@ -234,7 +224,7 @@ OPTIONS: dict[str, list[Option]] = {
         _more("coco_json", None, None, "DIR", "also write COCO files there: pseudo.json, results.json, truth.json"),
     ],
     "segmentation network (steps 12 and 13)": [
-        Option("seg_model", "deeplabv2_resnet101", network("deeplabv2_timm:", *SEG_NETWORKS), "NAME",
+        Option("seg_model", "deeplabv2_resnet101", one_of(*SEG_NETWORKS, timm="deeplabv2_timm:"), "NAME",
                f"{', '.join(SEG_NETWORKS)}, or deeplabv2_timm:NAME; v2 as published, v3 is torchvision's", RIB),
         Option("seg_labels", ("pseudo",), listed(one_of("pseudo", "cam", "truth")), "WORD,...", "one network for each, "
                "the first is the result: pseudo (step 8's masks), cam (the same walk from the plain CAMs), truth (the "
