@@ -26,7 +26,7 @@ format: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-# Scores over three seeds: the whole pipeline once per seed.
+# Scores over five seeds: the whole pipeline once per seed, and whether they tell the story of the paper.
 seeds: $(VENV)/.installed
 	$(RUN) -m benchmarks.shapes_seeds $(ARGS)
 
