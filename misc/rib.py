@@ -95,9 +95,11 @@ class RIB:
         lowered: they are what `lower` gives of the images. on_step: called as on_step(k, sums) once the CAMs of step
         k = 0, 1, ... are added (k = 0: the plain CAM).
         Returns one [C, h', w'] per scale (relu, mirrors added, summed over steps) and the number of steps entered.
-        FloatingPointError if CAMs or loss are not finite. Where memory runs out the image goes on with fewer rows at a
-        time; the error is raised where one is too much.
+        ValueError for one scale only. FloatingPointError if CAMs or loss are not finite. Where memory runs out the
+        image goes on with fewer rows at a time; the error is raised where one is too much.
         """
+        if len(pyramid) < 2:
+            raise ValueError("the pyramid holds one scale; wanted 1.0, 0.5, and any others")
         if not lowered:
             companions = ((self.lower(images), labels.to(label.device)) for images, labels in companions)
         self.rows.most = None

@@ -46,7 +46,7 @@ class DeepLab(nn.Module):
                 module.requires_grad_(False)
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
-        """Images [B, 3, H, W], normalised -> logits [B, L, h, w] of this one scale, at stride 8."""
+        """Images [B, 3, H, W], normalised -> logits [B, L, h, w] of this one scale, at stride 8 (16 on timm)."""
         # FIDELITY: x is normalised as torchvision's weights expect; the published BGR mean (104.008, 116.669, 122.675)
         # belongs to the Caffe weights that DeepLab-v2 itself starts from.
         features = self.backbone(x)

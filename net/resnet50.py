@@ -95,8 +95,8 @@ class ResNet(nn.Module):
         return [self.layer3, self.layer4]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Images [B, 3, H, W] -> features after layer4 [B, D, h, w]."""
-        return self.upper(self.lower(x))
+        """Images [B, 3, H, W] -> the features that a classifier takes [B, D, h, w]: after layer4 in a ResNet."""
+        return self.pre_logits(self.upper(self.lower(x)))
 
     def stem(self, x: torch.Tensor) -> torch.Tensor:
         """Images [B, 3, H, W] -> [B, width, h, w]."""

@@ -175,8 +175,8 @@ ANEW = "{} or a smaller --RIB_{} with --steps make_rib_cam-report --overwrite"
 @pytest.mark.parametrize(
     ("argv", "advice"),
     [
-        (["train_cam"], "raise --cam_accumulate and use --steps train_cam-report --overwrite"),  # shapes: from scratch
-        (["train_cam", "--cam_init", "imagenet"], "raise --cam_accumulate and run the command again; it resumes"),
+        (["train_cam"], "raise --cam_accumulate and run the command again; it resumes"),
+        (["train_cam", "--cam_init", "scratch"], "raise --cam_accumulate and use --steps train_cam-report --overwrite"),
         (["train_irn"], "raise --irn_accumulate and run the command again; it resumes"),
         (["train_seg"], "raise --seg_accumulate and use --steps train_seg-report --overwrite"),
         (["cam_to_ir_label"], "use --device cpu or fewer --num_workers and run the command again; it resumes"),

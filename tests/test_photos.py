@@ -121,7 +121,7 @@ def test_companions_show_something_else(photograph):
     ("argv", "message"),
     [
         ("--photo PHOTO --label cat,tiger-kat", "ImageNet has no category 'tiger-kat'; close to it: tiger cat"),
-        ("--photo PHOTO --dataset shapes", "--photo needs a classifier with its head, --cam_init is scratch"),
+        ("--photo PHOTO --dataset shapes", "--photo needs a classifier with its head, --cam_init is imagenet"),
         (
             "--photo PHOTO --steps 2 --preview x",
             "--photo does nothing but its strip; leave it out, or --steps and --prev",

@@ -163,3 +163,21 @@ def test_mistakes_get_one_line(tmp_path, arguments, message):
     assert message in printed
     assert "Traceback" not in printed
     assert len([line for line in printed.splitlines() if line.startswith("run_sample.py: ")]) == 1
+
+
+@pytest.mark.slow
+def test_the_preset_as_it_is(tmp_path):
+    """The networks and sizes of `make sample`, on a few images; a second call makes nothing again."""
+    few = "--device cpu --shapes_train 16 --shapes_val 4 --limit 4 --num_workers 1 --cam_num_epoches 1 --seg_iter 4"
+    argv = ["--work_dir", tmp_path, *few.split(), "--irn_num_epoches", "1"]
+    said(*argv)
+    masks = {path.name: path.read_bytes() for path in (tmp_path / "seg").glob("*.png")}
+    assert len(masks) == 4 and (tmp_path / "report.html").stat().st_size > 0
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*.*") if path.suffix in (".npy", ".pth")}
+    said(*argv)
+    assert kept and kept == {path: path.stat().st_mtime_ns for path in kept}
+
+
+def test_a_network_that_segmentation_cannot_start_from_is_named_first(tmp_path):
+    text = said("--work_dir", tmp_path, "--cam_network", "resnet50", code=2)
+    assert "--seg_model deeplabv2_timm:tf_efficientnet_lite0 cannot start from the classifier's" in text

@@ -6,7 +6,7 @@ import torch
 
 from net import resnet50_cam, resnet50_irn, weights
 from net.weights import WeightsError
-from tests.helpers import golden_state, published
+from tests.helpers import Payload, golden_state, published
 
 NETWORKS = {
     "classifier": lambda: resnet50_cam.Net(4, "resnet14"),
@@ -150,6 +150,15 @@ def test_a_classifiers_own_head_wins_over_that_of_imagenet():
 
 
 # files
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_a_file_with_code_is_refused_and_not_run(state, model, tmp_path, zipped):
+    torch.save(
+        {**state, "more": Payload(tmp_path / "trace")}, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped
+    )
+    refused(tmp_path / "w.pth", r"w\.pth holds more than tensors, or is damaged, and is refused", model)
+    assert not (tmp_path / "trace").exists()
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])

@@ -27,6 +27,12 @@ def possible(args: argparse.Namespace, dataset: Dataset, chosen: Sequence) -> Se
     """The chosen steps (`runner.Step`) for which the dataset has labels and ground truth; UserError if none is left."""
     for note in dataset.notes:
         logging.warning(note)
+    trains_seg = any(step.name == "train_seg" for step in chosen)
+    if trains_seg and args.seg_init == "cam" and not args.seg_model.endswith(f"_{args.cam_network}"):
+        raise UserError(
+            f"--seg_model {args.seg_model} cannot start from the classifier's --cam_network {args.cam_network}; wanted "
+            f"one that ends in _{args.cam_network}, another --seg_init, or --no-train_seg_pass"
+        )
 
     def without(need: str, lacks: str) -> list:
         out = [step.name for step in chosen if getattr(step, need)]

@@ -53,6 +53,8 @@ def listed(kind: Callable[[str], Any], count: int | None = None) -> Callable[[st
 
     def parse(text: str) -> tuple:
         values = tuple(kind(part.strip()) for part in text.strip("()[] ").split(",") if part.strip())
+        if values and isinstance(values[0], str):
+            values = tuple(dict.fromkeys(values))  # a word counts once
         if not values:
             raise argparse.ArgumentTypeError(f"{text!r} holds no value, wanted at least one")
         if count is not None and len(values) != count:
@@ -136,7 +138,7 @@ OPTIONS: dict[str, list[Option]] = {
         _more("photos_size", 576, POSITIVE, "PX", "photos and --photo: long side of the images", "found on photos"),
         _more("shapes_train", 320, POSITIVE, "N", "shapes: training images"),
         _more("shapes_val", 80, POSITIVE, "N", "shapes: validation images"),
-        _more("shapes_size", 192, POSITIVE, "PX", "shapes: side of the images"),
+        _more("shapes_size", 192, POSITIVE, "PX", "shapes: side of the images; the preset is for 192"),
     ],
     "classifier and CAM (steps 1 to 3)": [
         Option("cam_network", "resnet50", one_of("resnet50", "resnet14", timm="timm:"), "NAME",
