@@ -270,7 +270,9 @@ def test_masks_for_other_images_than_those_to_be_scored_leave_scoring_out(mini, 
         (mini.root / "masks" / f"{name}.png").unlink(missing_ok=True)
     split(f"{mini.names[1]}\n")(mini)
     (mini.root / "splits" / "val.txt").write_text(f"{mini.names[0]}\n", encoding="utf-8")
-    args = argparse.Namespace(dataset="folder", data_root=str(mini.root), eval_list="train", limit=None)
+    args = argparse.Namespace(
+        dataset="folder", data_root=str(mini.root), eval_list="train", limit=None, seg_init="imagenet"
+    )
     left = [step.name for step in possible(args, open_dataset(args), STEPS)]
     assert "make_rib_cam" in left and not {"eval_cam", "eval_rib_cam", "eval_sem_seg"} & set(left)
     assert "no masks for --eval_list train: left out eval_cam" in caplog.text
