@@ -211,7 +211,7 @@ def pending(args: argparse.Namespace, dataset: Dataset, argument: str, names: Se
         known = not empty and check_provenance(args, argument, now)
         if not empty and not known:
             logging.info("the results in %s have no provenance; they are used", folder)
-        if missing and not known:
+        if missing and not known and load_json(record_file(args, argument)) != now:
             save_json(record_file(args, argument), now)
         if len(missing) < len(names):
             logging.info("%d of %d results exist in %s, skipping them", len(names) - len(missing), len(names), folder)
