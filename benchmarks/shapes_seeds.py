@@ -44,12 +44,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)), help="of data, training and draws")
     parser.add_argument("--work_dir", type=Path, default=Path("result/seeds"), help="folder of all runs")
+    parser.add_argument("--ranks", default=1, help="processes of a run, as in run_sample.py")
     parser.add_argument("rest", nargs="*", metavar="ARGUMENT", help="after --: arguments for run_sample.py")
     args = parser.parse_args()
     metrics = []
     for seed in args.seeds:
         folder = args.work_dir / f"seed{seed}"
-        options = [f"--seed={seed}", f"--work_dir={folder.resolve()}", *args.rest]
+        options = [f"--seed={seed}", f"--work_dir={folder.resolve()}", f"--ranks={args.ranks}", *args.rest]
         code = subprocess.run([sys.executable, "run_sample.py", *options], cwd=ROOT, check=False).returncode
         if code:
             return code

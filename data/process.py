@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C end a run at once, whatever it is doing, with one line that says how to resume."""
+"""The processes of a run: its ranks, and their end by SIGTERM or Ctrl-C with one line that says how to resume."""
 
 import contextlib
 import ctypes
@@ -6,9 +6,11 @@ import multiprocessing
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 
 PR_SET_PDEATHSIG = 1  # Linux: the signal that a process gets when its parent dies, even by kill -9
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -16,18 +18,63 @@ GO_ON = "to resume, run the same command again"
 
 
 def rank() -> int:
-    """Rank of this process among those that torchrun started, 0 when there is one."""
+    """Rank of this process among those of its run, 0 when there is one."""
     return int(os.environ.get("RANK", 0))
 
 
 def world_size() -> int:
-    """Number of processes that torchrun started."""
+    """Number of processes that share the work of this run."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def cores() -> int:
     """Number of processor cores that this process may use, of which a cluster's scheduler may hand out only some."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run_ranks(n: int, command: Sequence[str]) -> int:
+    """Runs a command as n ranks of this machine, as torchrun does, and returns the exit code of the first that failed.
+
+    One that fails or is killed takes the others with it; signals go to all of them.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    loopback = "lo" if sys.platform == "linux" else "lo0"
+    env = {"OMP_NUM_THREADS": max(1, cores() // n), "GLOO_SOCKET_IFNAME": loopback, **os.environ}
+    env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": n, "LOCAL_WORLD_SIZE": n}
+    ranks: list[subprocess.Popen] = []
+    signals = []
+
+    def forward(number: int, frame: object) -> None:
+        signals.append(number)
+        for each in ranks:
+            each.send_signal(number)
+
+    before = {number: signal.signal(number, forward) for number in SIGNALS}
+    try:
+        for i in range(n):
+            own = {key: str(value) for key, value in {**env, "RANK": i, "LOCAL_RANK": i}.items()}
+            ranks.append(subprocess.Popen(command, env=own))
+        while None in (codes := [each.poll() for each in ranks]) and (signals or not any(codes)):
+            time.sleep(0.05)
+    finally:
+        for each in ranks:
+            each.kill()
+            each.wait()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    failed = next((i for i, code in enumerate(codes) if code), None)
+    if failed is None or codes[failed] > 0:
+        return 0 if failed is None else codes[failed]
+    name = signal.Signals(-codes[failed]).name
+    print(f"run_sample.py: rank {failed} was killed ({name}; out of memory?); {GO_ON}", file=sys.stderr)
+    return 128 - codes[failed]
+
+
+def die_with_parent() -> None:
+    """Has the system kill this process when its parent ends, however that may be (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
 
 
 def in_notebook() -> bool:
@@ -72,8 +119,7 @@ def in_worker(worker_id: int = 0) -> None:
     """
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
+    die_with_parent()
     parent = multiprocessing.parent_process()
     if parent is not None and not parent.is_alive():  # it died before this could be asked for
         os._exit(1)

@@ -28,7 +28,7 @@ HUE_SPREAD = 0.10  # deviation of a body's hue, in turns; classes lie 1/6 apart
 COUNTS = (0.9, 0.08, 0.02)  # share of images with one, two and three objects
 CACHED = 512  # images kept, 94 MB at most: enough for an epoch, and memory stays flat however many there are
 SPLITS = ("train", "val")
-INFER = 96  # of the training images get pseudo masks by default, enough to see what happens
+INFER = 64  # of the training images get pseudo masks by default, enough to see what happens
 
 # Found on shapes. What is not here has its published value: the start from ImageNet, the optimisers, K, tau, the stops.
 _TUNED = {

@@ -170,10 +170,14 @@ def small_command(work_dir: Path, *arguments: str) -> list[str]:
 
 
 def torchrun(*argv: str, ranks: int = 2) -> str:
-    """run_sample.py as `ranks` processes of one thread each: what they wrote to standard error."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    """run_sample.py as `ranks` processes of torchrun with one thread each: what they wrote to standard error."""
+    return started(*argv, launch=("-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"))
+
+
+def started(*argv: str, launch: Sequence[str] = ()) -> str:
+    """run_sample.py as a process of its own, with one thread: what it wrote to standard error."""
+    command = [sys.executable, *launch, "run_sample.py", *map(str, argv)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [*launch, "run_sample.py", *map(str, argv)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stderr

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from tests.helpers import assert_mixed, said, small_arguments, torchrun
+from tests.helpers import assert_mixed, said, small_arguments, started, torchrun
 from tests.kill_pipeline import compare
 
 TOY = "--toy_seeds 3 --toy_train 16 --toy_test 2 --toy_epochs 1 --toy_batch_size 8 --toy_rib_iter 2".split()
@@ -36,7 +36,8 @@ def test_trainings(tmp_path, small_run):
         "--seg_iter", "4", "--seg_checkpoint_every", "2",
     )  # fmt: skip
     said(*small_arguments(tmp_path / "one", *arguments))
-    told = torchrun(*small_arguments(tmp_path / "two", *arguments, "--cam_accumulate", "2", "--irn_accumulate", "2"))
+    parts = ("--cam_accumulate", "2", "--irn_accumulate", "2")
+    told = started(*small_arguments(tmp_path / "two", *arguments, *parts), "--ranks", "2")
     assert "deprecated" not in told and "FutureWarning" not in told
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert {step: len(values) for step, values in one.items()} == {"train_cam": 2, "train_irn": 2, "train_seg": 2}

@@ -18,11 +18,12 @@ from data import open_dataset
 from data.base import Dataset
 from data.errors import UserError
 from data.failures import explain, prepare_process
-from data.process import GO_ON, end_process, in_notebook, on_signals, rank, world_size
+from data.process import GO_ON, die_with_parent, end_process, in_notebook, on_signals, rank, run_ranks, world_size
 from misc.report.tables import Table
 from misc.run import board
 from misc.run.arguments import parse
 
+PROGRAM = Path(__file__).resolve().parents[2] / "run_sample.py"
 LOCK_S = 5.0  # how long the workers of a killed run may still hold its lock
 
 
@@ -64,11 +65,17 @@ def main(steps: Sequence[Step], argv: Sequence[str] | None = None) -> int:
         if args.list_steps:
             print(table(steps))
             return 0
+        looks = args.check_data or args.compare or args.preview is not None or args.photo is not None
+        chosen = [] if looks else choose(steps, args)
+        if args.ranks > 1 and not (several or looks or args.dry_run):
+            return run_ranks(args.ranks, [sys.executable, str(PROGRAM), *argv])
+        if several:
+            die_with_parent()
         again = GO_ON.replace("command", "command without --overwrite") if args.overwrite else GO_ON
         with on_signals(rank() == 0, again):
-            if args.check_data or args.compare or args.preview is not None or args.photo is not None:
+            if looks:
                 return _look(args, sources)
-            _run(args, sources, choose(steps, args), argv)
+            _run(args, sources, chosen, argv)
         code = 0
     except (Exception, KeyboardInterrupt) as error:
         if isinstance(error, KeyboardInterrupt) and in_notebook():
@@ -79,10 +86,12 @@ def main(steps: Sequence[Step], argv: Sequence[str] | None = None) -> int:
                 raise
             traceback.print_exc()
         text, code = explained or ("an error in the program, see above", 1)
+        if rank():  # rank 0 is the first to tell what all have met, and ends the others
+            time.sleep(1)
         print(f"run_sample.py: {text}", file=sys.stderr)
     finally:
         board.stop()
-    if several:  # the others may be waiting for this rank; torchrun ends them
+    if several:  # the others may be waiting for this rank; what started them ends them
         end_process(code)
     return code
 
