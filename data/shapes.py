@@ -32,12 +32,12 @@ INFER = 64  # of the training images get pseudo masks by default, enough to see 
 
 # Found on shapes. What is not here has its published value: the start from ImageNet, the optimisers, K, tau, the stops.
 _TUNED = {
-    "cam_crop_size": 192, "cam_resize_long": (144, 288), "cam_num_epoches": 3, "cam_learning_rate": 0.05,
+    "cam_crop_size": 192, "cam_resize_long": (144, 288), "cam_num_epoches": 4, "cam_learning_rate": 0.03,
     "cam_scales": (1.0, 0.5), "cam_eval_sweep": (0.0, 0.80, 0.01),
     "RIB_lr": 1e-4, "RIB_batch_size": 2, "RIB_crop_size": 128, "RIB_resize_long": (144, 288),
     "conf_fg_thres": 0.5, "conf_bg_thres": 0.1,
     "irn_crop_size": 128, "irn_rescale": (0.75, 1.25), "irn_batch_size": 8, "irn_num_epoches": 12,
-    "irn_learning_rate": 0.5, "irn_displacement_lr": 0.3, "exp_times": 5, "sem_seg_bg_thres": 0.4,
+    "irn_learning_rate": 0.5, "irn_displacement_lr": 0.3, "exp_times": 6, "sem_seg_bg_thres": 0.55,
     "seg_crop_size": 192, "seg_scales": (0.75, 1.0, 1.25), "seg_batch_size": 4,
     "seg_accumulate": 1, "seg_lr": 5e-5, "seg_test_mirror": True,
 }  # fmt: skip
