@@ -32,7 +32,7 @@ INFER = 64  # of the training images get pseudo masks by default, enough to see 
 
 # Found on shapes. What is not here has its published value: the start from ImageNet, the optimisers, K, tau, the stops.
 _TUNED = {
-    "cam_crop_size": 192, "cam_resize_long": (144, 288), "cam_num_epoches": 4, "cam_learning_rate": 0.03,
+    "cam_crop_size": 192, "cam_resize_long": (144, 288), "cam_num_epoches": 3, "cam_learning_rate": 0.05,
     "cam_scales": (1.0, 0.5), "cam_eval_sweep": (0.0, 0.80, 0.01),
     "RIB_lr": 1e-4, "RIB_batch_size": 2, "RIB_crop_size": 128, "RIB_resize_long": (144, 288),
     "conf_fg_thres": 0.5, "conf_bg_thres": 0.1,
