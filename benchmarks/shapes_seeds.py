@@ -1,6 +1,6 @@
 """The story of `shapes` over several seeds: seeds, pseudo masks, segmentation networks, each with mean and spread.
 
-    python -m benchmarks.shapes_seeds --seeds 0 1 2 3 4 [--work_dir result/seeds] [-- any argument of run_sample.py]
+    python -m benchmarks.shapes_seeds --seeds 0 1 2 3 4 [--ranks N] [--work_dir result/seeds] [-- ARGUMENT ...]
 
 Every seed generates its own images and trains its own networks. Prints the scores, and whether they tell the paper's
 story; writes both as seeds.json and seeds.md below --work_dir. A seed that is finished is not run again.
@@ -44,7 +44,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)), help="of data, training and draws")
     parser.add_argument("--work_dir", type=Path, default=Path("result/seeds"), help="folder of all runs")
-    parser.add_argument("--ranks", default=1, help="processes of a run, as in run_sample.py")
+    parser.add_argument("--ranks", type=int, default=1, help="processes of a run")
     parser.add_argument("rest", nargs="*", metavar="ARGUMENT", help="after --: arguments for run_sample.py")
     args = parser.parse_args()
     metrics = []
@@ -66,7 +66,7 @@ def main() -> int:
         "",
         *(f"- {text}: {'holds' if holds else 'FAILS'}" for text, holds in claims.items()),
     ]
-    values = {"seeds": args.seeds, "miou": miou, "thresholds": thresholds, "story": claims}
+    values = {"seeds": args.seeds, "ranks": args.ranks, "miou": miou, "thresholds": thresholds, "story": claims}
     save_json(args.work_dir / "seeds.json", values)
     text = "\n".join(lines) + "\n"
     write_atomic(args.work_dir / "seeds.md", lambda file: file.write(text.encode()))

@@ -1,4 +1,4 @@
-"""The processes of a run: its ranks, and their end by SIGTERM or Ctrl-C with one line that says how to resume."""
+"""The processes of a run: its ranks, and how SIGTERM and Ctrl-C end them, with one line that says how to resume."""
 
 import contextlib
 import ctypes
@@ -11,9 +11,12 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 PR_SET_PDEATHSIG = 1  # Linux: the signal that a process gets when its parent dies, even by kill -9
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+LAUNCHED = "RIB_LAUNCHED"  # in the environment of ranks that `run_ranks` has started
+END_S = 5.0  # how long ranks may take to end themselves
 GO_ON = "to resume, run the same command again"
 
 
@@ -32,47 +35,60 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def run_ranks(n: int, command: Sequence[str]) -> int:
-    """Runs a command as n ranks of this machine, as torchrun does, and returns the exit code of the first that failed.
+def run_ranks(n: int, command: Sequence[str], again: str = GO_ON) -> int:
+    """Runs a command as n ranks of this machine, as torchrun does over several; returns its exit code.
 
-    One that fails or is killed takes the others with it; signals go to all of them.
+    If a rank fails or is killed, the others are killed and the code is that rank's, or 128 + the signal. SIGTERM and
+    Ctrl-C end all of them, with one line and the advice `again`.
     """
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    loopback = "lo" if sys.platform == "linux" else "lo0"
-    env = {"OMP_NUM_THREADS": max(1, cores() // n), "GLOO_SOCKET_IFNAME": loopback, **os.environ}
-    env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": n, "LOCAL_WORLD_SIZE": n}
-    ranks: list[subprocess.Popen] = []
-    signals = []
-
-    def forward(number: int, frame: object) -> None:
-        signals.append(number)
-        for each in ranks:
-            each.send_signal(number)
-
-    before = {number: signal.signal(number, forward) for number in SIGNALS}
+    env = {key: value for key, value in os.environ.items() if not key.startswith("TORCHELASTIC_")}
+    env.setdefault("OMP_NUM_THREADS", max(1, cores() // n))
+    env.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
+    env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": n, "LOCAL_WORLD_SIZE": n, LAUNCHED: 1}
+    parent, signals, ranks = os.getpid(), [], []
+    before = {number: signal.signal(number, lambda number, _: signals.append(number)) for number in SIGNALS}
     try:
         for i in range(n):
             own = {key: str(value) for key, value in {**env, "RANK": i, "LOCAL_RANK": i}.items()}
-            ranks.append(subprocess.Popen(command, env=own))
-        while None in (codes := [each.poll() for each in ranks]) and (signals or not any(codes)):
+            ranks.append(subprocess.Popen(command, env=own, preexec_fn=partial(_begin_rank, parent)))
+        while None in (codes := [each.poll() for each in ranks]) and not (any(codes) or signals):
             time.sleep(0.05)
+        if signals:
+            for each in ranks:
+                each.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                for each in ranks:
+                    each.wait(END_S)
     finally:
         for each in ranks:
             each.kill()
             each.wait()
         for number, handler in before.items():
             signal.signal(number, handler)
-    failed = next((i for i, code in enumerate(codes) if code), None)
-    if failed is None or codes[failed] > 0:
-        return 0 if failed is None else codes[failed]
-    name = signal.Signals(-codes[failed]).name
-    print(f"run_sample.py: rank {failed} was killed ({name}; out of memory?); {GO_ON}", file=sys.stderr)
-    return 128 - codes[failed]
+    if signals:
+        print(f"\nrun_sample.py: {_how(signals[0])}; {again}", file=sys.stderr)
+        return 128 + signals[0]
+    # Where one was killed, the others may have failed for that reason.
+    code, failed = min(((code, i) for i, code in enumerate(codes) if code), default=(0, 0))
+    if code >= 0:
+        return code
+    what = f"rank {failed} was killed ({signal.Signals(-code).name}; out of memory?)"
+    print(f"run_sample.py: {what}; {again}", file=sys.stderr)
+    return 128 - code
 
 
-def die_with_parent() -> None:
-    """Has the system kill this process when its parent ends, however that may be (Linux)."""
+def _begin_rank(parent: int) -> None:
+    """What a rank does first: signals are its parent's business, and it dies with its parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _die_with_parent()
+    if os.getppid() != parent:  # it died before this could be asked for
+        os._exit(1)
+
+
+def _die_with_parent() -> None:
+    """Kills this process when its parent ends, even by kill -9 (Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
 
@@ -119,7 +135,7 @@ def in_worker(worker_id: int = 0) -> None:
     """
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    die_with_parent()
+    _die_with_parent()
     parent = multiprocessing.parent_process()
     if parent is not None and not parent.is_alive():  # it died before this could be asked for
         os._exit(1)
@@ -146,13 +162,16 @@ def _wait(reader: socket.socket, owner: int, line: str | None) -> None:
             _end(signal.Signals(data[0]), line)
 
 
+def _how(number: int) -> str:
+    return "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
+
+
 def _end(number: signal.Signals, line: str | None) -> None:
     from data.files import discard_unfinished
 
     with contextlib.suppress(OSError, ValueError):
         if line:
-            how = "interrupted" if number == signal.SIGINT else f"stopped by {number.name}"
-            print(line.format(how), file=sys.stderr, flush=True)
+            print(line.format(_how(number)), file=sys.stderr, flush=True)
         sys.stdout.flush()
     for child in multiprocessing.active_children():
         with contextlib.suppress(OSError, ValueError):

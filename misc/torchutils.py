@@ -152,9 +152,9 @@ def gather(values: list) -> list:
 
 
 def init_ranks(device_name: str) -> None:
-    """Joins the process group of the ranks that torchrun started: NCCL's if each has a GPU to itself, else gloo's."""
+    """Joins the process group of the ranks: NCCL's if each has a GPU to itself, else gloo's."""
     device = resolve_device(device_name)  # named before the first collective: not all on GPU 0
     own = device.type == "cuda" and int(os.environ.get("LOCAL_WORLD_SIZE", 1)) <= torch.cuda.device_count()
-    # Ranks finish their shares of a step at different times; a rank that dies is torchrun's to notice.
+    # Ranks finish their shares of a step at different times; a rank that dies is its launcher's to notice.
     backend, patience = ("nccl" if own else "gloo"), datetime.timedelta(days=1)
     dist.init_process_group(backend, timeout=patience, device_id=device if own else None)

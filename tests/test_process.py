@@ -4,11 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
 from data import failures
+from data.process import SIGNALS, run_ranks
 from tests.helpers import ROOT
 
 PROGRAM = """
@@ -84,3 +86,39 @@ def test_windows_gets_one_line(monkeypatch):
     monkeypatch.setattr(failures.sys, "platform", "win32")
     with pytest.raises(SystemExit, match="needs Linux or macOS; on Windows, run it in WSL"):
         failures.prepare_process()
+
+
+def ranks(capfd, code, n=2):
+    """The exit code of n ranks of a piece of Python that knows `rank`, and what they and their launcher said."""
+    script = f"import os, signal, sys, time; rank = int(os.environ['RANK'])\n{code}"
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    got = run_ranks(n, [sys.executable, "-c", script], again="go on")
+    assert {number: signal.getsignal(number) for number in SIGNALS} == before
+    return got, capfd.readouterr()
+
+
+def test_ranks_know_each_other(capfd, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    names = "'RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'OMP_NUM_THREADS', 'TORCHELASTIC_USE_AGENT_STORE'"
+    code, said = ranks(capfd, f"sys.stdout.write(' '.join(os.environ.get(key, '-') for key in ({names})) + chr(10))")
+    assert code == 0 and sorted(said.out.splitlines()) == ["0 0 2 3 -", "1 1 2 3 -"] and not said.err
+
+
+@pytest.mark.parametrize(
+    ("died", "code", "told"),
+    [
+        ("sys.exit(2)", 2, ""),
+        ("os.kill(os.getpid(), 9)", 137, "run_sample.py: rank 1 was killed (SIGKILL; out of memory?); go on"),
+    ],
+)
+def test_a_rank_that_fails_ends_the_others(capfd, died, code, told):
+    got, said = ranks(capfd, f"{died} if rank else time.sleep(600)")
+    assert got == code and said.err.strip() == told
+
+
+@pytest.mark.parametrize(("number", "how"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "stopped by SIGTERM")])
+def test_a_signal_ends_all_ranks_with_one_line(capfd, number, how):
+    threading.Timer(0.5, os.kill, (os.getpid(), number)).start()
+    code, said = ranks(capfd, "time.sleep(600)")
+    assert code == 128 + number and said.err == f"\nrun_sample.py: {how}; go on\n"

@@ -118,8 +118,8 @@ OPTIONS: dict[str, list[Option]] = {
     ],
     "machine": [
         Option("device", "auto", None, None, "auto: a GPU if there is one", choices=("auto", "cpu", "cuda")),
-        Option("ranks", 1, POSITIVE, "N", "processes that share the work, on N GPUs or on the cores of a CPU, "
-               "which small networks keep busier so; with several machines use torchrun"),
+        Option("ranks", 1, POSITIVE, "N", "processes that share the work: one per GPU, or several on a CPU, where "
+               "small networks use few cores; for several machines use torchrun"),
         Option("precision", "fp32", None, None, "numeric precision of the networks", choices=("fp32", "tf32", "bf16")),
         _more("deterministic", False, FLAG, None, "on a GPU, RIB gives the same bits in every run; slower in fp32"),
         Option("seed", 0, number(int, 0, high=2**63), "N", "seed of every random draw, and of the images of shapes"),

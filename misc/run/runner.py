@@ -18,7 +18,7 @@ from data import open_dataset
 from data.base import Dataset
 from data.errors import UserError
 from data.failures import explain, prepare_process
-from data.process import GO_ON, die_with_parent, end_process, in_notebook, on_signals, rank, run_ranks, world_size
+from data.process import GO_ON, LAUNCHED, end_process, in_notebook, on_signals, rank, run_ranks, world_size
 from misc.report.tables import Table
 from misc.run import board
 from misc.run.arguments import parse
@@ -67,12 +67,12 @@ def main(steps: Sequence[Step], argv: Sequence[str] | None = None) -> int:
             return 0
         looks = args.check_data or args.compare or args.preview is not None or args.photo is not None
         chosen = [] if looks else choose(steps, args)
-        if args.ranks > 1 and not (several or looks or args.dry_run):
-            return run_ranks(args.ranks, [sys.executable, str(PROGRAM), *argv])
-        if several:
-            die_with_parent()
         again = GO_ON.replace("command", "command without --overwrite") if args.overwrite else GO_ON
-        with on_signals(rank() == 0, again):
+        if several and args.ranks not in (1, world_size()):
+            raise UserError(f"--ranks {args.ranks}, but WORLD_SIZE is {world_size()}; leave --ranks out under torchrun")
+        if args.ranks > 1 and not (several or looks or args.dry_run):
+            return run_ranks(args.ranks, [sys.executable, str(PROGRAM), *argv], again)
+        with on_signals(rank() == 0 and LAUNCHED not in os.environ, again):
             if looks:
                 return _look(args, sources)
             _run(args, sources, chosen, argv)
@@ -81,13 +81,13 @@ def main(steps: Sequence[Step], argv: Sequence[str] | None = None) -> int:
         if isinstance(error, KeyboardInterrupt) and in_notebook():
             raise
         explained = explain(error)
+        if several and rank():  # rank 0 is the first to tell what all have met, which ends the others
+            time.sleep(1)
         if explained is None:
             if not several:
                 raise
             traceback.print_exc()
         text, code = explained or ("an error in the program, see above", 1)
-        if rank():  # rank 0 is the first to tell what all have met, and ends the others
-            time.sleep(1)
         print(f"run_sample.py: {text}", file=sys.stderr)
     finally:
         board.stop()
