@@ -38,6 +38,7 @@ _TUNED = {
     "conf_fg_thres": 0.5, "conf_bg_thres": 0.1,
     "irn_crop_size": 128, "irn_rescale": (0.75, 1.25), "irn_batch_size": 8, "irn_num_epoches": 12,
     "irn_learning_rate": 0.5, "irn_displacement_lr": 0.3, "exp_times": 6, "sem_seg_bg_thres": 0.55,
+    "ins_seg_bg_thres": 0.55,
     "seg_crop_size": 192, "seg_scales": (0.75, 1.0, 1.25), "seg_batch_size": 4,
     "seg_accumulate": 1, "seg_lr": 5e-5, "seg_test_mirror": True,
 }  # fmt: skip
