@@ -4,13 +4,13 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 ARGS ?=
 # Small networks use few cores: on a CPU the sample run is two processes. On a GPU it is one, as for a dataset in ARGS.
-RANKS ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo 1 || echo 2)
+RANKS ?= $(if $(findstring --dataset,$(ARGS)),1,$(shell nvidia-smi -L >/dev/null 2>&1 && echo 1 || echo 2))
 
 .PHONY: sample test slow lint format seeds bench clean
 
 sample: $(VENV)/.installed
 	$(RUN) run_sample.py --ranks $(RANKS) --dataset photos
-	$(RUN) run_sample.py --ranks $(if $(findstring --dataset,$(ARGS)),1,$(RANKS)) $(ARGS)
+	$(RUN) run_sample.py --ranks $(RANKS) $(ARGS)
 
 # Two processes of one thread each: half the time on two cores.
 test: lint

@@ -72,11 +72,13 @@ def run_ranks(n: int, command: Sequence[str], again: str = GO_ON) -> int:
         return 128 + signals[0]
     # Where one was killed, the others may have failed for that reason.
     code, failed = min(((code, i) for i, code in enumerate(codes) if code), default=(0, 0))
-    if code >= 0:
-        return code
-    what = f"rank {failed} was killed ({signal.Signals(-code).name}; out of memory?)"
-    print(f"run_sample.py: {what}; {again}", file=sys.stderr)
-    return 128 - code
+    if code < 0:
+        name = signal.Signals(-code).name
+        memory = "; out of memory?" if code == -signal.SIGKILL else ""
+        print(f"run_sample.py: rank {failed} was killed ({name}{memory}); {again}", file=sys.stderr)
+    elif code == 128 + signal.SIGTERM:  # sent to that rank alone
+        print(f"run_sample.py: rank {failed} was {_how(signal.SIGTERM)}; {again}", file=sys.stderr)
+    return 128 - code if code < 0 else code
 
 
 def _begin_rank(parent: int) -> None:

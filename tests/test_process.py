@@ -110,6 +110,8 @@ def test_ranks_know_each_other(capfd, monkeypatch):
     [
         ("sys.exit(2)", 2, ""),
         ("os.kill(os.getpid(), 9)", 137, "run_sample.py: rank 1 was killed (SIGKILL; out of memory?); go on"),
+        ("os.kill(os.getpid(), 6)", 134, "run_sample.py: rank 1 was killed (SIGABRT); go on"),
+        ("sys.exit(143)", 143, "run_sample.py: rank 1 was stopped by SIGTERM; go on"),
     ],
 )
 def test_a_rank_that_fails_ends_the_others(capfd, died, code, told):
@@ -119,6 +121,10 @@ def test_a_rank_that_fails_ends_the_others(capfd, died, code, told):
 
 @pytest.mark.parametrize(("number", "how"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "stopped by SIGTERM")])
 def test_a_signal_ends_all_ranks_with_one_line(capfd, number, how):
-    threading.Timer(0.5, os.kill, (os.getpid(), number)).start()
-    code, said = ranks(capfd, "time.sleep(600)")
+    timer = threading.Timer(0.5, os.kill, (os.getpid(), number))
+    timer.start()
+    try:
+        code, said = ranks(capfd, "time.sleep(600)")
+    finally:
+        timer.cancel()
     assert code == 128 + number and said.err == f"\nrun_sample.py: {how}; go on\n"
