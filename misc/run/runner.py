@@ -81,8 +81,8 @@ def main(steps: Sequence[Step], argv: Sequence[str] | None = None) -> int:
         if isinstance(error, KeyboardInterrupt) and in_notebook():
             raise
         explained = explain(error)
-        if several and rank():  # rank 0 is the first to tell what all have met, which ends the others
-            time.sleep(1)
+        # The first to end ends the others: rank 0 tells what all have met, none that it has lost the one that failed.
+        time.sleep(0 if not several else 2 if rank() else isinstance(error, RuntimeError))
         if explained is None:
             if not several:
                 raise
